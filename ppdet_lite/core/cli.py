@@ -1,0 +1,49 @@
+"""What the command-line tools share: the -c and -o arguments, and errors as exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from ppdet_lite.core.errors import RunFailed, UserError
+
+RUN_FAILED = 1
+USER_CAN_MEND = 2
+INTERRUPTED = 130
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with -c/--config, -o/--override and --print-config; a tool adds its own arguments."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the config, a YAML file")
+    parser.add_argument(
+        "-o",
+        "--override",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a value of the config, for example -o train.epochs=12; many at once, and repeatable",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the config with all origins, and stop")
+    return parser
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """All -o arguments in the order given."""
+    return [text for group in args.override for text in group]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool: UserError becomes one line and exit code 2, RunFailed code 1, Ctrl-C code 130.
+
+    Other errors are bugs and keep their traceback.
+    """
+    try:
+        main()
+    except (UserError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_CAN_MEND if isinstance(error, UserError) else RUN_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,163 @@
+"""From a picture to network input: resize, flip, then normalise and pad into a batch.
+
+`Preprocess` is the one specification that training, evaluation, inference and export share.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from ppdet_lite.core.registry import register
+from ppdet_lite.data.coco import CocoDataset
+
+Sample = dict[str, Any]  # see the table in DESIGN.md
+Batch = dict[str, Any]
+
+
+@register
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes network input.
+
+    short_side, long_side: an image is scaled, its aspect kept, until its short side is short_side or its long side
+        long_side, whichever comes first.
+    mean, std: per channel R, G, B, for pixels in 0..1.
+    stride: batches are padded to multiples of it.
+    """
+
+    short_side: PositiveInt = 800
+    long_side: PositiveInt = 1333
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    stride: PositiveInt = 32
+
+    def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Scale an image [H, W, 3] uint8; return it and its scale [2] float32 (y, x) = resized / original.
+
+        short_side replaces the specified one, for training at several scales.
+        """
+        height, width = image.shape[:2]
+        short, long = sorted((height, width))
+        ratio = min((short_side or self.short_side) / short, self.long_side / long)
+        new_height, new_width = max(int(height * ratio + 0.5), 1), max(int(width * ratio + 0.5), 1)
+        if (new_height, new_width) != (height, width):
+            image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        return image, np.array([new_height / height, new_width / width], np.float32)
+
+    def normalize(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Turn uint8 [H, W, 3] into float32 [3, H, W] = (x / 255 - mean) / std, written to out if given.
+
+        A pixel has 256 values, so a table is exact; it also beats every arithmetic way, and blobFromImage twofold.
+        """
+        planes = np.empty((3, *image.shape[:2]), np.float32) if out is None else out
+        for channel, table, plane in zip(cv2.split(image), self._tables, planes, strict=True):
+            cv2.LUT(channel, table, dst=plane)
+        return planes
+
+    @cached_property
+    def _tables(self) -> np.ndarray:
+        """[3, 256] float32, the normalised value of every pixel value of every channel."""
+        mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
+        return ((np.arange(256) / 255 - mean) / std).astype(np.float32)
+
+
+@register
+@dataclass(frozen=True)
+class Augment:
+    """What varies from epoch to epoch in training.
+
+    short_sides: candidates for the short side; None keeps that of `Preprocess`.
+    flip: probability of mirroring left to right.
+    sampling: "choice" draws one of short_sides; "range" draws evenly between its smallest and largest.
+    """
+
+    short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    sampling: Literal["choice", "range"] = "choice"
+
+    def draw(self, rng: np.random.Generator) -> tuple[int | None, bool]:
+        """Draw a short side (None: as specified) and whether to flip."""
+        flipped = bool(rng.random() < self.flip)
+        if self.short_sides is None:
+            return None, flipped
+        if self.sampling == "range":
+            return int(rng.integers(min(self.short_sides), max(self.short_sides), endpoint=True)), flipped
+        return int(rng.choice(self.short_sides)), flipped
+
+
+def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Mirror [G, 4] xyxy boxes in an image of a width in pixels."""
+    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+
+
+def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int) -> Sample:
+    """Make a sample of an RGB uint8 image [H, W, 3], for evaluation and inference."""
+    resized, scale = preprocess.resize(image)
+    size = np.array(resized.shape[:2], np.float32)
+    return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale}
+
+
+def train_sample(
+    dataset: CocoDataset,
+    index: int,
+    preprocess: Preprocess,
+    augment: Augment,
+    rng: np.random.Generator,
+    keep_original: bool = False,
+) -> Sample:
+    """Load an image with its objects, augmented by draws from rng alone.
+
+    With keep_original the sample also has `original_image` (uint8 [H, W, 3], never mirrored) and `flipped`.
+    """
+    original, objects = dataset.load(index), dataset.annotations(index)
+    short_side, flipped = augment.draw(rng)
+    resized, scale = preprocess.resize(original, short_side)
+    height, width = resized.shape[:2]
+    boxes = objects.boxes * scale[[1, 0, 1, 0]]
+    if flipped:
+        resized, boxes = cv2.flip(resized, 1), flip_boxes(boxes, width)
+    sample = {
+        "image": resized,
+        "image_id": dataset.info(index).id,
+        "image_size": np.array([height, width], np.float32),
+        "scale": scale,
+        "gt_boxes": boxes,
+        "gt_classes": objects.classes,
+        "gt_is_crowd": objects.is_crowd,
+    }
+    if keep_original:
+        sample |= {"original_image": original, "flipped": flipped}
+    return sample
+
+
+def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
+    """Normalise samples and stack them (see DESIGN.md), padded right and bottom with zeros to multiples of the stride.
+
+    `targets` is there when the samples have objects; `original_images` (list of uint8 [H, W, 3]) and `flipped`
+    (bool [N]) when they keep their originals.
+    """
+    stride = preprocess.stride
+    largest = np.max([sample["image"].shape[:2] for sample in samples], axis=0)
+    height, width = -(-largest // stride) * stride
+    images = np.zeros((len(samples), 3, height, width), np.float32)
+    for place, sample in zip(images, samples, strict=True):
+        h, w = sample["image"].shape[:2]
+        preprocess.normalize(sample["image"], out=place[:, :h, :w])  # straight to its place: a third faster
+    batch = {
+        "images": images,
+        "image_sizes": np.stack([sample["image_size"] for sample in samples]),
+        "scales": np.stack([sample["scale"] for sample in samples]),
+        "image_ids": np.array([sample["image_id"] for sample in samples], np.int64),
+    }
+    if "gt_boxes" in samples[0]:
+        keys = ("boxes", "classes", "is_crowd")
+        batch["targets"] = [{key: sample[f"gt_{key}"] for key in keys} for sample in samples]
+    if "original_image" in samples[0]:
+        batch["original_images"] = [sample["original_image"] for sample in samples]
+        batch["flipped"] = np.array([sample["flipped"] for sample in samples], bool)
+    return batch

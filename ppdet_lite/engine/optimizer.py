@@ -1,0 +1,108 @@
+"""Optimizers: the learning rate's arithmetic, parameter groups, and state that survives in a checkpoint."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.registry import register
+from ppdet_lite.modeling.norm import FrozenBatchNorm
+
+NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all optimizers share.
+
+    base_lr, base_batch: the learning rate that suits `base_batch` images per step; it is scaled in proportion to the
+        images that really make a step (Goyal et al. 2017, "linear scaling").
+    weight_decay: of every parameter but those of norm layers.
+    norm_decay: weight decay of norm layers.
+    clip_norm: gradients are scaled down to this global L2 norm; null for never.
+    """
+
+    base_lr: PositiveFloat = 0.02
+    base_batch: PositiveInt = 16
+    weight_decay: NonNegativeFloat = 1e-4
+    norm_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+
+    def scaled_lr(self, images_per_step: int) -> float:
+        """The full learning rate for this many images per step, over all devices."""
+        return self.base_lr * images_per_step / self.base_batch
+
+    def build(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
+        """The optimizer of a model's trainable parameters; its rate is set before every step."""
+        norms = {id(p) for layer in model.sublayers() if isinstance(layer, NORMS) for p in layer.parameters(False)}
+        trainable = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
+        groups = [
+            {"params": [p for p in trainable if id(p) not in norms], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if id(p) in norms], "weight_decay": self.norm_decay},
+        ]
+        clip = None if self.clip_norm is None else nn.ClipGradByGlobalNorm(self.clip_norm)
+        return self._build([group for group in groups if group["params"]], clip)
+
+    def _build(self, groups: list[dict[str, Any]], clip: nn.ClipGradByGlobalNorm | None) -> paddle.optimizer.Optimizer:
+        raise NotImplementedError
+
+
+@register
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+
+    momentum: Share = 0.9
+
+    def _build(self, groups: list[dict[str, Any]], clip: nn.ClipGradByGlobalNorm | None) -> paddle.optimizer.Optimizer:
+        return paddle.optimizer.Momentum(0.0, self.momentum, parameters=groups, grad_clip=clip)
+
+
+@register
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    base_lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 0.05
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+
+    def _build(self, groups: list[dict[str, Any]], clip: nn.ClipGradByGlobalNorm | None) -> paddle.optimizer.Optimizer:
+        return paddle.optimizer.AdamW(0.0, self.beta1, self.beta2, parameters=groups, grad_clip=clip)
+
+
+def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:
+    """The optimizer's accumulators by the model's own parameter names: "backbone.stem.conv.weight/velocity_0".
+
+    Paddle names them after the parameters' internal names, which depend on what else the process has built.
+    """
+    internal = {parameter.name: name for name, parameter in model.named_parameters()}
+    state = {}
+    for key, value in optimizer.state_dict().items():
+        if isinstance(value, Tensor):
+            owner = _owner(key, internal)
+            state[f"{internal[owner]}/{key[len(owner) + 1 :]}"] = value.numpy()
+    return state
+
+
+def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: dict[str, np.ndarray]) -> None:
+    """Put back what `optimizer_state` gave. Raises UserError if it belongs to another model."""
+    internal = {name: parameter.name for name, parameter in model.named_parameters()}
+    restored = {}
+    for key, value in state.items():
+        name, _, accumulator = key.partition("/")
+        if name not in internal:
+            raise UserError(f"the checkpoint's optimizer state has {name}, which this model does not; same config?")
+        restored[f"{internal[name]}_{accumulator}"] = paddle.to_tensor(value)
+    optimizer.set_state_dict(restored)
+
+
+def _owner(key: str, internal: dict[str, str]) -> str:
+    """The internal parameter name that an accumulator's key begins with: the longest, as w_1 begins w_10."""
+    return max((name for name in internal if key.startswith(f"{name}_")), key=len)

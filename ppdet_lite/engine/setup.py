@@ -1,0 +1,119 @@
+"""From a config to the objects that it describes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import paddle
+
+from ppdet_lite.core.config import Config, check, load_tree
+from ppdet_lite.core.download import resolve_weights
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.core.registry import build
+from ppdet_lite.core.weights import LoadReport, match_weights, read_weights
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.engine.recipe import Recipe
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+
+class Detector(NamedTuple):
+    """A trained model with what is needed to use it."""
+
+    model: FasterRCNN  # in evaluation mode
+    class_names: list[str]
+    category_ids: list[int]  # class -> id in the data it was trained on
+    preprocess: Preprocess
+    source: str  # the weights it was read from
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config; `overrides` are "a.b=value" texts. Raises UserError with one line per mistake."""
+    return check(load_tree(path, overrides), Recipe)
+
+
+def run_folder(config: Config, config_path: str | Path) -> Path:
+    """Where a run of a config file writes: `<output>/<name of the file>`."""
+    return Path(config["output"]) / Path(config_path).stem
+
+
+def build_dataset(
+    config: Config, split: Literal["train", "val"], class_names: Sequence[str] | None = None
+) -> CocoDataset:
+    """Read the annotations of a split; its classes are matched by name with `class_names` where given."""
+    dataset = build(config["data"][split], class_names=class_names)
+    for note in dataset.notes:
+        get_logger().info(note)
+    return dataset
+
+
+def build_model(config: Config, class_names: Sequence[str] | None = None) -> FasterRCNN:
+    """The model of a config with fresh weights, seeded; classes are those of the training annotations by default."""
+    if class_names is None:
+        class_names = build_dataset(config, "train").class_names
+    paddle.seed(config["runtime"]["seed"])
+    try:
+        model = FasterRCNN.from_config(config["model"], len(class_names))
+    except ValueError as error:  # a combination that no type hint can express
+        raise UserError(f"{config['model'].place}: {error}") from error
+    stride = config["data"]["preprocess"]["stride"]
+    if stride % model.neck.size_divisor:
+        raise UserError(
+            f"{config['data']['preprocess'].place}: stride {stride} is no multiple of {model.neck.size_divisor}, "
+            "which the model's coarsest feature map needs"
+        )
+    return model
+
+
+def load_detector(config: Config) -> Detector:
+    """The trained model that `weights:` names, complete or not at all; its class names come with the weights."""
+    if config["weights"] is None:
+        raise UserError("no weights given; add -o weights=output/NAME or another checkpoint, .safetensors or .pdparams")
+    weights = read_weights(Path(config["weights"]))
+    if "class_names" in weights.meta:
+        class_names, category_ids = weights.meta["class_names"], weights.meta["category_ids"]
+    else:  # a bare weights file: the order of the training annotations is the only source
+        dataset = build_dataset(config, "train")
+        class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
+        get_logger().warning("%s names no classes; taking those of %s", weights.source, dataset.file)
+    model = build_model(config, class_names)
+    report = match_weights(_shapes(model), weights.arrays)
+    report.require_complete(weights.source)
+    model.set_state_dict(report.matched)
+    model.eval()
+    return Detector(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
+
+
+def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
+    """Start a model from `pretrain_weights`: a whole detector, or a classifier whose trunk is the backbone's.
+
+    What does not fit is reported name by name; nothing fitting at all is a UserError.
+    """
+    weights = read_weights(resolve_weights(spec))
+    wanted = _shapes(model)
+    as_detector = match_weights(wanted, weights.arrays)
+    as_backbone = match_weights(
+        {name: shape for name, shape in wanted.items() if name.startswith("backbone.")},
+        weights.arrays,
+        lambda name: f"backbone.{model.backbone.upstream_name(name)}",
+    )
+    report = max(as_detector, as_backbone, key=lambda candidate: len(candidate.matched))
+    report.require_any(weights.source)
+    get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
+    model.set_state_dict({**model.state_dict(), **report.matched})
+    return report
+
+
+def use_device(config: Config) -> str:
+    """Choose the device that `runtime.device` names. Raises UserError when there is no such device."""
+    wanted = config["runtime"]["device"]
+    has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if wanted == "gpu" and not has_gpu:
+        reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "is a CPU build; install paddlepaddle-gpu"
+        raise UserError(f"{config.origin('runtime.device')}: runtime.device: gpu, but this Paddle {reason}")
+    return paddle.set_device("gpu" if has_gpu and wanted != "cpu" else "cpu")
+
+
+def _shapes(model: FasterRCNN) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}

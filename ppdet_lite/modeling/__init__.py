@@ -1,0 +1,5 @@
+"""The detector's parts; importing the package registers them."""
+
+from ppdet_lite.modeling import box_head, faster_rcnn, fpn, resnet, roi_pool
+
+__all__ = ["box_head", "faster_rcnn", "fpn", "resnet", "roi_pool"]

@@ -1,0 +1,127 @@
+"""Box heads: pooled RoI features -> embedding -> class scores and box deltas, with their losses."""
+
+from collections.abc import Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.modeling.components import BoxHead
+from ppdet_lite.modeling.losses import BoxLossName, box_loss
+from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, init_normal, init_uniform
+from ppdet_lite.ops.boxes import encode_boxes
+from ppdet_lite.structures import BoxHeadOutput, SampledRois
+
+
+@register
+class TwoFCHead(BoxHead):
+    """Two fully connected layers (FPN, section 4.2)."""
+
+    def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: int = 1024) -> None:
+        super().__init__()
+        self.out_features = width
+        self.fc1 = nn.Linear(in_channels * output_size**2, width)
+        self.fc2 = nn.Linear(width, width)
+        init_uniform(self.fc1)
+        init_uniform(self.fc2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[R, C, P, P] -> [R, width]."""
+        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+
+
+@register
+class ConvFCHead(BoxHead):
+    """Convolutions, then one fully connected layer: "4conv1fc" (Group Normalization, section 4.2).
+
+    Args:
+        norm: after each convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: Derived[int],
+        output_size: Derived[int],
+        convs: int = 4,
+        conv_channels: int = 256,
+        width: int = 1024,
+        norm: NormName = "none",
+    ) -> None:
+        super().__init__()
+        self.out_features = width
+        channels = [in_channels, *[conv_channels] * convs]
+        self.convs = nn.LayerList([ConvNorm(channels[i], conv_channels, 3, norm=norm) for i in range(convs)])
+        self.fc = nn.Linear(channels[-1] * output_size**2, width)
+        for block in self.convs:
+            init_kaiming_normal(block.conv)
+        init_uniform(self.fc)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[R, C, P, P] -> [R, width]."""
+        for block in self.convs:
+            pooled = F.relu(block(pooled))
+        return F.relu(self.fc(pooled.flatten(1)))
+
+
+@register
+class BoxPredictor(nn.Layer):
+    """The last two layers, classification and box regression, and the loss of each (Fast R-CNN, section 2.3).
+
+    Args:
+        class_agnostic: one box per RoI rather than one per class.
+        delta_weights: by which (dx, dy, dw, dh) are multiplied, so that targets are near unit variance.
+        box_loss: `l1` (detectron2, PaddleDetection, mmdetection) or `smooth_l1` with `beta` (torchvision).
+    """
+
+    def __init__(
+        self,
+        in_features: Derived[int],
+        num_classes: Derived[int],
+        class_agnostic: bool = False,
+        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        box_loss: BoxLossName = "l1",
+        beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.class_agnostic = num_classes, class_agnostic
+        self.delta_weights = tuple(delta_weights)
+        self.box_loss, self.beta = box_loss, beta
+        self.classify = nn.Linear(in_features, num_classes + 1)
+        self.regress = nn.Linear(in_features, 4 if class_agnostic else 4 * num_classes)
+        init_normal(self.classify, 0.01)
+        init_normal(self.regress, 0.001)
+
+    def forward(self, embedding: Tensor) -> BoxHeadOutput:
+        """[R, D] -> BoxHeadOutput; class K is background, deltas are class-major."""
+        return BoxHeadOutput(embedding, self.classify(embedding), self.regress(embedding))
+
+    def losses(self, output: BoxHeadOutput, sampled: SampledRois) -> dict[str, Tensor]:
+        """Cross entropy over all sampled RoIs, box loss over the foreground; both divided by the number of RoIs."""
+        classes = sampled.target_classes
+        count = max(classes.shape[0], 1)
+        loss_cls = F.cross_entropy(output.logits.astype("float32"), classes, reduction="sum") / count
+        foreground = paddle.nonzero(classes < self.num_classes).flatten()
+        boxes = paddle.gather(sampled.rois.boxes, foreground)
+        targets = encode_boxes(boxes, paddle.gather(sampled.target_boxes, foreground), self.delta_weights)
+        deltas = self._deltas_of_class(output.deltas, classes, foreground)
+        loss_box = box_loss(deltas.astype("float32"), targets, self.box_loss, self.beta) / count
+        return {"loss_cls": loss_cls, "loss_box": loss_box}
+
+    def _deltas_of_class(self, deltas: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+        if self.class_agnostic:
+            return paddle.gather(deltas, rows)
+        flat = rows * self.num_classes + paddle.gather(classes, rows)
+        return paddle.gather(deltas.reshape([-1, 4]), flat)
+
+    @paddle.no_grad()
+    def metrics(self, output: BoxHeadOutput, sampled: SampledRois) -> dict[str, Tensor]:
+        """Accuracy over all sampled RoIs and over the foreground, and the foreground per image."""
+        classes = sampled.target_classes
+        correct = (output.logits.argmax(axis=1) == classes).astype("float32")
+        foreground = (classes < self.num_classes).astype("float32")
+        return {
+            "accuracy": correct.sum() / max(classes.shape[0], 1),
+            "foreground_accuracy": (correct * foreground).sum() / foreground.sum().clip(min=1),
+            "foreground_rois": foreground.sum() / sampled.rois.counts.shape[0],
+        }

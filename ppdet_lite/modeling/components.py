@@ -1,0 +1,42 @@
+"""The slots of a detector: what each kind of part promises to the others.
+
+A config fills a slot by naming a registered subclass. What a part learns from another (channels, strides, the number of
+classes) is an argument marked `Derived`: the assembly passes it, a config cannot set it.
+"""
+
+from collections.abc import Sequence
+
+from paddle import Tensor, nn
+
+from ppdet_lite.structures import Rois
+
+
+class Backbone(nn.Layer):
+    """images [N, 3, H, W] -> list of features [N, C_l, H/s_l, W/s_l], fine to coarse."""
+
+    out_channels: Sequence[int]
+    out_strides: Sequence[int]
+
+
+class Neck(nn.Layer):
+    """The backbone's features -> features of one width, fine to coarse."""
+
+    out_channels: int
+    out_strides: Sequence[int]
+    size_divisor: int  # image height and width must be multiples of this
+
+
+class RoIPool(nn.Layer):
+    """(features, Rois) -> [R, C, P, P], P = `output_size`."""
+
+    output_size: int
+
+    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
+        """Pool every RoI from the pyramid level that suits its size."""
+        raise NotImplementedError
+
+
+class BoxHead(nn.Layer):
+    """Pooled features [R, C, P, P] -> embedding [R, D], D = `out_features`."""
+
+    out_features: int

@@ -1,0 +1,106 @@
+"""Which ground truth an anchor or RoI answers for, and which of them are drawn for the loss."""
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import paddle
+from paddle import Tensor
+from pydantic import Field, PositiveInt
+
+from ppdet_lite.core.registry import register
+from ppdet_lite.ops.boxes import box_coverage, box_iou
+from ppdet_lite.structures import Targets
+
+IGNORE, BACKGROUND, FOREGROUND = -1, 0, 1
+
+
+class Matches(NamedTuple):
+    """The assignment of A boxes to the G ground truths of one image."""
+
+    labels: Tensor  # [A] int64: FOREGROUND, BACKGROUND or IGNORE
+    target_index: Tensor  # [A] int64: the ground truth of highest IoU; 0 where G = 0
+
+
+@register
+@dataclass(frozen=True)
+class Matcher:
+    """Assigns boxes to ground truths by IoU (Faster R-CNN, section 3.1.2).
+
+    Args:
+        foreground_iou: at least this IoU with some ground truth: foreground.
+        background_iou: below this IoU with all: background. What lies between is ignored.
+        keep_best: each ground truth also claims the boxes of highest IoU with it (ties included), however low.
+        crowd_coverage: a box that is not foreground and lies with at least this share inside a crowd region is ignored:
+            a crowd is neither an object to find nor background.
+    """
+
+    foreground_iou: float = 0.5
+    background_iou: float = 0.5
+    keep_best: bool = False
+    crowd_coverage: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.background_iou > self.foreground_iou:
+            raise ValueError(f"background_iou {self.background_iou} is above foreground_iou {self.foreground_iou}")
+
+    @paddle.no_grad()
+    def __call__(self, boxes: Tensor, targets: Targets) -> Matches:
+        """Match boxes [A, 4] with the targets of one image; `target_index` counts only its non-crowd boxes."""
+        objects, crowds = split_crowds(targets)
+        labels, index = self._match_objects(boxes, objects.boxes)
+        if crowds.shape[0]:
+            in_crowd = box_coverage(boxes, crowds).max(axis=1) >= self.crowd_coverage
+            labels = paddle.where(in_crowd & (labels != FOREGROUND), paddle.full_like(labels, IGNORE), labels)
+        return Matches(labels, index)
+
+    def _match_objects(self, boxes: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+        if objects.shape[0] == 0:
+            zeros = paddle.zeros([boxes.shape[0]], dtype="int64")
+            return zeros + BACKGROUND, zeros
+        iou = box_iou(boxes, objects)
+        best, index = iou.max(axis=1), iou.argmax(axis=1)
+        foreground = best >= self.foreground_iou
+        if self.keep_best:
+            highest = iou.max(axis=0)
+            foreground = foreground | ((iou == highest) & (highest > 0)).any(axis=1)
+        labels = foreground.astype("int64")  # FOREGROUND or BACKGROUND
+        undecided = ~foreground & (best >= self.background_iou)
+        return paddle.where(undecided, paddle.full_like(labels, IGNORE), labels), index
+
+
+def split_crowds(targets: Targets) -> tuple[Targets, Tensor]:
+    """Separate one image's crowd regions: (targets without crowds, crowd boxes [C, 4])."""
+    if not bool(targets.is_crowd.any()):
+        return targets, targets.boxes[:0]
+    single = paddle.nonzero(~targets.is_crowd).flatten()
+    crowd = paddle.nonzero(targets.is_crowd).flatten()
+    objects = Targets(*(paddle.gather(field, single) for field in targets))
+    return objects, paddle.gather(targets.boxes, crowd)
+
+
+@register
+@dataclass(frozen=True)
+class Sampler:
+    """Draws a fixed number of boxes at random, with at most a given share of foreground.
+
+    Where there is less foreground than its share, background fills the rest. Randomness comes from Paddle's generator:
+    `paddle.seed` before a training step makes the step reproducible.
+    """
+
+    count: PositiveInt = 256
+    foreground_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @paddle.no_grad()
+    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from labels [A]; returns (foreground indices, background indices), each ascending."""
+        foreground = _draw(labels == FOREGROUND, int(self.count * self.foreground_share))
+        background = _draw(labels == BACKGROUND, self.count - foreground.shape[0])
+        return foreground, background
+
+
+def _draw(candidates: Tensor, count: int) -> Tensor:
+    indices = paddle.nonzero(candidates).flatten()
+    if indices.shape[0] <= count:
+        return indices
+    chosen = paddle.randperm(indices.shape[0])[:count]
+    return paddle.gather(indices, chosen).sort()

@@ -1,0 +1,134 @@
+"""The one convolution + normalisation of the house, and the norms it can carry."""
+
+import math
+from typing import Literal
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+NormName = Literal["none", "bn", "frozen_bn", "frozen_stats_bn", "sync_bn", "gn", "ln", "in"]
+
+
+class FrozenBatchNorm(nn.Layer):
+    """Batch normalisation with fixed statistics: a per-channel affine transform, in training too.
+
+    Parameter and buffer names are those of `nn.BatchNorm2D`, so that either loads the other's weights.
+
+    Args:
+        trainable_affine: learn weight and bias (mmdetection's `norm_eval`); else they are fixed as well.
+    """
+
+    def __init__(self, channels: int, trainable_affine: bool = False, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        ones, zeros = nn.initializer.Constant(1.0), nn.initializer.Constant(0.0)
+        self.weight = self.create_parameter([channels], default_initializer=ones)
+        self.bias = self.create_parameter([channels], default_initializer=zeros, is_bias=True)
+        self.weight.stop_gradient = self.bias.stop_gradient = not trainable_affine
+        self.register_buffer("_mean", paddle.zeros([channels]))
+        self.register_buffer("_variance", paddle.ones([channels]))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The affine transform that this layer is: (scale [C], shift [C])."""
+        scale = self.weight * paddle.rsqrt(self._variance + self.epsilon)
+        return scale, self.bias - self._mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return F.batch_norm(
+            x,
+            self._mean,
+            self._variance,
+            self.weight,
+            self.bias,
+            training=False,
+            epsilon=self.epsilon,
+            use_global_stats=True,
+        )
+
+
+def build_norm(name: NormName, channels: int) -> nn.Layer | None:
+    """A norm over [N, C, H, W] by its short name; None for "none".
+
+    `ln` and `in` are group norms with one group and with a group per channel: statistics over C, H, W of an image, and
+    over H, W of a channel (Group Normalization, figure 2). `gn` has 32 groups, as in that paper.
+    """
+    match name:
+        case "none":
+            return None
+        case "bn":
+            return nn.BatchNorm2D(channels)
+        case "frozen_bn":
+            return FrozenBatchNorm(channels)
+        case "frozen_stats_bn":
+            return FrozenBatchNorm(channels, trainable_affine=True)
+        case "sync_bn":
+            if not paddle.is_compiled_with_cuda():
+                raise ValueError("sync_bn runs on GPUs only; on a CPU choose bn, frozen_bn or gn")
+            return nn.SyncBatchNorm(channels)
+        case "gn":
+            if channels % 32:
+                raise ValueError(f"gn has 32 groups: {channels} channels cannot be divided among them")
+            return nn.GroupNorm(32, channels)
+        case "ln":
+            return nn.GroupNorm(1, channels)
+        case "in":
+            return nn.GroupNorm(channels, channels)
+    raise ValueError(f"unknown norm {name!r}")
+
+
+class ConvNorm(nn.Layer):
+    """Convolution, then a norm if one is named; a bias only without a norm. "Same" padding at stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        norm: NormName = "none",
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(
+            in_channels,
+            out_channels,
+            kernel,
+            stride=stride,
+            padding=dilation * (kernel - 1) // 2,
+            dilation=dilation,
+            bias_attr=None if norm == "none" else False,
+        )
+        self.norm = build_norm(norm, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, ceil(H/stride), ceil(W/stride)]."""
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
+
+
+def init_normal(layer: nn.Layer, std: float) -> None:
+    """Weight from N(0, std), bias 0."""
+    nn.initializer.Normal(0.0, std)(layer.weight)
+    _zero_bias(layer)
+
+
+def init_kaiming_normal(layer: nn.Conv2D) -> None:
+    """He initialisation by fan-out for a conv followed by ReLU, bias 0: what ResNets are trained from."""
+    fan_out = layer.weight.shape[0] * layer.weight.shape[2] * layer.weight.shape[3]
+    init_normal(layer, math.sqrt(2.0 / fan_out))
+
+
+def init_uniform(layer: nn.Conv2D | nn.Linear) -> None:
+    """Uniform with variance 1/fan-in, bias 0: Caffe2's XavierFill, used for FPN convs and box-head layers."""
+    shape = layer.weight.shape
+    fan_in = shape[0] if isinstance(layer, nn.Linear) else shape[1] * shape[2] * shape[3]
+    bound = math.sqrt(3.0 / fan_in)
+    nn.initializer.Uniform(-bound, bound)(layer.weight)
+    _zero_bias(layer)
+
+
+def _zero_bias(layer: nn.Layer) -> None:
+    if layer.bias is not None:
+        nn.initializer.Constant(0.0)(layer.bias)

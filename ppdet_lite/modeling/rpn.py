@@ -1,0 +1,165 @@
+"""Region proposal network: head, proposals, losses.
+
+Shapes: N images, L pyramid levels, A anchors per cell, M_l = H_l * W_l * A anchors of a level, M their sum.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.modeling.anchors import AnchorGenerator
+from ppdet_lite.modeling.losses import BoxLossName, box_loss
+from ppdet_lite.modeling.matching import Matcher, Sampler, split_crowds
+from ppdet_lite.modeling.norm import init_normal
+from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
+from ppdet_lite.ops.nms import grouped_nms
+from ppdet_lite.structures import Rois, Targets
+
+DEAD = -1e30  # score of a candidate that NMS removed or that has no area: below any logit
+
+
+@register
+class RPN(nn.Layer):
+    """Proposes boxes from every pyramid level (Faster R-CNN, section 3.1; FPN, section 4.1).
+
+    Args:
+        pre_nms_train, pre_nms_test: best candidates kept of each level before NMS.
+        post_nms_train, post_nms_test: proposals kept after NMS.
+        train_limit_over: whether `post_nms_train` limits each image (detectron2, torchvision, mmdetection) or the whole
+            batch of a device (PaddleDetection).
+        min_size: proposals whose clipped width or height is not above this many pixels are dropped.
+        delta_weights: see `BoxPredictor`.
+        box_loss, beta: see `BoxPredictor`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Derived[int],
+        in_strides: Derived[Sequence[int]],
+        anchors: AnchorGenerator = AnchorGenerator(),
+        matcher: Matcher = Matcher(0.7, 0.3, keep_best=True),
+        sampler: Sampler = Sampler(256, 0.5),
+        nms_iou: float = 0.7,
+        pre_nms_train: int = 2000,
+        post_nms_train: int = 1000,
+        pre_nms_test: int = 1000,
+        post_nms_test: int = 1000,
+        train_limit_over: Literal["image", "batch"] = "image",
+        min_size: float = 0.0,
+        delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        box_loss: BoxLossName = "l1",
+        beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.strides = list(in_strides)
+        self.anchors, self.matcher, self.sampler = anchors, matcher, sampler
+        self.nms_iou, self.min_size = nms_iou, min_size
+        self.pre_nms_train, self.post_nms_train = pre_nms_train, post_nms_train
+        self.pre_nms_test, self.post_nms_test = pre_nms_test, post_nms_test
+        self.train_limit_over = train_limit_over
+        self.delta_weights, self.box_loss, self.beta = tuple(delta_weights), box_loss, beta
+        self.conv = nn.Conv2D(in_channels, in_channels, 3, padding=1)
+        self.objectness = nn.Conv2D(in_channels, anchors.per_cell, 1)
+        self.regress = nn.Conv2D(in_channels, 4 * anchors.per_cell, 1)
+        for layer in (self.conv, self.objectness, self.regress):
+            init_normal(layer, 0.01)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features -> per level: objectness logits [N, M_l] and deltas [N, M_l, 4], in the order of the anchors."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = F.relu(self.conv(feature))
+            logits.append(self.objectness(hidden).transpose([0, 2, 3, 1]).flatten(1).astype("float32"))
+            per_cell = self.regress(hidden).transpose([0, 2, 3, 1])  # [N, H, W, 4A], anchor-major
+            deltas.append(per_cell.reshape([0, -1, 4]).astype("float32"))
+        return logits, deltas
+
+    def make_anchors(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Anchors [M_l, 4] of each level, in network-input pixels."""
+        return self.anchors(features, self.strides)
+
+    @paddle.no_grad()
+    def propose(
+        self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], image_sizes: Tensor
+    ) -> Rois:
+        """The best boxes of each image, best first; at least one per image, be it an empty one.
+
+        image_sizes [N, 2] (h, w) bound the boxes. NMS works inside each level.
+        """
+        pre_nms = self.pre_nms_train if self.training else self.pre_nms_test
+        levels = [self._level_candidates(*level, image_sizes, pre_nms) for level in zip(anchors, logits, deltas)]
+        boxes = paddle.concat([level[0] for level in levels], axis=1)
+        scores = paddle.concat([level[1] for level in levels], axis=1)
+        return self._best_per_image(boxes, scores)
+
+    def _level_candidates(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Tensor, pre_nms: int
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of one level [N, k, 4] and their logits [N, k], DEAD where removed."""
+        scores, index = _top(logits, pre_nms)
+        boxes = decode_boxes(paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index), self.delta_weights)
+        boxes = clip_boxes(boxes.reshape([scores.shape[0], -1, 4]), image_sizes.unsqueeze(1))
+        extent = boxes[..., 2:] - boxes[..., :2]
+        scores = paddle.where((extent > self.min_size).all(axis=-1), scores, paddle.full_like(scores, DEAD))
+        image_index = paddle.arange(scores.shape[0], dtype="int64").unsqueeze(1).expand_as(index)
+        kept = grouped_nms(boxes.reshape([-1, 4]), scores.flatten(), image_index.flatten(), self.nms_iou)
+        alive = paddle.scatter(paddle.zeros_like(scores.flatten()), kept, paddle.ones_like(kept, dtype=scores.dtype))
+        return boxes, paddle.where(alive.reshape(scores.shape) > 0, scores, paddle.full_like(scores, DEAD))
+
+    def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:
+        scores, index = _top(scores, self.post_nms_train if self.training else self.post_nms_test)
+        alive = scores > DEAD
+        if self.training and self.train_limit_over == "batch":
+            threshold = _top(scores.reshape([1, -1]), self.post_nms_train)[0][0, -1]
+            alive = alive & (scores >= threshold)
+        alive = alive | (paddle.arange(scores.shape[1]) == 0)  # later stages need not handle an image without RoIs
+        rows = paddle.nonzero(alive.flatten()).flatten()
+        return Rois(paddle.gather(_gather_rows(boxes, index), rows), alive.astype("int32").sum(axis=1, dtype="int32"))
+
+    def losses(
+        self,
+        anchors: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        targets: Sequence[Targets],
+    ) -> dict[str, Tensor]:
+        """Binary cross entropy over the sampled anchors, box loss over the foreground among them.
+
+        Both are divided by N times the sampler's count, as detectron2 and PaddleDetection do.
+        """
+        anchors, logits, deltas = paddle.concat(anchors), paddle.concat(logits, 1), paddle.concat(deltas, 1)
+        loss_objectness, loss_box = paddle.zeros([]), paddle.zeros([])
+        for i, target in enumerate(targets):
+            matches = self.matcher(anchors, target)
+            foreground, background = self.sampler(matches.labels)
+            drawn = paddle.concat([foreground, background])
+            labels = paddle.concat([paddle.ones([foreground.shape[0]]), paddle.zeros([background.shape[0]])])
+            loss_objectness += F.binary_cross_entropy_with_logits(
+                paddle.gather(logits[i], drawn), labels, reduction="sum"
+            )
+            matched = paddle.gather(matches.target_index, foreground)
+            truth = paddle.gather(split_crowds(target)[0].boxes, matched)
+            wanted = encode_boxes(paddle.gather(anchors, foreground), truth, self.delta_weights)
+            loss_box += box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
+        count = len(targets) * self.sampler.count
+        return {"loss_rpn_objectness": loss_objectness / count, "loss_rpn_box": loss_box / count}
+
+
+def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best of each row [N, M] (all, if there are fewer), best first: values and indices [N, k]."""
+    available = scores.shape[1] if paddle.in_dynamic_mode() else paddle.shape(scores)[1]
+    if paddle.in_dynamic_mode():
+        return paddle.topk(scores, min(count, available), axis=1)
+    count = paddle.minimum(available, paddle.full([], count, dtype=available.dtype))
+    return paddle.topk(scores, count, axis=1)
+
+
+def _gather_rows(table: Tensor, index: Tensor) -> Tensor:
+    """table [N, M, 4], index [N, k] into its rows -> [N * k, 4]."""
+    batch, rows = table.shape[0], table.shape[1]
+    first = paddle.arange(batch, dtype=index.dtype).unsqueeze(1) * rows
+    return paddle.gather(table.reshape([-1, 4]), (index + first).flatten())

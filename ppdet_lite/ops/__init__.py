@@ -1,0 +1,4 @@
+from ppdet_lite.ops.deform_conv import deform_conv2d
+from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
+
+__all__ = ["deform_conv2d", "deform_roi_pool"]

@@ -1,0 +1,104 @@
+"""Bilinear sampling as weighted sums of rows, the primitive under deformable convolution and RoI pooling.
+
+A map [N, C, H, W] laid out channels last is a table of rows [N*H*W, C], one row a pixel. A sample at a fractional place
+is the weighted sum of four rows (its "taps"), and the mean of S samples is the weighted sum of 4*S rows: gathering whole
+rows and multiplying is what a CPU does well, while sampling one channel at a time is not.
+"""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+from paddle.autograd import PyLayer
+
+# Values gathered at a time (8 MB in float32): it bounds the memory, and gather and product still meet in the cache.
+_CHUNK_VALUES = 1 << 21
+
+Taps = tuple[Tensor, Tensor]  # index int64 [..., K] and weight [..., K] of the K pixels that a sum reads
+
+
+def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
+    """The two pixels around each position on one axis of a zero-padded map, with their weights.
+
+    position [...] in pixels, whose centres are at whole numbers; size is the number of pixels, an int or broadcasting.
+    Returns index and weight [..., 2]. An index is always inside the map; a neighbour beyond the border has weight 0.
+    Positions <= -1 or >= size have neither weight nor gradient; in between the derivative is the one to the right.
+    """
+    inside = (position > -1) & (position < size)
+    position = paddle.where(inside, position, paddle.full_like(position, -1))  # also keeps NaN out of the indices
+    low = position.detach().floor()
+    high = low + 1
+    low_weight = (high - position) * (low >= 0).astype(position.dtype)
+    high_weight = (position - low) * (high < size).astype(position.dtype)
+    index = paddle.stack([low.clip(min=0), paddle.where(high < size, high, low)], axis=-1)
+    return index.astype("int64"), paddle.stack([low_weight, high_weight], axis=-1)
+
+
+def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:
+    """Taps [..., Ky*Kx] in maps of the given width, an int or [..., 1], from those of the axes, [..., Ky] and [..., Kx]."""
+    index = (y[0] * width).unsqueeze(-1) + x[0].unsqueeze(-2)
+    weight = y[1].unsqueeze(-1) * x[1].unsqueeze(-2)
+    return index.flatten(-2), weight.flatten(-2)
+
+
+def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
+    """Weighted sums of table rows: out[b] = sum over k of weight[b, k] * rows[index[b, k]].
+
+    rows [M, C]; taps: index int64 [B, K] and weight [B, K], or several of them with different B and K, whose sums follow
+    each other in the result, [sum of B, C]. Differentiable (once) in rows and weights.
+    The [B, K, C] of gathered rows never exists as a whole: it is made in chunks, and again for the gradient.
+    """
+    if paddle.in_dynamic_mode():
+        return _SumRows.apply(rows, *[tensor for pair in taps for tensor in pair])
+    # In a graph being exported B is unknown, so the chunks run along K.
+    sums = [
+        sum(_weighted_sum(rows, index[:, k : k + 4], weight[:, k : k + 4]) for k in range(0, index.shape[1], 4))
+        for index, weight in taps
+    ]
+    return paddle.concat(sums)
+
+
+def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return paddle.bmm(weight.unsqueeze(1), F.embedding(index, rows)).squeeze(1)
+
+
+class _SumRows(PyLayer):
+    """sum_rows with index, weight, index, weight, ... as its arguments."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
+        ctx.wanted = not rows.stop_gradient, not taps[1].stop_gradient
+        rows, *taps = (t.contiguous() for t in (rows, *taps))  # a view would be copied anew for every chunk
+        ctx.save_for_backward(rows, *taps)
+        return paddle.concat(
+            [
+                _weighted_sum(rows, index[part], weight[part])
+                for index, weight in zip(taps[::2], taps[1::2], strict=True)
+                for part in _parts(rows, index)
+            ]
+        )
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *taps = ctx.saved_tensor()
+        rows_wanted, weights_wanted = ctx.wanted
+        rows_grad = paddle.zeros_like(rows) if rows_wanted else None
+        taps_grad = []
+        grad = grad.contiguous().unsqueeze(1)
+        for index, weight in zip(taps[::2], taps[1::2], strict=True):
+            group_grad, grad = grad[: len(index)], grad[len(index) :]
+            weight_grad = []
+            for part in _parts(rows, index):
+                if weights_wanted:
+                    taken = F.embedding(index[part], rows)
+                    weight_grad.append(paddle.matmul(group_grad[part], taken, transpose_y=True).squeeze(1))
+                if rows_wanted:
+                    given = paddle.bmm(weight[part].unsqueeze(-1), group_grad[part]).flatten(0, 1)
+                    paddle.index_add_(rows_grad, index[part].flatten(), 0, given)
+            taps_grad += [None, paddle.concat(weight_grad) if weights_wanted else None]
+        return rows_grad, *taps_grad
+
+
+def _parts(rows: Tensor, index: Tensor) -> list[slice]:
+    """Slices of the sums that read about _CHUNK_VALUES each; at least one."""
+    length = max(1, _CHUNK_VALUES // max(1, index.shape[1] * rows.shape[1]))
+    return [slice(start, start + length) for start in range(0, max(1, index.shape[0]), length)]

@@ -1,0 +1,125 @@
+"""Deformable convolution, versions 1 and 2."""
+
+import numpy as np
+import paddle
+import paddle.vision.ops as native_ops
+from paddle import Tensor
+
+from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, require_shape
+from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
+
+
+def deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    deformable_groups: int = 1,
+    groups: int = 1,
+    implementation: str = "auto",
+) -> Tensor:
+    """Convolve with every kernel tap moved by an offset and, in version 2, scaled by a mask.
+
+    y(p) = bias + sum over taps k of weight_k * x(p*stride - padding + k*dilation + offset_k) * mask_k
+
+    x [N, C, H, W]; weight [O, C/groups, kh, kw]; bias [O]; returns [N, O, OH, OW], (OH, OW) as of a plain convolution.
+    offset [N, deformable_groups*2*kh*kw, OH, OW] in pixels of x: per deformable group and tap (row by row) dy, then dx.
+    mask [N, deformable_groups*kh*kw, OH, OW]; None is version 1. stride, padding, dilation: an int or (y, x).
+    x is sampled bilinearly as if padded with zeros: a sample counts while -1 < y < H and -1 < x < W.
+
+    implementation: "native" is Paddle's operator; "gather" is made of gathers and a matrix product, equal to rounding and
+    several times faster on a CPU; "auto" takes gather on a CPU, and native on a GPU and in a graph being exported
+    (oneDNN's graph passes fail on the other). Both compute in float32, or in float64 when x is.
+
+    Raises ValueError naming the shapes when they do not fit together.
+    Sources: Deformable Convolutional Networks (Dai et al. 2017), sec. 2.1; Deformable ConvNets v2 (Zhu et al. 2019), sec. 3.2.
+    """
+    stride, dilation = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
+    padding = as_pair("padding", padding, 0)
+    _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
+    if implementation == "auto":
+        implementation = "gather" if paddle.in_dynamic_mode() and not x.place.is_gpu_place() else "native"
+    require(implementation in ("native", "gather"), f"implementation is auto, native or gather, not {implementation!r}")
+    convolve = _native if implementation == "native" else _gather
+    with paddle.amp.auto_cast(enable=False):
+        x, offset, weight, mask, bias = full_precision(x, offset, weight, mask, bias)
+        return convolve(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
+
+
+def _native(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
+    if mask is not None and mask.stop_gradient and paddle.in_dynamic_mode():
+        mask = mask.detach()  # Paddle 3.3's backward crashes the process unless the mask wants a gradient too
+        mask.stop_gradient = False
+    return native_ops.deform_conv2d(
+        x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask=mask
+    )
+
+
+def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
+    n, c, h, w = x.shape
+    o, _, kh, kw = weight.shape
+    oh, ow = offset.shape[2:]
+    taps = kh * kw
+    offset = offset.reshape([n, deformable_groups, taps, 2, oh, ow]).transpose([3, 0, 4, 5, 2, 1])
+    offset_y, offset_x = offset.unbind()  # [N, OH, OW, K, D]
+
+    def undeformed(axis: int, shape: list[int]) -> Tensor:
+        """Where tap k of output p lies on this axis, [OH, 1, K, 1] or [1, OW, K, 1]."""
+        places = np.arange([oh, ow][axis]) * stride[axis] - padding[axis]
+        reach = np.indices((kh, kw))[axis].reshape(-1) * dilation[axis]
+        return paddle.to_tensor((places[:, None] + reach).reshape([*shape, taps, 1]), dtype=x.dtype)
+
+    y_taps = linear_taps(offset_y + undeformed(0, [oh, 1]), h)
+    x_taps = linear_taps(offset_x + undeformed(1, [1, ow]), w)
+    index, tap_weight = cross_taps(y_taps, x_taps, w)  # [N, OH, OW, K, D, 4], index of a pixel in its image
+    if mask is not None:
+        mask = mask.reshape([n, deformable_groups, taps, oh, ow]).transpose([0, 3, 4, 2, 1])
+        tap_weight = tap_weight * mask.unsqueeze(-1)
+
+    # A row of the table is one deformable group's channels of one pixel.
+    rows = x.transpose([0, 2, 3, 1]).reshape([n * h * w * deformable_groups, c // deformable_groups])
+    image = paddle.arange(n).reshape([n, 1, 1, 1, 1, 1])
+    group = paddle.arange(deformable_groups).reshape([deformable_groups, 1])
+    index = (index + image * (h * w)) * deformable_groups + group
+    columns = sum_rows(rows, (index.reshape([-1, 4]), tap_weight.reshape([-1, 4])))
+
+    out = _multiply(columns.reshape([n, oh * ow, taps, c]), weight, groups).reshape([n, o, oh, ow])
+    return out if bias is None else out + bias.reshape([o, 1, 1])
+
+
+def _multiply(columns: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """[N, O, P] from the samples [N, P, K, C] of P places and the kernel [O, C/groups, kh, kw]."""
+    n, p, taps, c = columns.shape
+    o = weight.shape[0]
+    kernel = weight.reshape([groups, o // groups, c // groups, taps]).transpose([0, 1, 3, 2]).flatten(2)
+    if groups == 1:
+        return paddle.matmul(kernel.squeeze(0), columns.reshape([n, p, taps * c]), transpose_y=True)
+    columns = columns.reshape([n * p, taps, groups, c // groups]).transpose([2, 0, 1, 3]).flatten(2)
+    return paddle.matmul(kernel, columns, transpose_y=True).reshape([o, n, p]).transpose([1, 0, 2])
+
+
+def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> None:
+    require(x.ndim == 4 and weight.ndim == 4, f"x {x.shape} and weight {weight.shape} must be 4-D")
+    n, c, *size = x.shape
+    o, c_per_group, *kernel = weight.shape
+    require(
+        groups > 0 and o % groups == 0 and c == c_per_group * groups,
+        f"x {x.shape} and weight {weight.shape} do not fit groups={groups}: weight is [O, C/groups, kh, kw]",
+    )
+    require(
+        deformable_groups > 0 and c % deformable_groups == 0,
+        f"the {c} channels of x {x.shape} cannot be divided into deformable_groups={deformable_groups}",
+    )
+    out = [
+        None if s < 0 else (s + 2 * p - d * (k - 1) - 1) // t + 1
+        for s, p, d, k, t in zip(size, padding, dilation, kernel, stride, strict=True)
+    ]
+    require(all(s is None or s > 0 for s in out), f"x {x.shape} is smaller than the kernel {weight.shape}")
+    taps = deformable_groups * kernel[0] * kernel[1]
+    require_shape("offset", offset, [n, 2 * taps, *out])
+    require_shape("mask", mask, [n, taps, *out])
+    require_shape("bias", bias, [o])

@@ -1,0 +1,247 @@
+"""Deformable RoI pooling, versions 1 and 2, in the two semantics that exist."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle import Tensor
+from paddle.vision.ops import roi_align
+
+from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, require_shape
+from ppdet_lite.ops.bilinear import Taps, cross_taps, linear_taps, sum_rows
+from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
+from ppdet_lite.structures import Rois
+
+
+def deform_roi_pool(
+    x: Tensor | Sequence[Tensor],
+    boxes: Tensor,
+    counts: Tensor,
+    output_size: Pair,
+    spatial_scale: float | Sequence[float] = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+    offset: Tensor | None = None,
+    mask: Tensor | None = None,
+    semantics: str = "aligned",
+    level: Tensor | None = None,
+    sample_per_part: int = 4,
+    part_size: int | None = None,
+    group_size: int = 1,
+) -> Tensor:
+    """Pool RoIs into P x P bins, each moved by an offset and, in version 2, scaled by a mask.
+
+    x [N, C, H, W]; boxes [R, 4] in input pixels, packed image after image; counts int [N], how many of each image;
+    spatial_scale: cells of x per input pixel. Returns [R, C, P, P]. R = 0 and images without RoIs are fine.
+    A pyramid goes in one call: x and spatial_scale are lists over its levels, level [R] says which one a RoI reads.
+    offset [R, 2, P, P], x first, in units of gamma * the RoI's width or height; mask [R, 1, P, P] multiplies the bins.
+
+    "aligned" (mmcv's DeformRoIPool) is RoIAlign(aligned=True) when no offset is given. A bin is the mean of
+    sampling_ratio^2 samples; 0 adapts their number to the RoI, ceil(height / P) * ceil(width / P), none if it has no
+    extent. A sample beyond [-1, H] or [-1, W] counts as 0, others are clamped to the map.
+    "legacy" (the authors' operator): corners are rounded and inclusive; a bin is the mean of those of its
+    sample_per_part^2 samples, the first on its corner, that lie within [-0.5, H - 0.5] and [-0.5, W - 0.5], 0 if none.
+    Offsets may be coarser and differ among classes of output channels: [R, 2*classes, part_size, part_size].
+    With group_size G, x has C*G*G channels, and bin (i, j) of channel c pools (c*G + floor(i*G/P))*G + floor(j*G/P).
+
+    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 when x is; the memory beyond
+    the result hardly depends on R. In a graph being exported, aligned pooling is Paddle's own RoIAlign with the bins as
+    its RoIs: for inference only, since no gradient would reach the offsets.
+
+    Raises ValueError naming the shapes when they do not fit together.
+    Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.2; Deformable ConvNets v2 (Zhu et al. 2019),
+    section 3.2.
+    """
+    features, scales = ([x], [spatial_scale]) if isinstance(x, Tensor) else (list(x), list(spatial_scale))
+    output_size = as_pair("output_size", output_size, 1)
+    part_size = output_size if part_size is None else as_pair("part_size", part_size, 1)
+    legacy = semantics == "legacy"
+    require(legacy or semantics == "aligned", f"semantics is aligned or legacy, not {semantics!r}")
+    classes = offset.shape[1] // 2 if legacy and offset is not None else 1
+    _check(features, scales, boxes, offset, mask, level, output_size, part_size, classes, group_size)
+    _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size)
+
+    with paddle.amp.auto_cast(enable=False):
+        *features, boxes, offset, mask = full_precision(*features, boxes.detach(), offset, mask)
+        rois = Rois(boxes, counts)
+        level = paddle.zeros_like(boxes[:, 0], dtype="int64") if level is None else level
+        if not legacy and not paddle.in_dynamic_mode():
+            return _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask)
+        bins = _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset)
+        origin, map_size = _maps(features, rois, level, output_size, group_size)
+        samples = sample_per_part if legacy else sampling_ratio
+        taps, order = _taps(bins, origin, map_size, mask, samples, legacy, classes)
+        pooled = sum_rows(_rows(features, group_size, classes), *taps)
+        pooled = pooled.reshape([boxes.shape[0], *output_size, features[0].shape[1] // group_size**2])
+        return (pooled if order is None else paddle.gather(pooled, order)).transpose([0, 3, 1, 2])
+
+
+class _Bins(NamedTuple):
+    """Bins of R RoIs, in cells of the maps they read: the upper left corner and the size."""
+
+    y: Tensor  # [R, Ph, Pw or 1, classes]
+    x: Tensor  # [R, Ph or 1, Pw, classes]
+    height: Tensor  # [R, 1, 1, 1]
+    width: Tensor  # [R, 1, 1, 1]
+
+
+def _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset) -> _Bins:
+    scale = paddle.gather(paddle.to_tensor(scales, dtype=boxes.dtype), level).unsqueeze(1)
+    if legacy:  # rounded as C does, halves away from zero, and inclusive
+        boxes = boxes.sign() * (boxes.abs() + 0.5).floor() + paddle.to_tensor([0, 0, 1, 1], dtype=boxes.dtype)
+    edges = boxes * scale - 0.5
+    start, size = edges[:, :2], edges[:, 2:] - edges[:, :2]
+    if legacy:
+        size = size.clip(min=0.1)
+    x, y = start.reshape([-1, 2, 1, 1, 1]).unbind(1)
+    roi_width, roi_height = size.reshape([-1, 2, 1, 1, 1]).unbind(1)
+    height, width = roi_height / output_size[0], roi_width / output_size[1]
+    y = y + height * paddle.arange(output_size[0], dtype=boxes.dtype).reshape([-1, 1, 1])
+    x = x + width * paddle.arange(output_size[1], dtype=boxes.dtype).reshape([-1, 1])
+    if offset is not None:
+        offset = gamma * offset.reshape([-1, classes, 2, *part_size])
+        if part_size != output_size:
+            for axis, (part, count) in enumerate(zip(part_size, output_size, strict=True), start=3):
+                offset = paddle.index_select(offset, paddle.arange(count) * part // count, axis)
+        offset_x, offset_y = offset.transpose([2, 0, 3, 4, 1]).unbind()
+        y, x = y + offset_y * roi_height, x + offset_x * roi_width
+    return _Bins(y, x, height, width)
+
+
+def _rows(features: Sequence[Tensor], group_size: int, classes: int) -> Tensor:
+    """All maps as one table; a row holds one class's channels of one pixel.
+
+    Order of the rows: level, image, position-sensitive part, y, x, class.
+    """
+    parts = group_size**2
+    channels = features[0].shape[1] // parts
+    tables = [f.reshape([0, channels, parts, -1]).transpose([0, 2, 3, 1]) for f in features]
+    return paddle.concat([t.reshape([-1, channels // classes]) for t in tables])
+
+
+def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tensor]:
+    """For each bin the place of its map in the table, in pixels [R, Ph, Pw, 1]; for each RoI the map's (h, w) [R, 2]."""
+    sizes = paddle.stack([paddle.shape(f)[2:] for f in features]).astype("int64")  # [L, 2]
+    areas = sizes.prod(axis=1)
+    starts = (areas.cumsum() - areas) * (paddle.shape(features[0])[0] * group_size**2)
+    image = image_of_roi(rois.counts, rois.boxes.shape[0])
+    area = paddle.gather(areas, level).reshape([-1, 1, 1, 1])
+    start = paddle.gather(starts, level).reshape([-1, 1, 1, 1])
+    ph, pw = (paddle.arange(count) * group_size // count for count in output_size)
+    part = (ph.unsqueeze(1) * group_size + pw).unsqueeze(-1)
+    return start + (image.reshape([-1, 1, 1, 1]) * group_size**2 + part) * area, paddle.gather(sizes, level)
+
+
+def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[Taps], Tensor | None]:
+    """What to sum for each bin, RoI after RoI in groups of equal sample count, and how to restore the RoIs' order."""
+    map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1]).unbind(1)
+    mask = None if mask is None else mask.transpose([0, 2, 3, 1]).unsqueeze(-1)
+    groups = _sample_groups(bins, samples)
+    taps = []
+    for rois, rows, columns in groups:
+
+        def of_group(tensor: Tensor, rois: Tensor | None = rois) -> Tensor:
+            return tensor if rois is None else paddle.gather(tensor, rois)
+
+        y, x, height, width = (of_group(t) for t in bins)
+        index, weight = cross_taps(
+            _mean_taps(y, height, of_group(map_height), rows, legacy),
+            _mean_taps(x, width, of_group(map_width), columns, legacy),
+            of_group(map_width).unsqueeze(-1),
+        )
+        index = (index + of_group(origin).unsqueeze(-1)) * classes + paddle.arange(classes).unsqueeze(-1)
+        if samples == 0:
+            weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype).unsqueeze(-1)
+        if mask is not None:
+            weight = weight * of_group(mask)
+        taps.append((index.flatten(0, -2), weight.flatten(0, -2)))
+    order = None if groups[0][0] is None else paddle.argsort(paddle.concat([rois for rois, _, _ in groups]))
+    return taps, order
+
+
+def _sample_groups(bins: _Bins, samples: int) -> list[tuple[Tensor | None, int, int]]:
+    """Indices of RoIs with equal sample counts per bin (None: all RoIs), and the counts along y and x."""
+    if samples or not bins.height.shape[0]:
+        return [(None, samples or 1, samples or 1)]
+    sizes = np.stack([bins.height.numpy().ravel(), bins.width.numpy().ravel()], axis=1)
+    grids, group = np.unique(np.fmax(np.ceil(sizes), 1).astype(int), axis=0, return_inverse=True)
+    if len(grids) == 1:
+        return [(None, *grids[0].tolist())]
+    return [(paddle.to_tensor(np.flatnonzero(group.ravel() == g)), *grid) for g, grid in enumerate(grids.tolist())]
+
+
+def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool) -> Taps:
+    """Taps [..., 2*samples] of the mean along one axis of bins [...] on a map of `length` cells."""
+    first, reach = (0, 0.5) if legacy else (0.5, 1)
+    steps = paddle.arange(samples, dtype=corner.dtype) + first
+    position = corner.unsqueeze(-1) + steps * extent.unsqueeze(-1) / samples
+    last = (length - 1).astype(corner.dtype).unsqueeze(-1)
+    counts = ((position >= -reach) & (position <= last + reach)).astype(corner.dtype)
+    total = counts.sum(-1, keepdim=True).clip(min=1) if legacy else samples
+    position = paddle.where(position < 0, paddle.zeros_like(position), position)
+    position = paddle.where(position < last, position, last)
+    index, weight = linear_taps(position, last + 1)
+    return index.flatten(-2), (weight * (counts / total).unsqueeze(-1)).flatten(-2)
+
+
+def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:
+    """Aligned pooling by RoIAlign, whose RoIs are the bins when these are moved; inference only."""
+    boxes, size, scales_of_boxes = rois.boxes, output_size, scales
+    if offset is not None:
+        bins = _bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
+        height, width = bins.height, bins.width
+        if sampling_ratio == 0:
+            height, width = _inside_whole(height), _inside_whole(width)
+        boxes = paddle.concat([bins.x, bins.y, bins.x + width, bins.y + height], axis=-1) + 0.5
+        size, scales_of_boxes = (1, 1), [1.0] * len(scales)
+    per_roi = output_size[0] * output_size[1] // (size[0] * size[1])
+
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
+        pooled = roi_align(
+            feature,
+            part.boxes.reshape([-1, 4]),
+            part.counts * per_roi,
+            size,
+            scales_of_boxes[i],
+            sampling_ratio or -1,
+            aligned=True,
+        )
+        if offset is None:
+            return pooled
+        return pooled.reshape([-1, *output_size, feature.shape[1]]).transpose([0, 3, 1, 2])
+
+    rois = Rois(boxes, rois.counts)
+    pooled = pool(0, features[0], rois) if len(features) == 1 else pool_by_level(features, rois, level, pool)
+    return pooled if mask is None else pooled * mask
+
+
+def _inside_whole(extent: Tensor) -> Tensor:
+    """Bin sizes kept 1e-4 cells off whole numbers, so that rounding in RoIAlign cannot change their sample count."""
+    whole = extent.ceil()
+    return paddle.maximum(paddle.minimum(extent, whole - 1e-4), whole - 1 + 1e-4)
+
+
+def _check(features, scales, boxes, offset, mask, level, output_size, part_size, classes, group_size) -> None:
+    require(len(features) == len(scales) > 0, f"{len(features)} levels of x, but {len(scales)} values of spatial_scale")
+    require(len(features) == 1 or level is not None, "x has several levels: give level [R]")
+    for feature in features:
+        require_shape("x", feature, [features[0].shape[0], features[0].shape[1], None, None])
+    count, channels = boxes.shape[0], features[0].shape[1]
+    require(
+        group_size > 0 and classes > 0 and channels % (group_size**2 * classes) == 0,
+        f"the {channels} channels of x cannot be divided into group_size={group_size} squared, times {classes} classes",
+    )
+    require_shape("boxes", boxes, [None, 4])
+    require_shape("level", level, [count])
+    require_shape("offset", offset, [count, 2 * classes, *part_size])
+    require_shape("mask", mask, [count, 1, *output_size])
+
+
+def _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size) -> None:
+    if legacy:
+        require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; give sample_per_part")
+        require(sample_per_part > 0, f"sample_per_part is at least 1, not {sample_per_part}")
+    else:
+        require(part_size == output_size and group_size == 1, "part_size and group_size need semantics='legacy'")
+        require(sampling_ratio >= 0, f"sampling_ratio is at least 0, not {sampling_ratio}")

@@ -1,0 +1,66 @@
+"""RoIAlign over a feature pyramid, and the sharing of RoIs among its levels."""
+
+from collections.abc import Callable, Sequence
+
+import paddle
+from paddle import Tensor
+from paddle.vision.ops import roi_align
+
+from ppdet_lite.ops.boxes import box_area
+from ppdet_lite.ops.nms import count_groups
+from ppdet_lite.structures import Rois
+
+
+def image_of_roi(counts: Tensor, total: Tensor | int) -> Tensor:
+    """Which image each packed RoI belongs to: counts [N] -> [R] int64."""
+    ends = paddle.cumsum(counts.astype("int64"))
+    return (paddle.arange(total, dtype="int64").unsqueeze(1) >= ends).astype("int64").sum(axis=1)
+
+
+def pyramid_level(boxes: Tensor, level_count: int, canonical_size: float, canonical_level: int) -> Tensor:
+    """Level of each box [R, 4] -> [R] int64 in 0..level_count-1 (FPN, equation 1).
+
+    A box of side `canonical_size` goes to `canonical_level`; half the side, one level finer.
+    """
+    # 1e-8 keeps the log finite; a relative 1e-6 keeps a side of exactly 224 from falling a level by rounding
+    relative = paddle.sqrt(box_area(boxes)) / canonical_size
+    level = paddle.floor(canonical_level + paddle.log2(relative * (1 + 1e-6) + 1e-8))
+    return level.clip(0, level_count - 1).astype("int64")
+
+
+def pool_by_level(
+    features: Sequence[Tensor], rois: Rois, level: Tensor, pool: Callable[[int, Tensor, Rois], Tensor]
+) -> Tensor:
+    """Pool each RoI from its own level, in the order of the RoIs: [R, C, P, P].
+
+    `pool(l, feature, rois_of_level)` may get a level without RoIs.
+    """
+    total = rois.boxes.shape[0]
+    image = image_of_roi(rois.counts, total)
+    rows, pooled = [], []
+    for i, feature in enumerate(features):
+        rows.append(paddle.nonzero(level == i).flatten())
+        counts = count_groups(paddle.gather(image, rows[i]), rois.counts.shape[0])
+        pooled.append(pool(i, feature, Rois(paddle.gather(rois.boxes, rows[i]), counts)))
+    return paddle.gather(paddle.concat(pooled), paddle.argsort(paddle.concat(rows)))
+
+
+def pyramid_roi_align(
+    features: Sequence[Tensor],
+    strides: Sequence[int],
+    rois: Rois,
+    level: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """RoIAlign (Mask R-CNN, section 3) of each RoI on its level: [R, C, P, P].
+
+    sampling_ratio: samples per bin and axis; 0 adapts it to the RoI's size, ceil(bin size in cells).
+    aligned: the half-pixel shift that puts a cell's value at its centre.
+    """
+
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
+        return roi_align(feature, part.boxes, part.counts, output_size, 1.0 / strides[i], sampling_ratio or -1, aligned)
+
+    return pool_by_level(features, rois, level, pool)

@@ -1,0 +1,64 @@
+"""The arguments and exit codes that the tools share."""
+
+import pytest
+
+from ppdet_lite.core.cli import config_parser, overrides, run
+from ppdet_lite.core.errors import UserError
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+def test_a_user_error_is_one_line_and_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(raising(UserError("x.yml:1: lr: expected a number, got 'a' (text)")))
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: x.yml:1: lr: expected a number, got 'a' (text)\n"
+    assert captured.out == ""
+
+
+def test_ctrl_c_is_quiet_and_code_130(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(raising(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_other_errors_stay():
+    with pytest.raises(ZeroDivisionError):
+        run(raising(ZeroDivisionError()))
+
+
+def test_success_returns():
+    assert run(lambda: None) is None
+
+
+def test_all_overrides_count_in_order():
+    parser = config_parser("A tool.")
+    args = parser.parse_args(["-o", "a=1", "b=-2", "-c", "x.yml", "--override", "c=3", "-o", "d=4"])
+    assert args.config == "x.yml"
+    assert overrides(args) == ["a=1", "b=-2", "c=3", "d=4"]
+    assert args.print_config is False
+    assert overrides(parser.parse_args(["-c", "y.yml", "--print-config"])) == []  # nothing is left from before
+    assert parser.parse_args(["-c", "y.yml", "--print-config"]).print_config is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: -c/--config"),
+        (["-c", "x.yml", "-o"], "argument -o/--override: expected at least one argument"),
+        (["-c", "x.yml", "--overide", "a=1"], "unrecognized arguments: --overide a=1"),
+        (["--conf", "x.yml"], "the following arguments are required: -c/--config"),
+    ],
+)
+def test_usage_errors_are_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        config_parser("A tool.").parse_args(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,27 @@
+"""Write the embedded synthetic dataset, if it is not there yet: python tools/make_shapes.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppdet_lite.core.cli import run
+from ppdet_lite.data.shapes import generate
+
+
+def main() -> None:
+    """Parse the command line and generate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--output", default="dataset/shapes", help="folder to write")
+    parser.add_argument("--train", type=int, default=400, help="number of training images")
+    parser.add_argument("--val", type=int, default=60, help="number of validation images")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws another dataset")
+    parser.add_argument("--size", type=int, default=320, help="longest side of an image in pixels")
+    args = parser.parse_args()
+    written = generate(args.output, args.train, args.val, args.seed, args.size)
+    print(f"{args.output}: {f'{args.train} + {args.val} images written' if written else 'already there'}")
+
+
+if __name__ == "__main__":
+    run(main)
