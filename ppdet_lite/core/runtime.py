@@ -56,6 +56,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> tuple[Setting, ..
     global _applied
     parts = _chosen(environ)
     warnings.filterwarnings("ignore", message="No ccache found")  # Paddle compiles nothing for us
+    warnings.filterwarnings("ignore", message="When training, we now always track")  # every batch norm says so
     decisions: list[Setting] = []
     if "threads" in parts:
         decisions.append(_set_threads(environ))

@@ -196,9 +196,7 @@ class CocoDataset:
         self._note(np.sum(~good), f"boxes without a finite area inside their image, dropped{first}")
         self._note(np.sum(outside), "boxes that reach beyond their image, clipped")
         self._note(sum("iscrowd" not in record for record in records), "annotations without iscrowd, taken as 0")
-        self._note(
-            sum(record.get("area") is None for record in records), "annotations without area, taken as w * h"
-        )
+        self._note(sum(record.get("area") is None for record in records), "annotations without area, taken as w * h")
         self._note(len(ids) - len(set(ids) - {"0", "None"}), "annotation ids missing, 0 or repeated, renumbered")
 
     def _note(self, count: int, what: str) -> None:

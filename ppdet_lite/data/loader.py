@@ -45,8 +45,8 @@ class TrainBatches:
     """Endless training batches; iteration i belongs to epoch i // iterations_per_epoch.
 
     Every epoch is a new permutation of the images from (seed, epoch), cut into batches of one orientation (the
-    remainders of both may meet in one mixed batch), which the ranks take in turn. What does not fill a batch on every
-    rank is left out of that epoch. With fewer images than all ranks take at once, they repeat within the batch.
+    remainders of both meet in one mixed batch), which the ranks take in turn. What does not fill a batch on every rank
+    is left out of that epoch, at random. With fewer images than all ranks take at once, they repeat within the batch.
 
     keep_original adds `original_images` and `flipped` to a batch, for patches in original resolution.
     """
@@ -74,24 +74,26 @@ class TrainBatches:
     def indices(self, iteration: int) -> np.ndarray:
         """Return the dataset indices [batch_size] of this rank's batch at an iteration."""
         epoch, step = divmod(iteration, self.iterations_per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._batches(epoch))
-        return self._epoch[1][step * self.world + self.rank]
+        known, batches = self._epoch
+        if known != epoch:
+            batches = self._batches(epoch)
+            self._epoch = (epoch, batches)
+        return batches[step * self.world + self.rank]
 
     def _batches(self, epoch: int) -> np.ndarray:
-        """[iterations_per_epoch * world or more, batch_size] dataset indices."""
+        """[iterations_per_epoch * world, batch_size] dataset indices."""
         size = self.loader.batch_size
         order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self.dataset))
-        order = np.resize(order, max(len(order), size * self.world))  # wraps around
+        order = np.resize(order, self.iterations_per_epoch * self.world * size)  # cuts off, or wraps around
         portrait = np.zeros(len(order), bool)
         if self.loader.group_by_aspect:
             height, width = self.dataset.sizes[order].T
             portrait = height > width
-        places = [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
-        whole = [group[: len(group) // size * size] for group in places]
-        rest = np.sort(np.concatenate([group[len(group) // size * size :] for group in places]))
-        places = np.concatenate([*whole, rest[: len(rest) // size * size]]).reshape(-1, size)
-        return order[places[np.argsort(places[:, -1])]]  # in the order in which they fill up
+        groups = [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
+        pure = [group[: len(group) // size * size] for group in groups]
+        rest = [group[len(group) // size * size :] for group in groups]
+        places = np.concatenate(pure + rest).reshape(-1, size)
+        return order[places[np.argsort(places.max(axis=1))]]  # in the order in which they fill up
 
     def _jobs(self, start: int) -> Iterator["_Job"]:
         for iteration in itertools.count(start):
@@ -152,7 +154,10 @@ class Stream:
         # Daemons, so that a stuck one does not keep the program from ending. They must not refer to the stream itself,
         # or it would never be collected.
         arguments = (self._todo, self._stop, dataset, preprocess)
-        threads = [threading.Thread(target=_work, args=arguments, daemon=True) for _ in range(loader.threads)]
+        name = "ppdet_lite loader"
+        threads = [
+            threading.Thread(target=_work, args=arguments, name=name, daemon=True) for _ in range(loader.threads)
+        ]
         for thread in threads:
             thread.start()
         self._end = weakref.finalize(self, _shut_down, self._stop, self._todo, threads)

@@ -33,6 +33,22 @@ def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
     return index.astype("int64"), paddle.stack([low_weight, high_weight], axis=-1)
 
 
+def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
+    """Taps [..., S+1] of a weighted sum over runs [..., S] of positions, ascending by at most a pixel, within the map.
+
+    Neighbours in a run share pixels: S + 1 in a row are all they touch, of the 2*S that linear_taps gives.
+    """
+    count = position.shape[-1]
+    first = position[..., :1].detach().floor()
+    pixels = paddle.arange(count + 1, dtype=position.dtype)
+    low = (position.detach() - first).floor().clip(max=count - 1)  # more could only be a rounding error
+    high_weight = (position - first - low) * weight
+    low, low_weight, high_weight = (t.unsqueeze(-1) for t in (low, weight - high_weight, high_weight))
+    shares = (low == pixels).astype(weight.dtype) * low_weight + (low + 1 == pixels).astype(weight.dtype) * high_weight
+    index = first + pixels
+    return paddle.where(index < size, index, first).astype("int64"), shares.sum(axis=-2)
+
+
 def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:
     """Taps [..., Ky*Kx] in maps of the given width, an int or [..., 1], from those of the axes, [..., Ky] and [..., Kx]."""
     index = (y[0] * width).unsqueeze(-1) + x[0].unsqueeze(-2)

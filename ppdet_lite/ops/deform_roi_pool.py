@@ -9,7 +9,7 @@ from paddle import Tensor
 from paddle.vision.ops import roi_align
 
 from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, require_shape
-from ppdet_lite.ops.bilinear import Taps, cross_taps, linear_taps, sum_rows
+from ppdet_lite.ops.bilinear import Taps, cross_taps, linear_taps, run_taps, sum_rows
 from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
@@ -139,6 +139,7 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
     mask = None if mask is None else mask.transpose([0, 2, 3, 1]).unsqueeze(-1)
     groups = _sample_groups(bins, samples)
     taps = []
+    adaptive = samples == 0
     for rois, rows, columns in groups:
 
         def of_group(tensor: Tensor, rois: Tensor | None = rois) -> Tensor:
@@ -146,12 +147,12 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
 
         y, x, height, width = (of_group(t) for t in bins)
         index, weight = cross_taps(
-            _mean_taps(y, height, of_group(map_height), rows, legacy),
-            _mean_taps(x, width, of_group(map_width), columns, legacy),
+            _mean_taps(y, height, of_group(map_height), rows, legacy, adaptive),
+            _mean_taps(x, width, of_group(map_width), columns, legacy, adaptive),
             of_group(map_width).unsqueeze(-1),
         )
         index = (index + of_group(origin).unsqueeze(-1)) * classes + paddle.arange(classes).unsqueeze(-1)
-        if samples == 0:
+        if adaptive:
             weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype).unsqueeze(-1)
         if mask is not None:
             weight = weight * of_group(mask)
@@ -171,18 +172,20 @@ def _sample_groups(bins: _Bins, samples: int) -> list[tuple[Tensor | None, int, 
     return [(paddle.to_tensor(np.flatnonzero(group.ravel() == g)), *grid) for g, grid in enumerate(grids.tolist())]
 
 
-def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool) -> Taps:
-    """Taps [..., 2*samples] of the mean along one axis of bins [...] on a map of `length` cells."""
+def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool, dense: bool) -> Taps:
+    """Taps of the mean of samples along one axis of bins [...], on maps of `length` cells; dense: <= 1 cell apart."""
     first, reach = (0, 0.5) if legacy else (0.5, 1)
     steps = paddle.arange(samples, dtype=corner.dtype) + first
     position = corner.unsqueeze(-1) + steps * extent.unsqueeze(-1) / samples
     last = (length - 1).astype(corner.dtype).unsqueeze(-1)
-    counts = ((position >= -reach) & (position <= last + reach)).astype(corner.dtype)
-    total = counts.sum(-1, keepdim=True).clip(min=1) if legacy else samples
+    share = ((position >= -reach) & (position <= last + reach)).astype(corner.dtype)
+    share = share / (share.sum(-1, keepdim=True).clip(min=1) if legacy else samples)
     position = paddle.where(position < 0, paddle.zeros_like(position), position)
     position = paddle.where(position < last, position, last)
+    if dense:
+        return run_taps(position, share, last + 1)
     index, weight = linear_taps(position, last + 1)
-    return index.flatten(-2), (weight * (counts / total).unsqueeze(-1)).flatten(-2)
+    return index.flatten(-2), (weight * share.unsqueeze(-1)).flatten(-2)
 
 
 def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:

@@ -18,7 +18,7 @@ NUM_CLASSES = 3  # objects, without the background
 PADDED = (192, 256)
 IMAGE_SIZES = ((180, 232), (146, 256))
 HIDDEN = 128  # width of fc6 and fc7
-PRE_NMS, POST_NMS, RPN_NMS = 120, 60, 0.7
+PRE_NMS, POST_NMS, RPN_NMS = 120, 60, 0.5
 SCORE_THRESHOLD, BOX_NMS, DETECTIONS = 0.05, 0.5, 70
 
 GROUND_TRUTH = {

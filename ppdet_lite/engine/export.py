@@ -1,0 +1,230 @@
+"""Export: a detector as a static graph in PaddleDetection's deployment format, compared before it is put in place.
+
+A folder holds model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and counts, see
+`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import paddle
+import yaml
+from paddle import Tensor, nn
+from paddle.static import InputSpec
+
+from ppdet_lite import __version__
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.shapes import scene
+from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
+from ppdet_lite.engine.evaluate import ImageDetections, detect
+from ppdet_lite.engine.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
+from ppdet_lite.engine.setup import Detector
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+FILES = (GRAPH, WEIGHTS, DESCRIPTION)
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels of the original image; probability
+BATCH_SIZES = (1, 2)
+DRAWN_IMAGES = 4
+FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
+INPUTS = (
+    InputSpec([-1, 3, -1, -1], "float32", "image"),
+    InputSpec([-1, 2], "float32", "im_shape"),
+    InputSpec([-1, 2], "float32", "scale_factor"),
+)
+
+log = get_logger()
+
+
+class Agreement(NamedTuple):
+    """How far the exported model and the trained one are apart."""
+
+    images: int
+    detections: int
+    box_gap: float  # the largest, in original pixels
+    score_gap: float
+
+
+class Deployed(nn.Layer):
+    """A detector with the inputs and outputs that PaddleDetection's deployment code expects."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Predictor.__call__`."""
+        found = self.model(image, im_shape, scale_factor)
+        classes, scores = found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1)
+        return paddle.concat([classes, scores, found.boxes], axis=1), found.counts
+
+
+def export(detector: Detector, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
+    """Write a detector for deployment, once its graph agrees with it on images, each alone and in pairs.
+
+    images: the files to compare on; None draws some.
+
+    The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
+    else or cannot be written, and RunFailed, with image and difference, if graph and detector disagree.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and (folder.is_file() or {path.name for path in folder.iterdir()} - set(FILES)):
+        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        save_graph(detector.model, partial)
+        (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
+        agreement = compare(detector, Predictor(partial), images)
+        _put(partial, folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return agreement
+
+
+def save_graph(model: FasterRCNN, folder: Path) -> None:
+    """Trace a model in evaluation mode and write model.json and model.pdiparams.
+
+    Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take.
+    """
+    deployed = Deployed(model)
+    deployed.eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
+        static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
+        paddle.jit.save(static, str(folder / Path(GRAPH).stem))
+    if bad := sorted(name for name in operators(folder) if any(part in name for part in FORBIDDEN)):
+        raise RunFailed(f"the exported graph has {', '.join(bad)}, for which there is no ONNX or no oneDNN operator")
+
+
+def operators(folder: Path) -> set[str]:
+    """The operator names of an exported graph, such as "pd_op.conv2d", those in branches and loops included."""
+
+    def names(block: Any) -> Iterator[str]:
+        for operator in block.ops:
+            yield operator.name()
+            for inner in operator.blocks():
+                yield from names(inner)
+
+    return set(names(paddle.jit.load(str(folder / Path(GRAPH).stem)).program().global_block()))
+
+
+def describe(detector: Detector) -> str:
+    """The infer_cfg.yml of a detector: PaddleDetection's keys, and a section of our own for what they leave out."""
+    preprocess = detector.preprocess
+    content = {
+        "mode": "paddle",
+        "draw_threshold": 0.5,
+        "metric": "COCO",
+        "use_dynamic_shape": True,
+        "arch": "RCNN",
+        "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
+        "Preprocess": [
+            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": cv2.INTER_LINEAR},
+            {
+                "type": "NormalizeImage",
+                "mean": list(preprocess.mean),
+                "std": list(preprocess.std),
+                "is_scale": True,
+                "norm_type": "mean_std",
+            },
+            {"type": "Permute"},
+            {"type": "PadStride", "stride": preprocess.stride},
+        ],
+        "label_list": list(detector.class_names),
+        "ppdet_lite": {
+            "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
+            "category_ids": list(detector.category_ids),
+            "preprocess": {
+                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(preprocess).items()
+            },
+        },
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
+    """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
+
+    Raises RunFailed at the first image whose detections differ by more than BOX_TOLERANCE or SCORE_TOLERANCE.
+    """
+    if images:
+        names, pictures = [str(path) for path in images], (load_image(path) for path in images)
+    else:
+        names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
+        pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
+    samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
+    detections, gaps = 0, []
+    for size in BATCH_SIZES:
+        for start in range(0, len(samples), size):
+            chosen = [samples[(start + k) % len(samples)] for k in range(size)]
+            batch = collate(chosen, detector.preprocess)
+            for trained, exported in zip(detect(detector.model, [batch]), _run(predictor, batch), strict=True):
+                where = f"{names[trained.image_id]}, batch size {size}: the"
+                gaps.append(_gaps(detector, trained, exported, f"{where} trained model"))
+                gaps.append(_gaps(detector, exported, trained, f"{where} exported model"))
+                detections += len(trained.scores)
+    box_gap, score_gap = np.max(gaps, axis=0).tolist()
+    return Agreement(len(samples), detections, box_gap, score_gap)
+
+
+def _gaps(detector: Detector, one: ImageDetections, other: ImageDetections, where: str) -> tuple[float, float]:
+    """The largest differences of boxes and of scores between each detection of `one` and its twin in `other`.
+
+    The order does not matter: equal scores may swap places. RunFailed if a detection has no twin, unless its score is
+    so near the threshold, or near the last of a full set, that rounding decides whether it is in.
+    """
+    post = detector.model.postprocess
+    lowest = one.scores.min() if len(one.scores) == post.max_detections else post.score_threshold
+    box_gaps = np.abs(one.boxes[:, None] - other.boxes).max(axis=2)  # [D, D']
+    score_gaps = np.abs(one.scores[:, None] - other.scores)
+    same_class = one.classes[:, None] == other.classes
+    twins = same_class & (box_gaps <= BOX_TOLERANCE) & (score_gaps <= SCORE_TOLERANCE)
+    for k in np.flatnonzero(~twins.any(axis=1) & ~(one.scores <= lowest + SCORE_TOLERANCE)):
+        text = f"{where} has {detector.class_names[one.classes[k]]} {one.scores[k]:.5f} at {one.boxes[k].tolist()}"
+        if not same_class[k].any():
+            raise RunFailed(f"{text}, the other none of that class")
+        near = np.where(same_class[k], box_gaps[k], np.inf).argmin()
+        raise RunFailed(
+            f"{text}, the other's nearest differs by {box_gaps[k, near]:.2g} px and {score_gaps[k, near]:.2g} in score"
+        )
+    return box_gaps[twins].max(initial=0.0), score_gaps[twins].max(initial=0.0)
+
+
+def _run(predictor: Predictor, batch: Batch) -> list[ImageDetections]:
+    """The detections of each image of a batch, by an exported model."""
+    rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
+    parts = np.split(rows, np.cumsum(counts)[:-1])
+    return [
+        ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
+        for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True)
+    ]
+
+
+def _target_size(preprocess: Preprocess) -> list[int]:
+    """PaddleDetection's name for (short side, long side); it takes the smaller number for the short one."""
+    return [min(preprocess.short_side, preprocess.long_side), preprocess.long_side]
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Give a finished folder its name, in place of an earlier one."""
+    old = new.with_suffix(".old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

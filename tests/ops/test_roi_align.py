@@ -1,0 +1,146 @@
+"""RoIAlign over a pyramid against loops over samples, and the sharing of RoIs among its levels."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.modeling.roi_pool import RoIAlign
+from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level, pyramid_level, pyramid_roi_align
+from ppdet_lite.structures import Rois
+from tests.tiny import boxes, float32, int32, int64, rois
+
+
+def bilinear(plane: np.ndarray, y: float, x: float) -> float:
+    """A value between the pixels of [H, W]; the border's value up to one pixel beyond it, 0 farther out."""
+    height, width = plane.shape
+    if not (-1 <= y <= height and -1 <= x <= width):
+        return 0.0
+    y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    top, left = min(int(y), height - 2), min(int(x), width - 2)
+    dy, dx = y - top, x - left
+    upper = plane[top, left] * (1 - dx) + plane[top, left + 1] * dx
+    lower = plane[top + 1, left] * (1 - dx) + plane[top + 1, left + 1] * dx
+    return upper * (1 - dy) + lower * dy
+
+
+def align_loop(
+    feature: np.ndarray, box: Sequence[float], scale: float, size: int, ratio: int, aligned: bool
+) -> np.ndarray:
+    """RoIAlign of one box in [C, H, W] -> [C, P, P], sample by sample."""
+    shift = 0.5 if aligned else 0.0
+    x1, y1, x2, y2 = (v * scale - shift for v in box)
+    width, height = x2 - x1, y2 - y1
+    if not aligned:
+        width, height = max(width, 1.0), max(height, 1.0)
+    ny, nx = ratio or math.ceil(height / size), ratio or math.ceil(width / size)
+    out = np.zeros((len(feature), size, size))
+    for c, i, j in np.ndindex(out.shape):
+        samples = [
+            bilinear(
+                feature[c], y1 + (i + (a + 0.5) / ny) * height / size, x1 + (j + (b + 0.5) / nx) * width / size
+            )
+            for a in range(ny)
+            for b in range(nx)
+        ]
+        out[c, i, j] = sum(samples) / max(len(samples), 1)
+    return out
+
+
+def test_image_of_roi() -> None:
+    assert image_of_roi(int32([2, 0, 3, 0]), 5).tolist() == [0, 0, 2, 2, 2]
+    assert image_of_roi(int32([0, 0]), 0).shape == [0]
+
+
+@pytest.mark.parametrize(
+    ("side", "level"),
+    [(0, 0), (1, 0), (55.9, 0), (56, 0), (111.9, 0), (112, 1), (223.9, 1), (224, 2), (448, 3), (447.9, 2), (5000, 3)],
+)
+def test_level_of_a_square(side: float, level: int) -> None:
+    assert pyramid_level(boxes([7, 7, 7 + side, 7 + side]), 4, 224.0, 2).tolist() == [level]
+
+
+def test_level_depends_on_the_area_alone() -> None:
+    found = pyramid_level(boxes([0, 0, 448, 112], [0, 0, 100, 450], [0, 0, 0, 900]), 4, 224.0, 2)
+    assert (found.tolist(), found.dtype) == ([2, 1, 0], paddle.int64)
+
+
+def test_level_with_other_canonical_values() -> None:
+    assert pyramid_level(boxes([0, 0, 50, 50], [0, 0, 99, 99], [0, 0, 100, 100]), 2, 100.0, 1).tolist() == [0, 0, 1]
+
+
+def test_pooled_rows_keep_the_order_of_the_rois() -> None:
+    """A pool that returns what it was given: level, image and corner of each RoI."""
+    packed = rois([[0, 0, 1, 1], [1, 0, 2, 1]], [], [[2, 0, 3, 1], [3, 0, 4, 1], [4, 0, 5, 1]])
+    calls = []
+
+    def pool(level: int, feature: paddle.Tensor, part: Rois) -> paddle.Tensor:
+        calls.append((level, feature.shape[2], part.counts.tolist()))
+        image = image_of_roi(part.counts, part.boxes.shape[0]).astype("float32")
+        return paddle.stack([part.boxes[:, 0], image, paddle.full_like(image, level)], axis=1)
+
+    features = [paddle.zeros([3, 1, side, side]) for side in (8, 4, 2)]
+    found = pool_by_level(features, packed, int64([2, 0, 2, 0, 2]), pool)
+    assert found.tolist() == [[0, 0, 2], [1, 0, 0], [2, 2, 2], [3, 2, 0], [4, 2, 2]]
+    assert calls == [(0, 8, [1, 0, 1]), (1, 4, [0, 0, 0]), (2, 2, [1, 0, 2])]
+
+
+def test_a_linear_map_by_hand() -> None:
+    """On f(y, x) = 10y + x a bin's mean is f at its centre; 8 px a cell, the half-pixel shift moves by (0.5, 0.5)."""
+    rows, columns = np.mgrid[:6, :6]
+    feature = float32((10 * rows + columns)[None, None])
+    packed = rois([[8, 16, 40, 32]])  # in cells: x 1..5, y 2..4
+    for ratio in (0, 1, 2, 3):
+        pooled = pyramid_roi_align([feature], [8], packed, int64([0]), 2, ratio, aligned=False)
+        np.testing.assert_allclose(pooled.numpy()[0, 0], [[27, 29], [37, 39]], atol=1e-5)
+        shifted = pyramid_roi_align([feature], [8], packed, int64([0]), 2, ratio, aligned=True)
+        np.testing.assert_allclose(shifted.numpy()[0, 0], [[21.5, 23.5], [31.5, 33.5]], atol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 1, 2])
+def test_against_a_loop_over_samples(ratio: int, aligned: bool) -> None:
+    rng = np.random.default_rng(4)
+    maps = [rng.standard_normal((3, 2, 64 // s, 96 // s)).astype(np.float32) for s in (4, 8, 16)]
+    images = (
+        [[3, 4, 20, 50], [-6, -3, 9, 9], [10.3, 20.7, 11, 21]],  # the second leaves the image, the third is a speck
+        [],
+        [[0, 0, 96, 64], [80, 50, 110, 75]],
+    )
+    level = [1, 0, 0, 2, 0]
+    pooled = pyramid_roi_align(
+        [float32(m) for m in maps], [4, 8, 16], rois(*images), int64(level), 2, ratio, aligned
+    ).numpy()
+    flat = [(image, box) for image, rows in enumerate(images) for box in rows]
+    expected = [
+        align_loop(maps[place][image], box, 1 / (4 * 2**place), 2, ratio, aligned)
+        for place, (image, box) in zip(level, flat, strict=True)
+    ]
+    np.testing.assert_allclose(pooled, expected, atol=2e-5)
+
+
+def test_component_pools_from_the_finest_levels_only() -> None:
+    """Constant maps tell the level: sides 56, 224 and 448 go to strides 4, 16 and 32, and nothing to stride 64."""
+    features = [paddle.full([1, 1, 1024 // s, 1024 // s], float(s)) for s in (4, 8, 16, 32, 64)]
+    pool = RoIAlign([4, 8, 16, 32, 64], output_size=3)
+    packed = rois([[10, 10, 458, 458], [10, 10, 66, 66], [10, 10, 234, 234], [0, 0, 1000, 1000]])
+    pooled = pool(features, packed)
+    assert pooled.shape == [4, 1, 3, 3]
+    np.testing.assert_allclose(pooled.numpy().mean(axis=(1, 2, 3)), [32, 4, 16, 32], rtol=1e-6)
+
+
+def test_no_rois_at_all() -> None:
+    features = [paddle.ones([2, 5, 16 // s, 16 // s]) for s in (1, 2, 4, 8)]
+    assert RoIAlign([4, 8, 16, 32], output_size=3)(features, rois([], [])).shape == [0, 5, 3, 3]
+
+
+def test_gradient_reaches_the_pooled_levels_only() -> None:
+    features = [paddle.ones([1, 1, 64 // s, 64 // s]) for s in (4, 8, 16, 32)]
+    for feature in features:
+        feature.stop_gradient = False
+    pooled = pyramid_roi_align(features, [4, 8, 16, 32], rois([[0, 0, 32, 32]]), int64([1]), 2, 2, True)
+    (3 * pooled).sum().backward()
+    sums = [0.0 if f.grad is None else f.grad.sum().item() for f in features]
+    np.testing.assert_allclose(sums, [0, 12, 0, 0], atol=1e-5)  # 4 bins, each a mean with weights of sum 1

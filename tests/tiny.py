@@ -1,0 +1,112 @@
+"""A detector small enough to run in a test, and what to feed it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ppdet_lite.modeling.anchors import AnchorGenerator
+from ppdet_lite.modeling.box_head import BoxPredictor, TwoFCHead
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.fpn import FPN
+from ppdet_lite.modeling.matching import Sampler
+from ppdet_lite.modeling.norm import NormName
+from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.modeling.roi_pool import RoIAlign
+from ppdet_lite.modeling.roi_sampler import RoISampler
+from ppdet_lite.modeling.rpn import RPN
+from ppdet_lite.structures import Rois, Targets
+
+NUM_CLASSES = 3
+HEIGHT, WIDTH = 64, 96
+
+
+def detector(norm: NormName = "gn", frozen_stages: int = 0, class_agnostic: bool = False, seed: int = 0) -> FasterRCNN:
+    """Faster R-CNN R18-FPN with 32 channels, a head of width 64 and three classes."""
+    paddle.seed(seed)
+    backbone = ResNet(18, norm=norm, frozen_stages=frozen_stages)
+    neck = FPN(backbone.out_channels, backbone.out_strides, out_channels=32)
+    rpn = RPN(
+        neck.out_channels,
+        neck.out_strides,
+        anchors=AnchorGenerator(sizes=(8, 16, 32, 64, 128)),
+        sampler=Sampler(32, 0.5),
+        pre_nms_train=100,
+        post_nms_train=50,
+        pre_nms_test=100,
+        post_nms_test=20,
+    )
+    return FasterRCNN(
+        backbone,
+        neck,
+        rpn,
+        RoIAlign(neck.out_strides, output_size=3),
+        TwoFCHead(neck.out_channels, 3, width=64),
+        BoxPredictor(64, NUM_CLASSES, class_agnostic),
+        RoISampler(sampler=Sampler(16, 0.25)),
+        Postprocess(score_threshold=0.01, max_detections=30),
+    )
+
+
+def boxes(*rows: Sequence[float]) -> paddle.Tensor:
+    """Rows [x1, y1, x2, y2] as a tensor [B, 4]; no rows make [0, 4]."""
+    return paddle.to_tensor(np.array(rows, np.float32).reshape(-1, 4))
+
+
+def rois(*images: Sequence[Sequence[float]]) -> Rois:
+    """The boxes of each image, packed."""
+    return Rois(boxes(*(row for image in images for row in image)), int32([len(image) for image in images]))
+
+
+def targets(
+    rows: Sequence[Sequence[float]] = (), classes: Sequence[int] | None = None, crowd: Sequence[bool] | None = None
+) -> Targets:
+    """One image's ground truth; class 0 and no crowds unless said otherwise."""
+    return Targets(
+        boxes(*rows),
+        int64([0] * len(rows) if classes is None else classes),
+        paddle.to_tensor(np.array([False] * len(rows) if crowd is None else crowd, bool)),
+    )
+
+
+def int32(values: Sequence[int]) -> paddle.Tensor:
+    """Whole numbers [B] as Paddle's RoI operators count."""
+    return paddle.to_tensor(np.array(values, np.int32))
+
+
+def int64(values: Sequence[int]) -> paddle.Tensor:
+    """Whole numbers [B] as indices and classes are kept."""
+    return paddle.to_tensor(np.array(values, np.int64))
+
+
+def float32(values: Any) -> paddle.Tensor:
+    """An array of any shape."""
+    return paddle.to_tensor(np.array(values, np.float32))
+
+
+def random_boxes(rng: np.random.Generator, count: int, size: float = 100.0, least: float = 1.0) -> np.ndarray:
+    """Boxes [count, 4] with a width and height from `least` to half of `size`, inside a square of `size`."""
+    extent = rng.uniform(least, size / 2, (count, 2))
+    corner = rng.uniform(0, 1, (count, 2)) * (size - extent)
+    return np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
+
+
+def batch(seed: int = 0) -> dict[str, Any]:
+    """A batch as the loader makes it: two images, the second smaller than the batch and without objects."""
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.standard_normal((2, 3, HEIGHT, WIDTH)).astype(np.float32),
+        "image_sizes": np.array([[64, 96], [50, 70]], np.float32),
+        "scales": np.array([[0.5, 0.5], [2.0, 1.0]], np.float32),
+        "image_ids": np.array([11, 12]),
+        "targets": [
+            {
+                "boxes": np.array([[5, 5, 40, 40], [50, 10, 90, 60]], np.float32),
+                "classes": np.array([0, 2]),
+                "is_crowd": np.array([False, False]),
+            },
+            {"boxes": np.zeros([0, 4], np.float32), "classes": np.zeros(0, int), "is_crowd": np.zeros(0, bool)},
+        ],
+    }

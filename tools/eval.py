@@ -1,0 +1,44 @@
+"""Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [KEY=VALUE ...] [--results FILE]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppdet_lite.core import cli, log, runtime
+
+
+def main() -> None:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument(
+        "--results",
+        metavar="FILE",
+        type=Path,
+        help="score these COCO results (a bbox.json) and run no model; metrics.json is written beside them",
+    )
+    args = parser.parse_args()
+    with runtime.quiet_import():
+        from paddle import distributed
+
+        from ppdet_lite.core.registry import build
+        from ppdet_lite.engine import evaluate, setup
+    config = setup.load_config(args.config, cli.overrides(args))
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        return
+    log.setup(distributed.get_rank())
+    if args.results is not None:
+        metrics = evaluate.score_file(setup.build_dataset(config, "val"), args.results)
+        log.get_logger().info(evaluate.format_metrics(metrics))
+        evaluate.write_json(args.results.with_name(evaluate.METRICS), metrics)
+        return
+    setup.use_device(config)
+    detector = setup.load_detector(config)
+    dataset = setup.build_dataset(config, "val", detector.class_names)
+    loader = build(config["data"]["loader"])
+    folder = setup.run_folder(config, args.config)
+    evaluate.evaluate(detector.model, dataset, detector.preprocess, loader, folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,33 @@
+"""Detect in images: python tools/infer.py -c CONFIG -o weights=PATH --input FILE|DIR --output DIR [--score 0.5]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppdet_lite.core import cli, log, runtime
+
+
+def main() -> None:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--input", metavar="FILE|DIR", type=Path, help="an image, or a folder with its sub-folders")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and detections.json")
+    parser.add_argument("--score", metavar="S", type=float, default=0.5, help="leave out what is less probable (0.5)")
+    args = parser.parse_args()
+    if not args.print_config and (args.input is None or args.output is None):
+        parser.error("--input and --output are needed")
+    with runtime.quiet_import():
+        from ppdet_lite.core.registry import build
+        from ppdet_lite.engine import setup
+        from ppdet_lite.engine.infer import infer
+    config = setup.load_config(args.config, cli.overrides(args))
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        return
+    log.setup()
+    setup.use_device(config)
+    infer(setup.load_detector(config), args.input, args.output, build(config["data"]["loader"]), args.score)
+
+
+if __name__ == "__main__":
+    cli.run(main)
