@@ -237,4 +237,5 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _row(items: Iterable[tuple[str, float | None]], width: int = 0) -> str:
-    return "  ".join(f"{name:<{width or 5}} {'--' if value is None else f'{value:.3f}':5}" for name, value in items)
+    cells = (f"{name:<{width or 5}} {'--' if value is None else f'{value:.3f}':5}" for name, value in items)
+    return "  ".join(cells).rstrip()

@@ -28,7 +28,6 @@ class Predictor:
         settings = inference.Config(str(Path(folder) / GRAPH), str(Path(folder) / WEIGHTS))
         settings.disable_gpu()
         settings.disable_glog_info()
-        settings.enable_memory_optim()
         settings.set_cpu_math_library_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
         if onednn:
             settings.enable_mkldnn()

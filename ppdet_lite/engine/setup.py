@@ -78,7 +78,7 @@ def load_detector(config: Config) -> Detector:
         class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
         get_logger().warning("%s names no classes; taking those of %s", weights.source, dataset.file)
     model = build_model(config, class_names)
-    report = match_weights(_shapes(model), weights.arrays)
+    report = match_weights(state_shapes(model), weights.arrays)
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)
     model.eval()
@@ -91,7 +91,7 @@ def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
     What does not fit is reported name by name; nothing fitting at all is a UserError.
     """
     weights = read_weights(resolve_weights(spec))
-    wanted = _shapes(model)
+    wanted = state_shapes(model)
     as_detector = match_weights(wanted, weights.arrays)
     as_backbone = match_weights(
         {name: shape for name, shape in wanted.items() if name.startswith("backbone.")},
@@ -115,5 +115,6 @@ def use_device(config: Config) -> str:
     return paddle.set_device("gpu" if has_gpu and wanted != "cpu" else "cpu")
 
 
-def _shapes(model: FasterRCNN) -> dict[str, tuple[int, ...]]:
+def state_shapes(model: FasterRCNN) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer by name."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}

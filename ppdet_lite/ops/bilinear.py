@@ -40,13 +40,16 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
     """
     count = position.shape[-1]
     first = position[..., :1].detach().floor()
-    pixels = paddle.arange(count + 1, dtype=position.dtype)
     low = (position.detach() - first).floor().clip(max=count - 1)  # more could only be a rounding error
     high_weight = (position - first - low) * weight
-    low, low_weight, high_weight = (t.unsqueeze(-1) for t in (low, weight - high_weight, high_weight))
-    shares = (low == pixels).astype(weight.dtype) * low_weight + (low + 1 == pixels).astype(weight.dtype) * high_weight
-    index = first + pixels
-    return paddle.where(index < size, index, first).astype("int64"), shares.sum(axis=-2)
+
+    def shares(weight: Tensor, pixel: Tensor) -> Tensor:
+        pixel = F.one_hot(pixel.astype("int64"), count + 1).astype(weight.dtype)
+        return paddle.matmul(weight.unsqueeze(-2), pixel).squeeze(-2)
+
+    index = first + paddle.arange(count + 1, dtype=position.dtype)
+    index = paddle.where(index < size, index, first).astype("int64")
+    return index, shares(weight - high_weight, low) + shares(high_weight, low + 1)
 
 
 def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:

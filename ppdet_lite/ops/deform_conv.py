@@ -9,6 +9,7 @@ from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, req
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
 
 
+@paddle.jit.not_to_static  # nothing here depends on values; its source need not be rewritten for export
 def deform_conv2d(
     x: Tensor,
     offset: Tensor,

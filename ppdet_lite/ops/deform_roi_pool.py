@@ -14,6 +14,7 @@ from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
 
+@paddle.jit.not_to_static  # as deform_conv2d
 def deform_roi_pool(
     x: Tensor | Sequence[Tensor],
     boxes: Tensor,

@@ -14,8 +14,7 @@ import pytest
 
 from ppdet_lite.core.checkpoint import load_checkpoint
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.core.log import read_metrics
-from ppdet_lite.engine import train as training
+from ppdet_lite.core.log import get_logger, read_metrics
 from ppdet_lite.engine.setup import build_model, load_config
 from ppdet_lite.engine.train import to_tensors, train, train_step, warn_about_norms
 
@@ -201,7 +200,7 @@ def test_resume_refuses_other_classes(overrides, tmp_path, shapes):
 )
 def test_norms_that_cannot_work_are_warned_of(overrides, monkeypatch, norm, images, from_random, words):
     warnings = []
-    monkeypatch.setattr(training.log, "warning", lambda text, *args: warnings.append(text % args))
+    monkeypatch.setattr(get_logger(), "warning", lambda text, *args: warnings.append(text % args))
     warn_about_norms(build_model(quickstart(overrides, f"model.backbone.norm={norm}"), CLASSES), images, from_random)
     assert len(warnings) == (words is not None) and all(words in text for text in warnings)
 

@@ -68,7 +68,8 @@ def write_images(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for image_id, size in SIZES.items():
-        (folder / f"{image_id}.png").write_bytes(cv2.imencode(".png", rng.integers(0, 256, (*size, 3)))[1].tobytes())
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        (folder / f"{image_id}.png").write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return folder
 
 

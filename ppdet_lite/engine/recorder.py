@@ -1,0 +1,71 @@
+"""What a training run tells while it goes on: progress, metrics.jsonl, VisualDL."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppdet_lite.core.log import MetricsWriter, Progress
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.transforms import Preprocess, collate, image_sample
+from ppdet_lite.engine.evaluate import detect
+from ppdet_lite.engine.visualize import draw_comparison
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+
+class Recorder:
+    """Writes metrics.jsonl and vdl/ into a run's folder and shows the progress.
+
+    Every `log_every`-th of `total` iterations is recorded, and the last one; `start` of them were done before.
+    `visualdl --logdir FOLDER/vdl` shows the scalars and pictures in a browser.
+    """
+
+    def __init__(self, folder: Path, total: int, start: int, log_every: int) -> None:
+        from visualdl import LogWriter  # heavy: only training needs it
+
+        self._total, self._log_every = total, log_every
+        self._metrics = MetricsWriter(folder / "metrics.jsonl", start)
+        self._board = LogWriter(str(folder / "vdl"))
+        self._progress = Progress(total, start, log_every)
+
+    def step(
+        self,
+        iteration: int,
+        epoch: int,
+        lr: float,
+        losses: Mapping[str, float],
+        watched: Mapping[str, float],
+        seconds: float,
+        data_seconds: float,
+    ) -> None:
+        """Tell of an iteration, counted from 1."""
+        self._progress.update(iteration, losses, lr, seconds, data_seconds)
+        if iteration % self._log_every == 0 or iteration == self._total:
+            times = {"seconds": seconds, "data_seconds": data_seconds}
+            row = {"epoch": epoch, "lr": lr, **losses, **watched, **times}
+            self._metrics.write(iteration, row)
+            self._scalars(iteration, "train", row)
+
+    def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
+        """Tell of the metrics on the validation images."""
+        self._scalars(iteration, "val", {name: value for name, value in results.items() if name.startswith("A")})
+
+    def preview(
+        self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess, count: int
+    ) -> None:
+        """Show the first `count` images of a dataset with true and predicted boxes."""
+        for index in range(min(count, len(dataset))):
+            image, image_id = dataset.load(index), dataset.info(index).id
+            (found,) = detect(model, [collate([image_sample(image, preprocess, image_id)], preprocess)])
+            picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
+            self._board.add_image(f"val/{image_id}", picture, iteration)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._progress.close()
+        self._metrics.close()
+        self._board.close()
+
+    def _scalars(self, iteration: int, group: str, values: Mapping[str, float | None]) -> None:
+        for name, value in values.items():
+            if value is not None:
+                self._board.add_scalar(f"{group}/{name}", value, iteration)

@@ -1,0 +1,195 @@
+"""Matching by hand and against a loop over boxes; drawing."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler, split_crowds
+from ppdet_lite.structures import Targets
+from tests.tiny import boxes, float32, int64, random_boxes, targets
+
+TRUTH = [0, 0, 10, 10]
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def area(a: np.ndarray) -> float:
+    return (a[2] - a[0]) * (a[3] - a[1])
+
+
+def match_loop(rows: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray, matcher: Matcher) -> list[int]:
+    """The label of each box, one pair after the other, in float64."""
+    rows, truth = rows.astype(np.float64), truth.astype(np.float64)
+    objects, crowds = truth[~is_crowd], truth[is_crowd]
+    iou = np.array([[overlap(a, b) / (area(a) + area(b) - overlap(a, b)) for b in objects] for a in rows])
+    labels = []
+    for i, row in enumerate(rows):
+        best = max(iou[i], default=0.0)
+        claimed = any(iou[i, g] == max(iou[:, g]) > 0 for g in range(len(objects)))
+        if best >= matcher.foreground_iou or (matcher.keep_best and claimed):
+            labels.append(FOREGROUND)
+        elif best >= matcher.background_iou or any(overlap(row, c) / area(row) >= matcher.crowd_coverage for c in crowds):
+            labels.append(IGNORE)
+        else:
+            labels.append(BACKGROUND)
+    return labels
+
+
+def test_thresholds_belong_to_the_upper_side() -> None:
+    """IoU 0.5, just below, 0.25 and just below; both thresholds are exact in float32."""
+    rows = boxes([0, 0, 10, 5], [0, 0, 10, 4.999], [0, 0, 5, 5], [0, 0, 5, 4.999])
+    matches = Matcher(0.5, 0.25)(rows, targets([TRUTH]))
+    assert matches.labels.tolist() == [FOREGROUND, IGNORE, IGNORE, BACKGROUND]
+    assert matches.labels.dtype == matches.target_index.dtype == paddle.int64
+
+
+def test_equal_thresholds_leave_nothing_undecided() -> None:
+    matches = Matcher(0.5, 0.5)(boxes([0, 0, 10, 5], [0, 0, 10, 4.9]), targets([TRUTH]))
+    assert matches.labels.tolist() == [FOREGROUND, BACKGROUND]
+
+
+def test_a_box_answers_for_the_truth_of_highest_iou() -> None:
+    truth = targets([[0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60], [50, 50, 60, 60]])
+    matches = Matcher(0.5, 0.3)(boxes([0, 0, 10, 8], [0, 0, 10, 9.5], [50, 50, 60, 60], [90, 90, 99, 99]), truth)
+    assert matches.target_index.tolist()[:3] == [1, 0, 2]  # of two equal truths the first
+    assert matches.labels.tolist() == [FOREGROUND] * 3 + [BACKGROUND]
+
+
+def test_every_truth_keeps_its_best_boxes() -> None:
+    rows = boxes([0, 0, 10, 2], [0, 8, 10, 10], [0, 0, 10, 1], [40, 40, 50, 50])
+    truth = targets([TRUTH, [80, 80, 90, 90]])  # the second overlaps no box, and claims none
+    assert Matcher(0.7, 0.3)(rows, truth).labels.tolist() == [BACKGROUND] * 4
+    matches = Matcher(0.7, 0.3, keep_best=True)(rows, truth)
+    assert matches.labels.tolist() == [FOREGROUND, FOREGROUND, BACKGROUND, BACKGROUND]
+    assert matches.target_index.tolist()[:2] == [0, 0]
+
+
+def test_a_claimed_box_still_answers_for_what_it_overlaps_most() -> None:
+    """The only box there is belongs to both truths, and learns the one that it fits better."""
+    matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 10, 10]), targets([[0, 0, 10, 2], [0, 0, 10, 4]]))
+    assert (matches.labels.tolist(), matches.target_index.tolist()) == ([FOREGROUND], [1])
+
+
+def test_a_box_in_a_crowd_is_neither_object_nor_background() -> None:
+    truth = targets([[100, 100, 200, 200], TRUTH], crowd=[True, False])
+    rows = boxes(
+        [100, 100, 110, 110],  # inside the crowd
+        [95, 100, 105, 110],  # half inside
+        [94, 100, 104, 110],  # less than half
+        [100, 100, 200, 200],  # the crowd itself
+        [0, 0, 1000, 1000],  # holds the crowd
+        [0, 0, 10, 10],  # the object
+    )
+    matches = Matcher(0.5, 0.3)(rows, truth)
+    assert matches.labels.tolist() == [IGNORE, IGNORE, BACKGROUND, IGNORE, BACKGROUND, FOREGROUND]
+    assert matches.target_index[-1].item() == 0  # counted without the crowd
+    stricter = Matcher(0.5, 0.3, crowd_coverage=0.6)(rows, truth)
+    assert stricter.labels.tolist()[:3] == [IGNORE, BACKGROUND, BACKGROUND]
+
+
+def test_an_object_inside_a_crowd_stays_an_object() -> None:
+    truth = targets([[0, 0, 100, 100], TRUTH], crowd=[True, False])
+    matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 10, 9], [0, 0, 10, 6], [30, 30, 40, 40]), truth)
+    assert matches.labels.tolist() == [FOREGROUND, IGNORE, IGNORE]
+    matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 10, 2], [30, 30, 40, 40]), truth)
+    assert matches.labels.tolist() == [FOREGROUND, IGNORE]  # claimed though IoU is 0.2
+
+
+def test_crowds_alone() -> None:
+    truth = targets([[0, 0, 50, 50], [60, 60, 70, 70]], crowd=[True, True])
+    matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 9, 9], [60, 60, 64, 64], [80, 0, 90, 9]), truth)
+    assert matches.labels.tolist() == [IGNORE, IGNORE, BACKGROUND]
+    assert matches.target_index.tolist() == [0, 0, 0]
+
+
+def test_a_shared_cover_by_two_crowds_does_not_add_up() -> None:
+    truth = targets([[0, 0, 4, 10], [6, 0, 10, 10]], crowd=[True, True])
+    assert Matcher()(boxes([0, 0, 10, 10]), truth).labels.tolist() == [BACKGROUND]
+
+
+def test_no_ground_truth() -> None:
+    matches = Matcher(0.7, 0.3, keep_best=True)(boxes(TRUTH, TRUTH), targets())
+    assert (matches.labels.tolist(), matches.target_index.tolist()) == ([BACKGROUND] * 2, [0, 0])
+
+
+def test_no_boxes() -> None:
+    for truth in (targets(), targets([TRUTH])):
+        assert Matcher(0.5, 0.5)(boxes(), truth).labels.shape == [0]
+
+
+@pytest.mark.parametrize("matcher", [Matcher(0.7, 0.3, keep_best=True), Matcher(0.5, 0.5), Matcher(0.6, 0.1, True, 0.9)])
+def test_against_a_loop(matcher: Matcher) -> None:
+    rng = np.random.default_rng(21)
+    rows, truth = random_boxes(rng, 150, size=60), random_boxes(rng, 8, size=60, least=8)
+    is_crowd = np.arange(8) % 4 == 3
+    labels = matcher(float32(rows), Targets(float32(truth), int64([0] * 8), paddle.to_tensor(is_crowd))).labels.tolist()
+    assert labels == match_loop(rows, truth, is_crowd, matcher)
+    assert {BACKGROUND, FOREGROUND, IGNORE} == set(labels)
+
+
+def test_background_must_not_be_above_foreground() -> None:
+    with pytest.raises(ValueError) as error:
+        Matcher(0.3, 0.7)
+    assert str(error.value) == "background_iou 0.7 is above foreground_iou 0.3"
+
+
+def test_split_crowds() -> None:
+    truth = targets([[0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3], [0, 0, 4, 4]], [4, 5, 6, 7], [False, True, False, True])
+    objects, crowds = split_crowds(truth)
+    assert objects.boxes[:, 2].tolist() == [1, 3]
+    assert objects.classes.tolist() == [4, 6]
+    assert objects.is_crowd.tolist() == [False, False]
+    assert crowds[:, 2].tolist() == [2, 4]
+    objects, crowds = split_crowds(targets())
+    assert objects.boxes.shape == crowds.shape == [0, 4]
+
+
+LABELS = [FOREGROUND] * 20 + [BACKGROUND] * 60 + [IGNORE] * 20
+
+
+@pytest.mark.parametrize(
+    ("labels", "sampler", "foreground", "background"),
+    [
+        (LABELS, Sampler(16, 0.25), 4, 12),
+        (LABELS, Sampler(64, 0.5), 20, 44),  # less foreground than its share: background fills up
+        (LABELS, Sampler(256, 0.5), 20, 60),  # all there is
+        (LABELS, Sampler(10, 0.0), 0, 10),
+        (LABELS, Sampler(10, 1.0), 10, 0),
+        (LABELS, Sampler(3, 0.5), 1, 2),  # the share is rounded down
+        ([IGNORE] * 9, Sampler(4, 0.5), 0, 0),
+        ([FOREGROUND] * 9, Sampler(4, 0.5), 2, 0),
+        ([], Sampler(4, 0.5), 0, 0),
+    ],
+)
+def test_how_many_are_drawn(labels: list[int], sampler: Sampler, foreground: int, background: int) -> None:
+    paddle.seed(0)
+    drawn = sampler(int64(labels))
+    for indices, kind, count in zip(drawn, (FOREGROUND, BACKGROUND), (foreground, background), strict=True):
+        indices = indices.tolist()
+        assert len(indices) == count
+        assert indices == sorted(set(indices))
+        assert all(labels[i] == kind for i in indices)
+
+
+def test_every_candidate_is_drawn_equally_often() -> None:
+    paddle.seed(1)
+    counts = np.zeros(100, int)
+    for _ in range(300):
+        foreground, background = Sampler(20, 0.5)(int64(LABELS))
+        counts[foreground.numpy()] += 1
+        counts[background.numpy()] += 1
+    # binomial, n = 300: 150 +- 8.7 (10 of 20), 50 +- 6.5 (10 of 60); limits at 4 deviations
+    assert np.abs(counts[:20] - 150).max() < 35
+    assert np.abs(counts[20:80] - 50).max() < 26
+    assert not counts[80:].any()
+
+
+def test_draws_follow_paddles_seed() -> None:
+    draws = []
+    for seed in (5, 5, 6):
+        paddle.seed(seed)
+        draws.append(Sampler(16, 0.5)(int64(LABELS))[1].tolist())
+    assert draws[0] == draws[1] != draws[2]

@@ -1,0 +1,140 @@
+"""ResNet: shapes, the models of the papers, freezing, and the same numbers as Paddle's own ResNet."""
+
+import paddle
+import pytest
+from paddle import nn
+from paddle.vision import models
+
+from ppdet_lite.modeling.norm import FrozenBatchNorm
+from ppdet_lite.modeling.resnet import ResNet
+
+PARTS = ["stem", "res2", "res3", "res4", "res5"]  # in the order in which they are frozen
+
+
+@pytest.fixture(scope="module")
+def images() -> paddle.Tensor:
+    paddle.seed(7)
+    return paddle.randn([2, 3, 64, 96])
+
+
+def is_statistic(name: str) -> bool:
+    return name.endswith(("._mean", "._variance"))
+
+
+def norms(part: nn.Layer) -> set[type]:
+    return {type(layer) for layer in part.sublayers() if hasattr(layer, "_mean") or isinstance(layer, nn.GroupNorm)}
+
+
+def test_chosen_stages(images: paddle.Tensor) -> None:
+    backbone = ResNet(18, out_stages=[2, 4])
+    with paddle.no_grad():
+        features = backbone(images)
+    assert (backbone.out_channels, backbone.out_strides) == ([64, 256], [4, 16])
+    assert [f.shape for f in features] == [[2, 64, 16, 24], [2, 256, 4, 6]]
+    assert not hasattr(backbone, "res5")  # nothing reads it
+
+
+@pytest.mark.parametrize("stages", [[], [3, 2], [4, 4]])
+def test_stages_must_ascend(stages: list[int]) -> None:
+    with pytest.raises(ValueError) as error:
+        ResNet(18, out_stages=stages)
+    assert str(error.value) == f"out_stages must be ascending stages out of 2..5, got {stages}"
+
+
+def test_a_resnet_needs_norms() -> None:
+    with pytest.raises(ValueError) as error:
+        ResNet(18, norm="none", out_stages=[2])
+    assert str(error.value) == "a ResNet without norms does not train; choose bn, frozen_bn, gn, ln or in"
+
+
+@pytest.mark.parametrize(("in_1x1", "strides"), [(False, [1, 2, 1]), (True, [2, 1, 1])])
+def test_where_a_bottleneck_downsamples(in_1x1: bool, strides: list[int]) -> None:
+    backbone = ResNet(50, out_stages=[3], stride_in_1x1=in_1x1)
+    block, second = backbone.res3[0], backbone.res3[1]
+    assert [conv.conv._stride[0] for conv in (block.conv1, block.conv2, block.conv3)] == strides
+    assert block.shortcut.conv._stride == [2, 2]
+    assert second.shortcut is None
+    assert [conv.conv._stride[0] for conv in (second.conv1, second.conv2, second.conv3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("frozen_stages", [0, 1, 2, 4])
+def test_frozen_stages_do_not_train(frozen_stages: int, images: paddle.Tensor) -> None:
+    """They get no gradient and their BN statistics stay; everything else gets one and moves."""
+    backbone = ResNet(18, norm="bn", frozen_stages=frozen_stages, out_stages=[2, 3, 4])
+    frozen, trained = PARTS[:frozen_stages], PARTS[frozen_stages:4]
+    before = {name: value.numpy() for name, value in backbone.state_dict().items()}
+    features = backbone(images)
+    if trained:
+        sum(f.sum() for f in features).backward()
+    for name, parameter in backbone.named_parameters():
+        if not is_statistic(name):
+            assert (parameter.grad is None) == parameter.stop_gradient == (name.split(".")[0] in frozen), name
+    for name, value in backbone.state_dict().items():
+        if is_statistic(name):
+            assert (value.numpy() != before[name]).any() == (name.split(".")[0] in trained), name
+
+
+@pytest.mark.parametrize(
+    ("norm", "in_frozen", "in_others"),
+    [
+        ("bn", FrozenBatchNorm, nn.BatchNorm2D),
+        ("frozen_bn", FrozenBatchNorm, FrozenBatchNorm),
+        ("frozen_stats_bn", FrozenBatchNorm, FrozenBatchNorm),
+        ("gn", nn.GroupNorm, nn.GroupNorm),
+    ],
+)
+def test_norm_of_each_stage(norm: str, in_frozen: type, in_others: type) -> None:
+    backbone = ResNet(18, norm=norm, frozen_stages=2, out_stages=[3])
+    found = [norms(getattr(backbone, part)) for part in PARTS[:3]]
+    assert found == [{in_frozen}, {in_frozen}, {in_others}]
+
+
+def test_affine_of_frozen_statistics_trains_in_trained_stages_only() -> None:
+    backbone = ResNet(18, norm="frozen_stats_bn", frozen_stages=1, out_stages=[2])
+    assert backbone.stem.norm.weight.stop_gradient
+    assert not backbone.res2[0].conv1.norm.weight.stop_gradient
+
+
+def test_group_norm_learns_nothing_in_a_frozen_stage() -> None:
+    assert ResNet(18, norm="gn", frozen_stages=1, out_stages=[2]).stem.norm.weight.stop_gradient
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("conv1.weight", "stem.conv.weight"),
+        ("bn1._variance", "stem.norm._variance"),
+        ("layer1.0.conv1.weight", "res2.0.conv1.conv.weight"),
+        ("layer3.22.bn3.bias", "res4.22.conv3.norm.bias"),
+        ("layer4.0.downsample.0.weight", "res5.0.shortcut.conv.weight"),
+        ("layer4.0.downsample.1.running_mean", "res5.0.shortcut.norm._mean"),
+        ("layer2.1.bn2.running_var", "res3.1.conv2.norm._variance"),
+        ("fc.weight", "fc.weight"),
+    ],
+)
+def test_upstream_names(theirs: str, ours: str) -> None:
+    assert ResNet.upstream_name(theirs) == ours
+
+
+def test_same_features_as_paddles_resnet(images: paddle.Tensor) -> None:
+    paddle.seed(18)
+    theirs = models.resnet18()
+    for layer in theirs.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):  # statistics and affine that are not the identity
+            layer._mean.set_value(paddle.randn(layer._mean.shape) * 0.1)
+            layer._variance.set_value(paddle.rand(layer._variance.shape) + 0.5)
+            layer.weight.set_value(paddle.rand(layer.weight.shape) * 0.5 + 0.2)
+            layer.bias.set_value(paddle.randn(layer.bias.shape) * 0.1)
+    theirs.eval()
+    ours = ResNet(18)
+    assert (ours.out_channels, ours.out_strides) == ([64, 128, 256, 512], [4, 8, 16, 32])
+    state = {ResNet.upstream_name(name): value for name, value in theirs.state_dict().items()}
+    missing, unexpected = ours.set_state_dict(state)
+    assert missing == []
+    assert sorted(unexpected) == ["fc.bias", "fc.weight"]
+    with paddle.no_grad():
+        expected = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+        for stage, found in enumerate(ours(images), start=1):
+            expected = getattr(theirs, f"layer{stage}")(expected)
+            assert found.shape == expected.shape == [2, 32 * 2**stage, 32 // 2**stage, 48 // 2**stage]
+            assert (found - expected).abs().max().item() < 1e-5 * expected.abs().max().item()
