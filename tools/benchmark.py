@@ -1,7 +1,7 @@
 """Measure speed and memory: python tools/benchmark.py train|infer|data -c CONFIG [-o KEY=VALUE ...] [--json]
 
 train  one step, split into data, forward, backward and optimizer
-infer  detection by the model as it is trained and as it is exported
+infer  detection by the model as it is trained and as it is exported, on the CPU
 data   images per second that the loader makes
 """
 
@@ -16,32 +16,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ppdet_lite.core import cli, log, runtime
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Height and width from "320x427"."""
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, such as 320x427")
-    return int(height), int(width)
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
-def count(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+def height_x_width(text: str) -> tuple[int, int]:
+    height, width = map(positive, text.split("x"))
+    return height, width
 
 
 def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("what", choices=("train", "infer", "data"))
-    parser.add_argument("--size", type=image_size, metavar="HxW", help="of the images (train 320x427, infer 640x640)")
-    parser.add_argument("--batch", type=count, default=1, help="images at a time (1); data takes the loader's")
-    parser.add_argument("--iters", type=count, default=10, help="how often, after two that do not count (10)")
-    parser.add_argument("--classes", type=count, default=80, help="of a model without weights (80)")
+    parser.add_argument("--size", type=height_x_width, metavar="HxW", help="image (train 320x427, infer 640x640)")
+    parser.add_argument("--batch", type=positive, default=1, help="images at a time; not for data (1)")
+    parser.add_argument("--iters", type=positive, default=10, help="times, after two that do not count (10)")
+    parser.add_argument("--classes", type=positive, default=80, help="of a model without weights (80)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
-    os.environ.setdefault("GLOG_minloglevel", "2")  # tracing makes Paddle warn of its own calls
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
     with runtime.quiet_import():
         from ppdet_lite.engine import benchmark, setup
     config = setup.load_config(args.config, cli.overrides(args))
@@ -50,13 +46,7 @@ def main() -> None:
         return
     log.setup()
     setup.use_device(config)
-    if args.what == "data":
-        report = benchmark.bench_data(config, args.iters)
-    else:
-        bench, size = (
-            (benchmark.bench_train, (320, 427)) if args.what == "train" else (benchmark.bench_infer, (640, 640))
-        )
-        report = bench(config, args.size or size, args.batch, args.iters, args.classes)
+    report = benchmark.run(args.what, config, args.size, args.batch, args.iters, args.classes)
     print(benchmark.format_report(report))
     if args.json:
         print(json.dumps(report))

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import paddle
@@ -122,6 +122,24 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
         rates[str(count)] = iterations * loader.batch_size / (time.perf_counter() - began)
         stream.close()
     return {"images_per_second": rates, "batch": data.loader.batch_size, "peak_rss_mb": peak_rss_mb()}
+
+
+def run(
+    what: Literal["train", "infer", "data"],
+    config: Config,
+    size: tuple[int, int] | None,
+    batch: int,
+    iterations: int,
+    classes: int,
+) -> Report:
+    """Run a benchmark by its name; a size of None is 320x427 for training and 640x640 for inference."""
+    match what:
+        case "train":
+            return bench_train(config, size or (320, 427), batch, iterations, classes)
+        case "infer":
+            return bench_infer(config, size or (640, 640), batch, iterations, classes)
+        case "data":
+            return bench_data(config, iterations)
 
 
 def peak_rss_mb() -> float:

@@ -96,7 +96,7 @@ def score_file(dataset: CocoDataset, results: Path) -> dict[str, Any]:
     """Let pycocotools score a COCO results file (bbox) against the objects of a dataset.
 
     Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, and the numbers of `images` and
-    `detections`. None stands where pycocotools says -1: nothing of that size or class is annotated. Without any
+    `detections`. As pycocotools has it, -1 stands where nothing of that size or class is annotated. Without any
     detection the rest is 0. Raises UserError if the file is missing or not the results of this dataset.
     """
     records = _read_results(Path(results), dataset)
@@ -115,7 +115,7 @@ def score_file(dataset: CocoDataset, results: Path) -> dict[str, Any]:
     precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
     column = {category: k for k, category in enumerate(scorer.params.catIds)}
     return {
-        **{name: None if value == -1 else float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
+        **{name: float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
         "per_class": {
             name: _mean(precision[:, :, column[category]])
             for name, category in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)
@@ -230,12 +230,12 @@ def _is_detection(record: Any) -> bool:
     )
 
 
-def _mean(precision: np.ndarray) -> float | None:
-    """The mean of what pycocotools could measure (the rest is -1)."""
+def _mean(precision: np.ndarray) -> float:
+    """The mean of what pycocotools could measure (the rest is -1); -1 if there is nothing."""
     measured = precision[precision > -1]
-    return float(measured.mean()) if measured.size else None
+    return float(measured.mean()) if measured.size else -1.0
 
 
-def _row(items: Iterable[tuple[str, float | None]], width: int = 0) -> str:
-    cells = (f"{name:<{width or 5}} {'--' if value is None else f'{value:.3f}':5}" for name, value in items)
+def _row(items: Iterable[tuple[str, float]], width: int = 0) -> str:
+    cells = (f"{name:<{width or 5}} {'--' if value == -1 else f'{value:.3f}':5}" for name, value in items)
     return "  ".join(cells).rstrip()

@@ -20,12 +20,14 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from ppdet_lite import __version__
+from ppdet_lite.core.config import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
 from ppdet_lite.engine.evaluate import ImageDetections, detect
+from ppdet_lite.engine.infer import ImageFiles
 from ppdet_lite.engine.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
 from ppdet_lite.engine.setup import Detector
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -84,12 +86,37 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
         save_graph(detector.model, partial)
         (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
         agreement = compare(detector, Predictor(partial), images)
+        log.info(
+            "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
+            *agreement,
+        )
+        if agreement.detections == 0:
+            log.warning("nothing was detected, so nothing but that was compared; name better images by --images")
         _put(partial, folder)
+        log.info("exported to %s: %s", folder, ", ".join(FILES))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return agreement
+
+
+def choose_images(config: Config, source: Path | None, count: int) -> list[Path] | None:
+    """Up to `count` image files, evenly spread, of a source or else of the validation images; None if there are none.
+
+    Raises UserError if a source is given and has no image.
+    """
+    if source is None:
+        folder = Path(config["data"]["val"]["images"])
+        try:
+            files = ImageFiles.find(folder)
+        except UserError:
+            log.info("no images in %s; comparing on drawn ones instead (name others by --images)", folder)
+            return None
+    else:
+        files = ImageFiles.find(source)
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    return [Path(files.info(i).path) for i in chosen.tolist()]
 
 
 def save_graph(model: FasterRCNN, folder: Path) -> None:

@@ -65,7 +65,6 @@ class Recorder:
         self._metrics.close()
         self._board.close()
 
-    def _scalars(self, iteration: int, group: str, values: Mapping[str, float | None]) -> None:
+    def _scalars(self, iteration: int, group: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(f"{group}/{name}", value, iteration)
+            self._board.add_scalar(f"{group}/{name}", value, iteration)

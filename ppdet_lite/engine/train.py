@@ -107,9 +107,9 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
                 recorder.step(done.iteration, iteration // plan.per_epoch, optimizer.get_lr(), losses, watched, *times)
             if val_set is not None and plan.due(plan.evaluate_every, done.iteration):
                 results = evaluate(model, val_set, data.preprocess, data.loader, folder)
-                is_best = done.best is None or (results["AP"] or 0.0) > done.best["AP"]
+                is_best = done.best is None or results["AP"] > done.best["AP"]
                 if is_best:
-                    done = done._replace(best={"AP": results["AP"] or 0.0, "iteration": done.iteration})
+                    done = done._replace(best={"AP": results["AP"], "iteration": done.iteration})
                 if recorder:
                     recorder.evaluation(done.iteration, results)
                     recorder.preview(done.iteration, model, val_set, data.preprocess, config["train"]["preview_images"])

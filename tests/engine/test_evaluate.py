@@ -98,7 +98,7 @@ def test_perfect_detections_have_ap_1(tmp_path):
     metrics = run(dataset, perfect_answers(dataset), tmp_path)
     # areas 1200 (medium), 720 (small), 2000 (medium); none is large; at most 2 objects in an image, of 2 classes
     assert {name: metrics[name] for name in SUMMARY} == {
-        name: None if name in ("APl", "ARl") else pytest.approx(1.0) for name in SUMMARY
+        name: -1.0 if name in ("APl", "ARl") else pytest.approx(1.0) for name in SUMMARY
     }
     assert metrics["per_class"] == pytest.approx({"cat": 1.0, "dog": 1.0})
     assert (metrics["images"], metrics["detections"]) == (3, 3)
@@ -128,14 +128,14 @@ def test_a_shifted_box_counts_up_to_its_overlap(tmp_path):
     dataset = tiny_dataset(tmp_path, xywh={7: [(5, 10, 30, 40, 5)], 3: [], 12: []})
     metrics = run(dataset, [([[11, 10, 41, 50]], [0.9], [0]), NOTHING, NOTHING], tmp_path)
     assert [metrics[name] for name in ("AP", "AP50", "AP75")] == pytest.approx([0.4, 1.0, 0.0])
-    assert metrics["per_class"]["dog"] is None
+    assert metrics["per_class"]["dog"] == -1
 
 
 def test_no_detections_give_ap_0_and_a_valid_file(tmp_path):
     dataset = tiny_dataset(tmp_path)
     metrics = run(dataset, [NOTHING] * 3, tmp_path)
     assert json.loads((tmp_path / "bbox.json").read_text()) == []
-    assert {name: metrics[name] for name in SUMMARY} == dict.fromkeys(SUMMARY, 0.0) | {"APl": None, "ARl": None}
+    assert {name: metrics[name] for name in SUMMARY} == dict.fromkeys(SUMMARY, 0.0) | {"APl": -1.0, "ARl": -1.0}
     assert metrics["per_class"] == {"cat": 0.0, "dog": 0.0} and metrics["detections"] == 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
@@ -143,7 +143,7 @@ def test_no_detections_give_ap_0_and_a_valid_file(tmp_path):
 def test_without_any_object_there_is_nothing_to_measure(tmp_path):
     dataset = tiny_dataset(tmp_path, xywh={7: [], 3: [], 12: []})
     metrics = run(dataset, [([[1, 1, 9, 9]], [0.9], [0]), NOTHING, NOTHING], tmp_path)
-    assert {metrics[name] for name in SUMMARY} == {None}
+    assert {metrics[name] for name in SUMMARY} == {-1.0}
     assert "AP    --" in format_metrics(metrics)
 
 
@@ -166,9 +166,9 @@ def test_metrics_are_pycocotools_to_the_last_digit(tmp_path, seed):
     stats, per_class = pycocotools_says(tmp_path / "val.json", tmp_path / "bbox.json")
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 < written["AP"] < written["AP50"] < 1
-    assert [-1 if written[name] is None else written[name] for name in SUMMARY] == stats
+    assert [written[name] for name in SUMMARY] == stats
     expected = {name: per_class[category] for category, name in {9: "dog", 5: "cat"}.items()}
-    assert written["per_class"] == expected | {"eel": None}
+    assert written["per_class"] == expected | {"eel": -1.0}
     assert written == metrics == score_file(dataset, tmp_path / "bbox.json")
 
 

@@ -67,8 +67,9 @@ def test_balance_of_a_random_batch() -> None:
     """At most a quarter is foreground, it stands first, and every RoI's class and box agree with the IoU."""
     rng = np.random.default_rng(31)
     truth = [random_boxes(rng, 4, size=80, least=20) for _ in range(2)]
-    jittered = [(np.repeat(t, 30, axis=0) + rng.normal(0, 3, (120, 4))).astype(np.float32) for t in truth]
-    proposals = Rois(float32(np.concatenate(jittered)), int32([120, 120]))
+    jittered = [t.repeat(30, axis=0) + rng.normal(0, 3, (120, 4)) for t in truth]
+    rows = np.concatenate([jittered[0], random_boxes(rng, 80), jittered[1], random_boxes(rng, 80)])
+    proposals = Rois(float32(rows), int32([200, 200]))
     paddle.seed(3)
     sampler = RoISampler(Matcher(0.5, 0.5), Sampler(40, 0.25))
     sampled = sampler(proposals, [targets(t.tolist(), [0, 1, 2, 1]) for t in truth], K)
@@ -76,14 +77,14 @@ def test_balance_of_a_random_batch() -> None:
     classes = sampled.target_classes.numpy().reshape(2, 40)
     assert (classes[:, :10] < K).all()
     assert (classes[:, 10:] == K).all()
-    found = sampled.rois.boxes.numpy().reshape(2, 40, 4)
-    for image in range(2):
-        for box, label, target in zip(found[image], classes[image], sampled.target_boxes.numpy().reshape(2, 40, 4)[image]):
-            iou = [overlap(box, t) for t in truth[image]]
-            assert (max(iou) >= 0.5) == (label < K)
-            if label < K:
-                assert label == [0, 1, 2, 1][int(np.argmax(iou))]
-                np.testing.assert_array_equal(target, truth[image][int(np.argmax(iou))])
+    found, wanted = sampled.rois.boxes.numpy(), sampled.target_boxes.numpy()
+    for i, label in enumerate(classes.flatten()):
+        objects = truth[i // 40]
+        iou = [overlap(found[i], box) for box in objects]
+        assert (max(iou) >= 0.5) == (label < K)
+        if label < K:
+            assert label == [0, 1, 2, 1][int(np.argmax(iou))]
+            np.testing.assert_array_equal(wanted[i], objects[int(np.argmax(iou))])
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

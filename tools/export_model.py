@@ -1,0 +1,42 @@
+"""Export for deployment: python tools/export_model.py -c CONFIG -o weights=PATH --output DIR [--images FILE|DIR]
+
+The exported model is put into DIR once it has been run and has found the same as the trained one.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppdet_lite.core import cli, log, runtime
+
+
+def main() -> None:
+    parser = cli.config_parser(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the exported model")
+    parser.add_argument("--images", metavar="FILE|DIR", type=Path, help="images to compare on (default: of data.val)")
+    parser.add_argument("--count", metavar="N", type=int, default=8, help="compare on so many of them (8)")
+    args = parser.parse_args()
+    if not args.print_config and (args.output is None or args.count < 1):
+        parser.error("--output is needed, and --count is at least 1")
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
+    with runtime.quiet_import():
+        import paddle
+
+        from ppdet_lite.engine import setup
+        from ppdet_lite.engine.export import choose_images, export
+    config = setup.load_config(args.config, cli.overrides(args))
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        return
+    log.setup()
+    paddle.set_device("cpu")
+    images = choose_images(config, args.images, args.count)
+    export(setup.load_detector(config), args.output, images)
+
+
+if __name__ == "__main__":
+    cli.run(main)
