@@ -1,4 +1,4 @@
-"""A detector small enough to run in a test, and what to feed it."""
+"""A detector small enough to run in a test, what to feed it, and overlaps pair by pair to check it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def detector(norm: NormName = "gn", frozen_stages: int = 0, class_agnostic: bool
         neck.out_channels,
         neck.out_strides,
         anchors=AnchorGenerator(sizes=(8, 16, 32, 64, 128)),
-        sampler=Sampler(32, 0.5),
+        sampler=Sampler(256, 0.5),
         pre_nms_train=100,
         post_nms_train=50,
         pre_nms_test=100,
@@ -91,6 +91,23 @@ def random_boxes(rng: np.random.Generator, count: int, size: float = 100.0, leas
     extent = rng.uniform(least, size / 2, (count, 2))
     corner = rng.uniform(0, 1, (count, 2)) * (size - extent)
     return np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes share."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return float(width * height) if width > 0 and height > 0 else 0.0
+
+
+def area(box: Sequence[float]) -> float:
+    """Width times height."""
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Shared area over the area of both; 0 where that is 0."""
+    union = area(a) + area(b) - overlap(a, b)
+    return overlap(a, b) / union if union > 0 else 0.0
 
 
 def batch(seed: int = 0) -> dict[str, Any]:

@@ -31,9 +31,10 @@ from ppdet_lite.engine.infer import ImageFiles
 from ppdet_lite.engine.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
 from ppdet_lite.engine.setup import Detector
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.postprocess import Postprocess
 
 FILES = (GRAPH, WEIGHTS, DESCRIPTION)
-BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels of the original image; probability
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
 BATCH_SIZES = (1, 2)
 DRAWN_IMAGES = 4
 FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
@@ -50,7 +51,7 @@ class Agreement(NamedTuple):
     """How far the exported model and the trained one are apart."""
 
     images: int
-    detections: int
+    detections: int  # pairs of one detection of each
     box_gap: float  # the largest, in original pixels
     score_gap: float
 
@@ -65,8 +66,9 @@ class Deployed(nn.Layer):
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """See `Predictor.__call__`."""
         found = self.model(image, im_shape, scale_factor)
-        classes, scores = found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1)
-        return paddle.concat([classes, scores, found.boxes], axis=1), found.counts
+        columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
+        # joined in float64, for which oneDNN has no kernel: its own crashes when there is no row
+        return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
 def export(detector: Detector, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
@@ -82,6 +84,7 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
         raise UserError(f"{folder} exists and is not an exported model; choose another --output")
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_graph(detector.model, partial)
         (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
@@ -91,7 +94,7 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
             *agreement,
         )
         if agreement.detections == 0:
-            log.warning("nothing was detected, so nothing but that was compared; name better images by --images")
+            log.warning("neither found anything, so little was compared; name better images by --images")
         _put(partial, folder)
         log.info("exported to %s: %s", folder, ", ".join(FILES))
     except OSError as error:
@@ -143,7 +146,9 @@ def operators(folder: Path) -> set[str]:
             for inner in operator.blocks():
                 yield from names(inner)
 
-    return set(names(paddle.jit.load(str(folder / Path(GRAPH).stem)).program().global_block()))
+    layer = paddle.jit.load(str(folder / Path(GRAPH).stem))
+    program = layer.program()  # has to outlive its blocks
+    return set(names(program.global_block()))
 
 
 def describe(detector: Detector) -> str:
@@ -183,7 +188,8 @@ def describe(detector: Detector) -> str:
 def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
     """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
 
-    Raises RunFailed at the first image whose detections differ by more than BOX_TOLERANCE or SCORE_TOLERANCE.
+    Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
+    BOX_TOLERANCE pixels of the image or of the network input, whichever are larger.
     """
     if images:
         names, pictures = [str(path) for path in images], (load_image(path) for path in images)
@@ -191,41 +197,60 @@ def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | N
         names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
         pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
     samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
-    detections, gaps = 0, []
+    paired, gaps = 0, []
     for size in BATCH_SIZES:
         for start in range(0, len(samples), size):
             chosen = [samples[(start + k) % len(samples)] for k in range(size)]
             batch = collate(chosen, detector.preprocess)
-            for trained, exported in zip(detect(detector.model, [batch]), _run(predictor, batch), strict=True):
-                where = f"{names[trained.image_id]}, batch size {size}: the"
-                gaps.append(_gaps(detector, trained, exported, f"{where} trained model"))
-                gaps.append(_gaps(detector, exported, trained, f"{where} exported model"))
-                detections += len(trained.scores)
-    box_gap, score_gap = np.max(gaps, axis=0).tolist()
-    return Agreement(len(samples), detections, box_gap, score_gap)
+            for sample, trained, exported in zip(
+                chosen, detect(detector.model, [batch]), _run(predictor, batch), strict=True
+            ):
+                tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
+                try:
+                    count, *gap = _pair(detector, trained, exported, tolerance)
+                except RunFailed as error:
+                    raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
+                paired += count
+                gaps.append(gap)
+    return Agreement(len(samples), paired, *np.max(gaps, axis=0).tolist())
 
 
-def _gaps(detector: Detector, one: ImageDetections, other: ImageDetections, where: str) -> tuple[float, float]:
-    """The largest differences of boxes and of scores between each detection of `one` and its twin in `other`.
+def _pair(
+    detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
+) -> tuple[int, float, float]:
+    """Pair the detections of an image: the number of pairs, and the largest differences of boxes and scores in one.
 
-    The order does not matter: equal scores may swap places. RunFailed if a detection has no twin, unless its score is
+    The order does not matter: equal scores may swap places. RunFailed if a detection is left over, unless its score is
     so near the threshold, or near the last of a full set, that rounding decides whether it is in.
     """
-    post = detector.model.postprocess
-    lowest = one.scores.min() if len(one.scores) == post.max_detections else post.score_threshold
-    box_gaps = np.abs(one.boxes[:, None] - other.boxes).max(axis=2)  # [D, D']
-    score_gaps = np.abs(one.scores[:, None] - other.scores)
-    same_class = one.classes[:, None] == other.classes
-    twins = same_class & (box_gaps <= BOX_TOLERANCE) & (score_gaps <= SCORE_TOLERANCE)
-    for k in np.flatnonzero(~twins.any(axis=1) & ~(one.scores <= lowest + SCORE_TOLERANCE)):
-        text = f"{where} has {detector.class_names[one.classes[k]]} {one.scores[k]:.5f} at {one.boxes[k].tolist()}"
-        if not same_class[k].any():
-            raise RunFailed(f"{text}, the other none of that class")
-        near = np.where(same_class[k], box_gaps[k], np.inf).argmin()
-        raise RunFailed(
-            f"{text}, the other's nearest differs by {box_gaps[k, near]:.2g} px and {score_gaps[k, near]:.2g} in score"
-        )
-    return box_gaps[twins].max(initial=0.0), score_gaps[twins].max(initial=0.0)
+    box_gaps = np.abs(trained.boxes[:, None] - exported.boxes).max(axis=2)  # [D, D']
+    score_gaps = np.abs(trained.scores[:, None] - exported.scores)
+    same_class = trained.classes[:, None] == exported.classes
+    pairs = same_class & (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
+    for name, found, others, alone in (
+        ("trained", trained, exported, ~pairs.any(axis=1)),
+        ("exported", exported, trained, ~pairs.any(axis=0)),
+    ):
+        if (alone := alone & ~_at_the_edge(found.scores, detector.model.postprocess)).any():
+            k = int(alone.argmax())
+            what = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
+            raise RunFailed(f"only the {name} model finds {what}; {_nearest(found, k, others)}")
+    return int(pairs.sum()), box_gaps[pairs].max(initial=0.0), score_gaps[pairs].max(initial=0.0)
+
+
+def _at_the_edge(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
+    full = len(scores) == postprocess.max_detections
+    return scores <= (scores.min() if full else postprocess.score_threshold) + SCORE_TOLERANCE
+
+
+def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
+    """How far the k-th detection is from the nearest other one of its class."""
+    rows = np.flatnonzero(others.classes == found.classes[k])
+    if not rows.size:
+        return "the other finds none of that class"
+    gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
+    score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
+    return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
 
 
 def _run(predictor: Predictor, batch: Batch) -> list[ImageDetections]:

@@ -53,8 +53,8 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
 
 
 def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:
-    """Taps [..., Ky*Kx] in maps of the given width, an int or [..., 1], from those of the axes, [..., Ky] and [..., Kx]."""
-    index = (y[0] * width).unsqueeze(-1) + x[0].unsqueeze(-2)
+    """Taps [..., Ky*Kx] from those of the two axes, [..., Ky] and [..., Kx], in maps of width int or [..., 1, 1]."""
+    index = y[0].unsqueeze(-1) * width + x[0].unsqueeze(-2)
     weight = y[1].unsqueeze(-1) * x[1].unsqueeze(-2)
     return index.flatten(-2), weight.flatten(-2)
 
@@ -68,12 +68,12 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     """
     if paddle.in_dynamic_mode():
         return _SumRows.apply(rows, *[tensor for pair in taps for tensor in pair])
-    # In a graph being exported B is unknown, so the chunks run along K.
-    sums = [
-        sum(_weighted_sum(rows, index[:, k : k + 4], weight[:, k : k + 4]) for k in range(0, index.shape[1], 4))
-        for index, weight in taps
-    ]
-    return paddle.concat(sums)
+    # In a graph being exported B is unknown, so the chunks run along K; F.embedding wants to know M.
+    def chunk(index: Tensor, weight: Tensor) -> Tensor:
+        taken = paddle.gather(rows, index.flatten()).reshape([-1, index.shape[1], rows.shape[1]])
+        return paddle.bmm(weight.unsqueeze(1), taken).squeeze(1)
+
+    return paddle.concat([sum(chunk(i[:, k : k + 4], w[:, k : k + 4]) for k in range(0, i.shape[1], 4)) for i, w in taps])
 
 
 def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:

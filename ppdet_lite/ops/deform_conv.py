@@ -9,7 +9,6 @@ from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, req
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
 
 
-@paddle.jit.not_to_static  # nothing here depends on values; its source need not be rewritten for export
 def deform_conv2d(
     x: Tensor,
     offset: Tensor,
@@ -65,29 +64,23 @@ def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable
     o, _, kh, kw = weight.shape
     oh, ow = offset.shape[2:]
     taps = kh * kw
+    # Where each tap of each output reads if not moved: [OH, 1, K, 1] and [1, OW, K, 1].
+    tap_y, tap_x = (paddle.to_tensor(i.reshape(-1, 1), dtype=x.dtype) for i in np.indices((kh, kw)))
+    y = paddle.arange(oh, dtype=x.dtype).reshape([-1, 1, 1, 1]) * stride[0] - padding[0] + tap_y * dilation[0]
+    x_ = paddle.arange(ow, dtype=x.dtype).reshape([-1, 1, 1]) * stride[1] - padding[1] + tap_x * dilation[1]
     offset = offset.reshape([n, deformable_groups, taps, 2, oh, ow]).transpose([3, 0, 4, 5, 2, 1])
     offset_y, offset_x = offset.unbind()  # [N, OH, OW, K, D]
-
-    def undeformed(axis: int, shape: list[int]) -> Tensor:
-        """Where tap k of output p lies on this axis, [OH, 1, K, 1] or [1, OW, K, 1]."""
-        places = np.arange([oh, ow][axis]) * stride[axis] - padding[axis]
-        reach = np.indices((kh, kw))[axis].reshape(-1) * dilation[axis]
-        return paddle.to_tensor((places[:, None] + reach).reshape([*shape, taps, 1]), dtype=x.dtype)
-
-    y_taps = linear_taps(offset_y + undeformed(0, [oh, 1]), h)
-    x_taps = linear_taps(offset_x + undeformed(1, [1, ow]), w)
-    index, tap_weight = cross_taps(y_taps, x_taps, w)  # [N, OH, OW, K, D, 4], index of a pixel in its image
+    index, tap_weight = cross_taps(linear_taps(y + offset_y, h), linear_taps(x_ + offset_x, w), w)  # [..., 4]
     if mask is not None:
-        mask = mask.reshape([n, deformable_groups, taps, oh, ow]).transpose([0, 3, 4, 2, 1])
-        tap_weight = tap_weight * mask.unsqueeze(-1)
+        mask = mask.reshape([n, deformable_groups, taps, oh, ow, 1]).transpose([0, 3, 4, 2, 1, 5])
+        tap_weight = tap_weight * mask
 
     # A row of the table is one deformable group's channels of one pixel.
-    rows = x.transpose([0, 2, 3, 1]).reshape([n * h * w * deformable_groups, c // deformable_groups])
-    image = paddle.arange(n).reshape([n, 1, 1, 1, 1, 1])
-    group = paddle.arange(deformable_groups).reshape([deformable_groups, 1])
+    rows = x.transpose([0, 2, 3, 1]).flatten(0, 2).reshape([-1, c // deformable_groups])
+    image = paddle.arange(n).reshape([-1, 1, 1, 1, 1, 1])
+    group = paddle.arange(deformable_groups).reshape([-1, 1])
     index = (index + image * (h * w)) * deformable_groups + group
     columns = sum_rows(rows, (index.reshape([-1, 4]), tap_weight.reshape([-1, 4])))
-
     out = _multiply(columns.reshape([n, oh * ow, taps, c]), weight, groups).reshape([n, o, oh, ow])
     return out if bias is None else out + bias.reshape([o, 1, 1])
 
@@ -103,6 +96,7 @@ def _multiply(columns: Tensor, weight: Tensor, groups: int) -> Tensor:
     return paddle.matmul(kernel, columns, transpose_y=True).reshape([o, n, p]).transpose([1, 0, 2])
 
 
+@paddle.jit.not_to_static  # sizes are plain numbers here, -1 where unknown
 def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> None:
     require(x.ndim == 4 and weight.ndim == 4, f"x {x.shape} and weight {weight.shape} must be 4-D")
     n, c, *size = x.shape

@@ -14,7 +14,6 @@ from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
 
-@paddle.jit.not_to_static  # as deform_conv2d
 def deform_roi_pool(
     x: Tensor | Sequence[Tensor],
     boxes: Tensor,
@@ -54,7 +53,7 @@ def deform_roi_pool(
     Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.2; Deformable ConvNets v2 (Zhu et al. 2019),
     section 3.2.
     """
-    features, scales = ([x], [spatial_scale]) if isinstance(x, Tensor) else (list(x), list(spatial_scale))
+    features, scales = (x, spatial_scale) if isinstance(x, list | tuple) else ([x], [spatial_scale])
     output_size = as_pair("output_size", output_size, 1)
     part_size = output_size if part_size is None else as_pair("part_size", part_size, 1)
     legacy = semantics == "legacy"
@@ -81,10 +80,10 @@ def deform_roi_pool(
 class _Bins(NamedTuple):
     """Bins of R RoIs, in cells of the maps they read: the upper left corner and the size."""
 
-    y: Tensor  # [R, Ph, Pw or 1, classes]
-    x: Tensor  # [R, Ph or 1, Pw, classes]
-    height: Tensor  # [R, 1, 1, 1]
-    width: Tensor  # [R, 1, 1, 1]
+    y: Tensor  # [R, Ph, Pw or 1, classes, 1]
+    x: Tensor  # [R, Ph or 1, Pw, classes, 1]
+    height: Tensor  # [R, 1, 1, 1, 1]
+    width: Tensor  # [R, 1, 1, 1, 1]
 
 
 def _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset) -> _Bins:
@@ -95,17 +94,18 @@ def _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, 
     start, size = edges[:, :2], edges[:, 2:] - edges[:, :2]
     if legacy:
         size = size.clip(min=0.1)
-    x, y = start.reshape([-1, 2, 1, 1, 1]).unbind(1)
-    roi_width, roi_height = size.reshape([-1, 2, 1, 1, 1]).unbind(1)
+    x, y = start.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
+    roi_width, roi_height = size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
     height, width = roi_height / output_size[0], roi_width / output_size[1]
-    y = y + height * paddle.arange(output_size[0], dtype=boxes.dtype).reshape([-1, 1, 1])
-    x = x + width * paddle.arange(output_size[1], dtype=boxes.dtype).reshape([-1, 1])
+    y = y + height * paddle.arange(output_size[0], dtype=boxes.dtype).reshape([1, -1, 1, 1, 1])
+    x = x + width * paddle.arange(output_size[1], dtype=boxes.dtype).reshape([1, 1, -1, 1, 1])
     if offset is not None:
-        offset = gamma * offset.reshape([-1, classes, 2, *part_size])
+        offset = gamma * offset.reshape([-1, classes, 2, *part_size, 1])
         if part_size != output_size:
-            for axis, (part, count) in enumerate(zip(part_size, output_size, strict=True), start=3):
-                offset = paddle.index_select(offset, paddle.arange(count) * part // count, axis)
-        offset_x, offset_y = offset.transpose([2, 0, 3, 4, 1]).unbind()
+            for axis in range(2):
+                nearest = paddle.arange(output_size[axis]) * part_size[axis] // output_size[axis]
+                offset = paddle.index_select(offset, nearest, axis=3 + axis)
+        offset_x, offset_y = offset.transpose([2, 0, 3, 4, 1, 5]).unbind()
         y, x = y + offset_y * roi_height, x + offset_x * roi_width
     return _Bins(y, x, height, width)
 
@@ -117,30 +117,29 @@ def _rows(features: Sequence[Tensor], group_size: int, classes: int) -> Tensor:
     """
     parts = group_size**2
     channels = features[0].shape[1] // parts
-    tables = [f.reshape([0, channels, parts, -1]).transpose([0, 2, 3, 1]) for f in features]
-    return paddle.concat([t.reshape([-1, channels // classes]) for t in tables])
+    tables = [f.reshape([0, channels, parts, -1]).transpose([0, 2, 3, 1]).flatten(0, 2) for f in features]
+    return paddle.concat(tables).reshape([-1, channels // classes])
 
 
 def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tensor]:
-    """For each bin the place of its map in the table, in pixels [R, Ph, Pw, 1]; for each RoI the map's (h, w) [R, 2]."""
+    """Where in the table the map of each bin starts, in pixels [R, Ph, Pw, 1, 1], and its (h, w) [R, 2]."""
     sizes = paddle.stack([paddle.shape(f)[2:] for f in features]).astype("int64")  # [L, 2]
     areas = sizes.prod(axis=1)
     starts = (areas.cumsum() - areas) * (paddle.shape(features[0])[0] * group_size**2)
-    image = image_of_roi(rois.counts, rois.boxes.shape[0])
-    area = paddle.gather(areas, level).reshape([-1, 1, 1, 1])
-    start = paddle.gather(starts, level).reshape([-1, 1, 1, 1])
-    ph, pw = (paddle.arange(count) * group_size // count for count in output_size)
-    part = (ph.unsqueeze(1) * group_size + pw).unsqueeze(-1)
-    return start + (image.reshape([-1, 1, 1, 1]) * group_size**2 + part) * area, paddle.gather(sizes, level)
+    start, area = (paddle.gather(t, level).reshape([-1, 1, 1, 1, 1]) for t in (starts, areas))
+    image = image_of_roi(rois.counts, rois.boxes.shape[0]).reshape([-1, 1, 1, 1, 1])
+    ph = (paddle.arange(output_size[0]) * group_size // output_size[0]).reshape([-1, 1, 1, 1])
+    pw = (paddle.arange(output_size[1]) * group_size // output_size[1]).reshape([-1, 1, 1])
+    return start + (image * group_size**2 + ph * group_size + pw) * area, paddle.gather(sizes, level)
 
 
 def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[Taps], Tensor | None]:
     """What to sum for each bin, RoI after RoI in groups of equal sample count, and how to restore the RoIs' order."""
-    map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1]).unbind(1)
-    mask = None if mask is None else mask.transpose([0, 2, 3, 1]).unsqueeze(-1)
+    adaptive = samples == 0
+    map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
+    mask = None if mask is None else mask.reshape([-1, *mask.shape[2:], 1, 1])
     groups = _sample_groups(bins, samples)
     taps = []
-    adaptive = samples == 0
     for rois, rows, columns in groups:
 
         def of_group(tensor: Tensor, rois: Tensor | None = rois) -> Tensor:
@@ -152,9 +151,9 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
             _mean_taps(x, width, of_group(map_width), columns, legacy, adaptive),
             of_group(map_width).unsqueeze(-1),
         )
-        index = (index + of_group(origin).unsqueeze(-1)) * classes + paddle.arange(classes).unsqueeze(-1)
+        index = (index + of_group(origin)) * classes + paddle.arange(classes).reshape([-1, 1])
         if adaptive:
-            weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype).unsqueeze(-1)
+            weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype)
         if mask is not None:
             weight = weight * of_group(mask)
         taps.append((index.flatten(0, -2), weight.flatten(0, -2)))
@@ -174,11 +173,10 @@ def _sample_groups(bins: _Bins, samples: int) -> list[tuple[Tensor | None, int, 
 
 
 def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool, dense: bool) -> Taps:
-    """Taps of the mean of samples along one axis of bins [...], on maps of `length` cells; dense: <= 1 cell apart."""
+    """Taps of the mean of samples along one axis of bins [..., 1], on maps of `length` cells; dense: <= 1 cell apart."""
     first, reach = (0, 0.5) if legacy else (0.5, 1)
-    steps = paddle.arange(samples, dtype=corner.dtype) + first
-    position = corner.unsqueeze(-1) + steps * extent.unsqueeze(-1) / samples
-    last = (length - 1).astype(corner.dtype).unsqueeze(-1)
+    position = corner + (paddle.arange(samples, dtype=corner.dtype) + first) * extent / samples
+    last = (length - 1).astype(corner.dtype)
     share = ((position >= -reach) & (position <= last + reach)).astype(corner.dtype)
     share = share / (share.sum(-1, keepdim=True).clip(min=1) if legacy else samples)
     position = paddle.where(position < 0, paddle.zeros_like(position), position)
@@ -186,46 +184,41 @@ def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, leg
     if dense:
         return run_taps(position, share, last + 1)
     index, weight = linear_taps(position, last + 1)
-    return index.flatten(-2), (weight * share.unsqueeze(-1)).flatten(-2)
+    return index.flatten(-2), (weight * paddle.stack([share, share], axis=-1)).flatten(-2)
 
 
 def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:
     """Aligned pooling by RoIAlign, whose RoIs are the bins when these are moved; inference only."""
-    boxes, size, scales_of_boxes = rois.boxes, output_size, scales
+    boxes, counts = rois
+    if sampling_ratio == 0:  # RoIAlign divides by the number of samples; without extent there are none: move these away
+        has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
+        boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9e3, -9e3, -8e3, -8e3], dtype=boxes.dtype))
+    size = output_size
     if offset is not None:
-        bins = _bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
-        height, width = bins.height, bins.width
+        y, x, height, width = _bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
         if sampling_ratio == 0:
-            height, width = _inside_whole(height), _inside_whole(width)
-        boxes = paddle.concat([bins.x, bins.y, bins.x + width, bins.y + height], axis=-1) + 0.5
-        size, scales_of_boxes = (1, 1), [1.0] * len(scales)
-    per_roi = output_size[0] * output_size[1] // (size[0] * size[1])
+            height, width = _off_whole(height), _off_whole(width)
+        boxes = paddle.concat([x, y, x + width, y + height], axis=-1).reshape([-1, 4]) + 0.5
+        size, scales, bins = 1, [1.0] * len(scales), output_size[0] * output_size[1]
+        counts, level = counts * bins, level.unsqueeze(1).expand([-1, bins]).flatten()
 
-    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
-        pooled = roi_align(
-            feature,
-            part.boxes.reshape([-1, 4]),
-            part.counts * per_roi,
-            size,
-            scales_of_boxes[i],
-            sampling_ratio or -1,
-            aligned=True,
-        )
-        if offset is None:
-            return pooled
-        return pooled.reshape([-1, *output_size, feature.shape[1]]).transpose([0, 3, 1, 2])
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # without reshape, which oneDNN refuses when there are no RoIs
+        return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio or -1, aligned=True)
 
-    rois = Rois(boxes, rois.counts)
+    rois = Rois(boxes, counts)
     pooled = pool(0, features[0], rois) if len(features) == 1 else pool_by_level(features, rois, level, pool)
+    if offset is not None:
+        pooled = pooled.reshape([-1, *output_size, features[0].shape[1]]).transpose([0, 3, 1, 2])
     return pooled if mask is None else pooled * mask
 
 
-def _inside_whole(extent: Tensor) -> Tensor:
+def _off_whole(extent: Tensor) -> Tensor:
     """Bin sizes kept 1e-4 cells off whole numbers, so that rounding in RoIAlign cannot change their sample count."""
-    whole = extent.ceil()
-    return paddle.maximum(paddle.minimum(extent, whole - 1e-4), whole - 1 + 1e-4)
+    whole = (-extent).floor()  # oneDNN's ceil overwrites its input
+    return -(whole + (-extent - whole).clip(1e-4, 1 - 1e-4))
 
 
+@paddle.jit.not_to_static
 def _check(features, scales, boxes, offset, mask, level, output_size, part_size, classes, group_size) -> None:
     require(len(features) == len(scales) > 0, f"{len(features)} levels of x, but {len(scales)} values of spatial_scale")
     require(len(features) == 1 or level is not None, "x has several levels: give level [R]")
@@ -242,6 +235,7 @@ def _check(features, scales, boxes, offset, mask, level, output_size, part_size,
     require_shape("mask", mask, [count, 1, *output_size])
 
 
+@paddle.jit.not_to_static
 def _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size) -> None:
     if legacy:
         require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; give sample_per_part")

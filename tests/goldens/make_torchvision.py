@@ -18,7 +18,7 @@ import torchvision_model as model
 import torchvision_ops as ops
 from torchvision.ops import box_iou
 
-SEED = 266  # of the whole model's weights and images
+SEED = 15  # of the whole model's weights and images
 
 
 def search(count: int) -> None:

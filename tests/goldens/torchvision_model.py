@@ -162,6 +162,25 @@ def training(model: FasterRCNN, images: Tensor, case: str) -> dict[str, Tensor]:
     return out
 
 
+def conditioning(model: FasterRCNN, images: Tensor, case: str, exact: dict[str, Tensor]) -> dict[str, Tensor]:
+    """How far rounding as large as float32's moves each gradient: [4 losses, 2] (its norm, an entry), relative to its norm.
+
+    ReLUs and max-pools near a tie flip under it, which no implementation can avoid: a fair tolerance.
+    """
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    names = [k for k in exact if "/gradient/" in k]
+    worst = {k: torch.zeros(len(exact[k]), 2, dtype=torch.float64) for k in names}
+    torch.manual_seed(0)
+    for _ in range(8):
+        model.load_state_dict({k: v * (1 + 3e-7 * (2 * torch.rand_like(v) - 1)) for k, v in state.items()})
+        moved = training(model, images + 1e-6 * (2 * torch.rand_like(images) - 1), case)
+        for k in names:
+            error = (moved[k] - exact[k]).abs() / exact[k][:, :1].clamp(min=1e-30)
+            worst[k] = worst[k].maximum(torch.stack([error[:, 0], error[:, 1:].max(dim=1)[0]], dim=1))
+    model.load_state_dict(state)
+    return {k.replace("/gradient/", "/conditioning/"): v for k, v in worst.items()}
+
+
 def everything(seed: int) -> dict[str, Tensor]:
     model, images = detector(seed), double(inputs.model_images(seed))
     out: dict[str, Tensor] = {"model/seed": torch.tensor(seed)}
@@ -190,5 +209,6 @@ def everything(seed: int) -> dict[str, Tensor]:
         out |= sampled(f"model/{kind}/pooled", x, 512) | sampled(f"model/{kind}/embedding", embedding, 512)
         out |= {f"model/{kind}/logits": logits.detach(), f"model/{kind}/deltas": deltas.detach()}
     for case in inputs.GROUND_TRUTH:
-        out |= training(model, images, case)
+        exact = training(model, images, case)
+        out |= exact | conditioning(model, images, case, exact)
     return out

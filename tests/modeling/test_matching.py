@@ -6,32 +6,25 @@ import pytest
 
 from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler, split_crowds
 from ppdet_lite.structures import Targets
-from tests.tiny import boxes, float32, int64, random_boxes, targets
+from tests.tiny import area, boxes, float32, int64, iou, overlap, random_boxes, targets
 
 TRUTH = [0, 0, 10, 10]
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
-
-
-def area(a: np.ndarray) -> float:
-    return (a[2] - a[0]) * (a[3] - a[1])
 
 
 def match_loop(rows: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray, matcher: Matcher) -> list[int]:
     """The label of each box, one pair after the other, in float64."""
     rows, truth = rows.astype(np.float64), truth.astype(np.float64)
     objects, crowds = truth[~is_crowd], truth[is_crowd]
-    iou = np.array([[overlap(a, b) / (area(a) + area(b) - overlap(a, b)) for b in objects] for a in rows])
+    overlaps = np.array([[iou(a, b) for b in objects] for a in rows])
     labels = []
     for i, row in enumerate(rows):
-        best = max(iou[i], default=0.0)
-        claimed = any(iou[i, g] == max(iou[:, g]) > 0 for g in range(len(objects)))
+        best = max(overlaps[i], default=0.0)
+        claimed = any(overlaps[i, g] == max(overlaps[:, g]) > 0 for g in range(len(objects)))
         if best >= matcher.foreground_iou or (matcher.keep_best and claimed):
             labels.append(FOREGROUND)
-        elif best >= matcher.background_iou or any(overlap(row, c) / area(row) >= matcher.crowd_coverage for c in crowds):
+        elif best >= matcher.background_iou or any(
+            overlap(row, c) / area(row) >= matcher.crowd_coverage for c in crowds
+        ):
             labels.append(IGNORE)
         else:
             labels.append(BACKGROUND)
@@ -120,7 +113,9 @@ def test_no_boxes() -> None:
         assert Matcher(0.5, 0.5)(boxes(), truth).labels.shape == [0]
 
 
-@pytest.mark.parametrize("matcher", [Matcher(0.7, 0.3, keep_best=True), Matcher(0.5, 0.5), Matcher(0.6, 0.1, True, 0.9)])
+@pytest.mark.parametrize(
+    "matcher", [Matcher(0.7, 0.3, keep_best=True), Matcher(0.5, 0.5), Matcher(0.6, 0.1, True, 0.9)]
+)
 def test_against_a_loop(matcher: Matcher) -> None:
     rng = np.random.default_rng(21)
     rows, truth = random_boxes(rng, 150, size=60), random_boxes(rng, 8, size=60, least=8)

@@ -135,7 +135,14 @@ def test_impossible_norms(name: str, channels: int, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "dilation", "shape"),
-    [(1, 1, 1, [7, 10]), (3, 1, 1, [7, 10]), (3, 1, 2, [7, 10]), (3, 2, 1, [4, 5]), (1, 2, 1, [4, 5]), (7, 2, 1, [4, 5])],
+    [
+        (1, 1, 1, [7, 10]),
+        (3, 1, 1, [7, 10]),
+        (3, 1, 2, [7, 10]),
+        (3, 2, 1, [4, 5]),
+        (1, 2, 1, [4, 5]),
+        (7, 2, 1, [4, 5]),
+    ],
 )
 def test_conv_norm_pads_to_the_same_size(kernel: int, stride: int, dilation: int, shape: list[int]) -> None:
     conv = ConvNorm(3, 2, kernel, stride, dilation)

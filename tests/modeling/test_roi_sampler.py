@@ -6,7 +6,7 @@ import paddle
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.structures import Rois
-from tests.tiny import float32, int32, random_boxes, rois, targets
+from tests.tiny import float32, int32, iou, random_boxes, rois, targets
 
 K = 3
 EVERYTHING = RoISampler(sampler=Sampler(1000, 0.5))
@@ -80,17 +80,11 @@ def test_balance_of_a_random_batch() -> None:
     found, wanted = sampled.rois.boxes.numpy(), sampled.target_boxes.numpy()
     for i, label in enumerate(classes.flatten()):
         objects = truth[i // 40]
-        iou = [overlap(found[i], box) for box in objects]
-        assert (max(iou) >= 0.5) == (label < K)
+        overlaps = [iou(found[i], box) for box in objects]
+        assert (max(overlaps) >= 0.5) == (label < K)
         if label < K:
-            assert label == [0, 1, 2, 1][int(np.argmax(iou))]
-            np.testing.assert_array_equal(wanted[i], objects[int(np.argmax(iou))])
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
+            assert label == [0, 1, 2, 1][int(np.argmax(overlaps))]
+            np.testing.assert_array_equal(wanted[i], objects[int(np.argmax(overlaps))])
 
 
 def test_no_gradient_flows_into_the_rois() -> None:

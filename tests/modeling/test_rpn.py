@@ -11,7 +11,7 @@ from ppdet_lite.modeling.losses import box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.structures import Rois
-from tests.tiny import boxes, float32, random_boxes, targets
+from tests.tiny import boxes, float32, iou, random_boxes, targets
 
 SIZES = float32([[100, 100]])
 SQUARES = [[10.0 * i, 0, 10.0 * i + 8, 8] for i in range(6)]  # anchors that do not touch each other
@@ -19,7 +19,7 @@ SQUARES = [[10.0 * i, 0, 10.0 * i + 8, 8] for i in range(6)]  # anchors that do 
 
 def one_level(limit: int = 1000, **options: object) -> RPN:
     """An RPN on one level whose limits are all the same, unless options say otherwise."""
-    limits = {key: limit for key in ("pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test")}
+    limits = dict.fromkeys(("pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"), limit)
     return RPN(8, [16], AnchorGenerator((32,)), **{**limits, **options})
 
 
@@ -30,12 +30,6 @@ def still(logits: list[list[float]]) -> list[paddle.Tensor]:
 
 def per_image(found: Rois) -> list[list[list[float]]]:
     return [part.tolist() for part in found.boxes.split(found.counts.tolist())]
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
 class TestForward:
@@ -71,9 +65,13 @@ class TestProposals:
         logits = [[1.0, 5, 3, 0, 4, 2]]
         rpn = one_level(post_nms_train=3, post_nms_test=2)
         anchors, sizes = [boxes(*SQUARES)], SIZES
-        assert per_image(rpn.propose(anchors, [float32(logits)], still(logits), sizes)) == [[SQUARES[i] for i in (1, 4, 2)]]
+        assert per_image(rpn.propose(anchors, [float32(logits)], still(logits), sizes)) == [
+            [SQUARES[i] for i in (1, 4, 2)]
+        ]
         rpn.eval()
-        assert per_image(rpn.propose(anchors, [float32(logits)], still(logits), sizes)) == [[SQUARES[i] for i in (1, 4)]]
+        assert per_image(rpn.propose(anchors, [float32(logits)], still(logits), sizes)) == [
+            [SQUARES[i] for i in (1, 4)]
+        ]
 
     def test_candidates_are_limited_before_nms(self) -> None:
         """The two best overlap: with two candidates NMS leaves one, though a third box would be free."""
@@ -225,22 +223,35 @@ class TestLosses:
         assert box == pytest.approx((10 * 0.2 + 20 * 0.1) / 10, rel=1e-5)
 
     def test_without_objects_there_is_no_box_loss_and_no_gradient_of_it(self) -> None:
-        logits, deltas = paddle.zeros([1, 4]), paddle.ones([1, 4, 4])
+        logits, deltas = paddle.full([1, 4], math.log(3)), paddle.ones([1, 4, 4])
         logits.stop_gradient = deltas.stop_gradient = False
         found = one_level(sampler=Sampler(8, 0.5)).losses([boxes(*ANCHORS)], [logits], [deltas], [targets()])
         sum(found.values()).backward()
         assert found["loss_rpn_box"].item() == 0
         assert deltas.grad is None or not deltas.grad.numpy().any()
-        np.testing.assert_allclose(logits.grad.numpy(), [[0.5 / 8] * 4])
+        np.testing.assert_allclose(logits.grad.numpy(), [[0.75 / 8] * 4], rtol=1e-6)
 
     def test_a_crowd_gives_no_gradient(self) -> None:
         """Anchors 0 to 2 lie in the crowd: only the fourth, outside, is background."""
-        logits = paddle.zeros([1, 4])
+        logits = paddle.full([1, 4], math.log(3))
         logits.stop_gradient = False
         truth = targets([[0, 0, 20, 20]], crowd=[True])
-        found = one_level(sampler=Sampler(8, 0.5)).losses([boxes(*ANCHORS)], [logits], [paddle.ones([1, 4, 4])], [truth])
+        found = one_level(sampler=Sampler(8, 0.5)).losses(
+            [boxes(*ANCHORS)], [logits], [paddle.ones([1, 4, 4])], [truth]
+        )
         sum(found.values()).backward()
-        np.testing.assert_allclose(logits.grad.numpy(), [[0, 0, 0, 0.5 / 8]])
+        np.testing.assert_allclose(logits.grad.numpy(), [[0, 0, 0, 0.75 / 8]], rtol=1e-6)
+
+    @pytest.mark.xfail(strict=True, reason="Paddle's cross entropy is off by 1 in the gradient at a logit of exactly 0")
+    def test_gradient_at_a_logit_of_zero(self) -> None:
+        """It is sigmoid(0) - label: -1/2 for the foreground (anchor 0; 1 is ignored), 1/2 for the background."""
+        logits = paddle.zeros([1, 4])
+        logits.stop_gradient = False
+        rpn = one_level(sampler=Sampler(10, 0.5))
+        sum(
+            rpn.losses([boxes(*ANCHORS)], [logits], [paddle.zeros([1, 4, 4])], [targets([ANCHORS[0]])]).values()
+        ).backward()
+        np.testing.assert_allclose(logits.grad.numpy(), [[-0.05, 0, 0.05, 0.05]], rtol=1e-6)
 
     def test_gradient_by_finite_differences(self) -> None:
         """Every anchor is drawn, so the losses are functions of logits and deltas alone."""
@@ -301,7 +312,9 @@ class TestBoxLoss:
             nudge = np.zeros_like(distance)
             nudge[place] = step
             up, down = (
-                box_loss(paddle.to_tensor(wanted + distance + sign * nudge), paddle.to_tensor(wanted), kind, beta).item()
+                box_loss(
+                    paddle.to_tensor(wanted + distance + sign * nudge), paddle.to_tensor(wanted), kind, beta
+                ).item()
                 for sign in (1, -1)
             )
             assert (up - down) / (2 * step) == pytest.approx(deltas.grad[place].item(), abs=1e-6)

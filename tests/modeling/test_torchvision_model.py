@@ -1,9 +1,9 @@
 """A whole Faster R-CNN R18-FPN, and ResNet-50's features, against torchvision's numbers (tests/goldens/README.md).
 
 Both sides carry the weights of `inputs.weight`. The goldens are float64 results. torchvision's own float32 run differs
-from them by up to 3e-5 in the features, 4e-5 in RPN logits, 1e-3 pixels in proposals and 6e-5 of a gradient's norm
-(ReLUs whose input is nearly 0 flip); the tolerances here are two to three times that. The inputs were chosen so that
-no decision (order, suppression, match) changes within it.
+from them by up to 3e-5 in the features, 4e-5 in RPN logits and 1e-3 pixels in proposals; the tolerances here are about
+three times that. The inputs were chosen so that no decision (order, suppression, match) changes within it. How exact a
+gradient can be in float32 was measured for each parameter and lies beside it (`conditioning`: 1e-6 to 2e-3).
 """
 
 import re
@@ -238,8 +238,10 @@ def test_losses_and_gradients(case: str, model: FasterRCNN, images: paddle.Tenso
                 assert expected[0] == 0
                 continue
             array = to_torch(parameters[name][0], gradient.numpy())
-            found = [np.linalg.norm(array), *array.flatten()[inputs.positions(f"gradient/{name}", array.size, 24)]]
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected[0], err_msg=name)
+            norm, entries = np.linalg.norm(array), array.flatten()[inputs.positions(f"gradient/{name}", array.size, 24)]
+            norm_slack, entry_slack = 1e-5 + 3 * GOLDEN[f"train/{case}/conditioning/{name}"][row]
+            np.testing.assert_allclose(norm, expected[0], rtol=norm_slack, err_msg=name)
+            np.testing.assert_allclose(entries, expected[1:], rtol=0, atol=entry_slack * expected[0], err_msg=name)
 
 
 @pytest.mark.parametrize("case", list(inputs.GROUND_TRUTH))

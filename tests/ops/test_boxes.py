@@ -6,25 +6,10 @@ import numpy as np
 import pytest
 
 from ppdet_lite.ops.boxes import box_area, box_coverage, box_iou, clip_boxes, decode_boxes, encode_boxes
-from tests.tiny import boxes, float32, random_boxes
+from tests.tiny import area, boxes, float32, iou, overlap, random_boxes
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
 HEAD = (10.0, 10.0, 5.0, 5.0)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return float(width * height) if width > 0 and height > 0 else 0.0
-
-
-def area(a: np.ndarray) -> float:
-    return float((a[2] - a[0]) * (a[3] - a[1]))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = area(a) + area(b) - overlap(a, b)
-    return overlap(a, b) / union if union > 0 else 0.0
 
 
 def test_area_is_continuous() -> None:

@@ -39,9 +39,7 @@ def align_loop(
     out = np.zeros((len(feature), size, size))
     for c, i, j in np.ndindex(out.shape):
         samples = [
-            bilinear(
-                feature[c], y1 + (i + (a + 0.5) / ny) * height / size, x1 + (j + (b + 0.5) / nx) * width / size
-            )
+            bilinear(feature[c], y1 + (i + (a + 0.5) / ny) * height / size, x1 + (j + (b + 0.5) / nx) * width / size)
             for a in range(ny)
             for b in range(nx)
         ]
