@@ -132,6 +132,12 @@ def build(node: Config, **derived: Any) -> Any:
         raise UserError(f"{node.place}: {error}") from error
 
 
+def build_offered(node: Config, **offered: Any) -> Any:
+    """`build` with those of the offered values that the component declares as Derived; it need not want them all."""
+    known = parameters(node.component)
+    return build(node, **{key: value for key, value in offered.items() if key in known and known[key].derived})
+
+
 def _argument(value: Any, hint: Any) -> Any:
     slot = slot_of(hint)
     if slot is None:

@@ -38,15 +38,24 @@ class Optimizer:
         return self.base_lr * images_per_step / self.base_batch
 
     def build(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
-        """The optimizer of a model's trainable parameters; its rate is set before every step."""
+        """The optimizer of a model's trainable parameters; its rate is set before every step.
+
+        A group for each weight decay and learning rate; a `ParamAttr(learning_rate=...)` is relative to the others.
+        """
         norms = {id(p) for layer in model.sublayers() if isinstance(layer, NORMS) for p in layer.parameters(False)}
-        trainable = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
-        groups = [
-            {"params": [p for p in trainable if id(p) not in norms], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if id(p) in norms], "weight_decay": self.norm_decay},
-        ]
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for parameter in model.parameters():
+            if not parameter.stop_gradient:
+                decay = self.norm_decay if id(parameter) in norms else self.weight_decay
+                groups.setdefault((decay, parameter.optimize_attr["learning_rate"]), []).append(parameter)
         clip = None if self.clip_norm is None else nn.ClipGradByGlobalNorm(self.clip_norm)
-        return self._build([group for group in groups if group["params"]], clip)
+        return self._build(
+            [
+                {"params": parameters, "weight_decay": decay, "learning_rate": lr_scale}
+                for (decay, lr_scale), parameters in groups.items()
+            ],
+            clip,
+        )
 
     def _build(self, groups: list[dict[str, Any]], clip: nn.ClipGradByGlobalNorm | None) -> paddle.optimizer.Optimizer:
         raise NotImplementedError

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from paddle import Tensor, nn
 
-from ppdet_lite.core.registry import build, register
+from ppdet_lite.core.registry import build, build_offered, register
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
 from ppdet_lite.modeling.postprocess import Postprocess
@@ -46,7 +46,7 @@ class FasterRCNN(nn.Layer):
         """Build the parts of a checked `model:` section, telling each what it needs to know of the others."""
         backbone = build(config["backbone"])
         neck = build(config["neck"], in_channels=backbone.out_channels, in_strides=backbone.out_strides)
-        roi_pool = build(config["roi_pool"], in_strides=neck.out_strides)
+        roi_pool = build_offered(config["roi_pool"], in_strides=neck.out_strides, in_channels=neck.out_channels)
         box_head = build(config["box_head"], in_channels=neck.out_channels, output_size=roi_pool.output_size)
         return cls(
             backbone,

@@ -7,6 +7,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppdet_lite.modeling.deform import Deformable, DeformConv2D
+
 NormName = Literal["none", "bn", "frozen_bn", "frozen_stats_bn", "sync_bn", "gn", "ln", "in"]
 
 
@@ -79,7 +81,11 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
 
 
 class ConvNorm(nn.Layer):
-    """Convolution, then a norm if one is named; a bias only without a norm. "Same" padding at stride 1."""
+    """Convolution, then a norm if one is named; a bias only without a norm. "Same" padding at stride 1.
+
+    Args:
+        deformable: makes it a deformable convolution; it then needs a norm.
+    """
 
     def __init__(
         self,
@@ -89,17 +95,21 @@ class ConvNorm(nn.Layer):
         stride: int = 1,
         dilation: int = 1,
         norm: NormName = "none",
+        deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2D(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=dilation * (kernel - 1) // 2,
-            dilation=dilation,
-            bias_attr=None if norm == "none" else False,
-        )
+        if deformable is not None:
+            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable)
+        else:
+            self.conv = nn.Conv2D(
+                in_channels,
+                out_channels,
+                kernel,
+                stride=stride,
+                padding=dilation * (kernel - 1) // 2,
+                dilation=dilation,
+                bias_attr=None if norm == "none" else False,
+            )
         self.norm = build_norm(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +124,7 @@ def init_normal(layer: nn.Layer, std: float) -> None:
     _zero_bias(layer)
 
 
-def init_kaiming_normal(layer: nn.Conv2D) -> None:
+def init_kaiming_normal(layer: nn.Conv2D | DeformConv2D) -> None:
     """He initialisation by fan-out for a conv followed by ReLU, bias 0: what ResNets are trained from."""
     fan_out = layer.weight.shape[0] * layer.weight.shape[2] * layer.weight.shape[3]
     init_normal(layer, math.sqrt(2.0 / fan_out))

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ppdet_lite.core.registry import register
 from ppdet_lite.modeling.components import Backbone
+from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -21,10 +22,18 @@ class BasicBlock(nn.Layer):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: NormName, stride_in_1x1: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        norm: NormName,
+        stride_in_1x1: bool,
+        deformable: Deformable | None,
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, width, 3, stride, norm=norm)
-        self.conv2 = ConvNorm(width, width, 3, norm=norm)
+        self.conv1 = ConvNorm(in_channels, width, 3, stride, norm=norm, deformable=deformable)
+        self.conv2 = ConvNorm(width, width, 3, norm=norm, deformable=deformable)
         self.shortcut = _shortcut(in_channels, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,11 +47,19 @@ class Bottleneck(nn.Layer):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int, norm: NormName, stride_in_1x1: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        norm: NormName,
+        stride_in_1x1: bool,
+        deformable: Deformable | None,
+    ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         self.conv1 = ConvNorm(in_channels, width, 1, stride if stride_in_1x1 else 1, norm=norm)
-        self.conv2 = ConvNorm(width, width, 3, 1 if stride_in_1x1 else stride, norm=norm)
+        self.conv2 = ConvNorm(width, width, 3, 1 if stride_in_1x1 else stride, norm=norm, deformable=deformable)
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
 
@@ -69,6 +86,7 @@ class ResNet(Backbone):
             stage 2, ... Batch norm in a frozen stage is frozen too.
         out_stages: stages whose outputs are returned, out of 2..5 (strides 4..32).
         stride_in_1x1: downsample in the bottleneck's first 1x1 (the original Caffe models) rather than in its 3x3.
+        deformable: makes every 3x3 convolution of the stages it names deformable.
     """
 
     def __init__(
@@ -78,6 +96,7 @@ class ResNet(Backbone):
         frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2,
         out_stages: Sequence[Literal[2, 3, 4, 5]] = STAGES,
         stride_in_1x1: bool = False,
+        deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
         if norm == "none":
@@ -91,17 +110,18 @@ class ResNet(Backbone):
         channels = 64
         for stage, block_count in zip(STAGES[: self.out_stages[-1] - 1], BLOCKS_PER_STAGE[depth]):
             width = 64 * 2 ** (stage - 2)
+            in_stage = deformable if deformable is not None and stage in deformable.stages else None
             blocks = []
             for i in range(block_count):
                 stride = 2 if i == 0 and stage > 2 else 1
-                blocks.append(block(channels, width, stride, self._stage_norm(stage), stride_in_1x1))
+                blocks.append(block(channels, width, stride, self._stage_norm(stage), stride_in_1x1, in_stage))
                 channels = width * block.expansion
             setattr(self, f"res{stage}", nn.Sequential(*blocks))
         self.out_channels = [64 * 2 ** (stage - 2) * block.expansion for stage in self.out_stages]
         self.out_strides = [2**stage for stage in self.out_stages]
         for layer in self.sublayers():
-            if isinstance(layer, nn.Conv2D):
-                init_kaiming_normal(layer)
+            if isinstance(layer, ConvNorm):
+                init_kaiming_normal(layer.conv)
         self._freeze()
 
     def _stage_norm(self, stage: int) -> NormName:

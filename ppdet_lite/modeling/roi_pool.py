@@ -1,11 +1,16 @@
-"""RoI pooling components."""
+"""RoI pooling from a feature pyramid: RoIAlign, and deformable pooling with its offset branch."""
 
 from collections.abc import Sequence
+from typing import Literal
 
-from paddle import Tensor
+import paddle.nn.functional as F
+from paddle import ParamAttr, Tensor, nn
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ppdet_lite.core.registry import Derived, register
 from ppdet_lite.modeling.components import RoIPool
+from ppdet_lite.modeling.deform import slow_zeros
+from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
 from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align
 from ppdet_lite.structures import Rois
@@ -52,3 +57,100 @@ class RoIAlign(RoIPool):
         return pyramid_roi_align(
             features, self.strides, rois, level, self.output_size, self.sampling_ratio, self.aligned
         )
+
+
+@register
+class DeformRoIPool(RoIPool):
+    """Deformable RoI pooling: each bin is moved by a learned offset and, when modulated, scaled by a learned mask.
+
+    RoIs are pooled without offsets, fully connected layers turn that into the offsets (in units of gamma times the
+    RoI's size) and masks of their bins, and the RoIs are pooled again (Dai et al. 2017, section 2.2; Zhu et al. 2019,
+    section 3.2). The last layer of each branch starts at zero.
+
+    Args:
+        modulated: version 2, with a mask: a sigmoid that multiplies each bin, 0.5 at the start.
+        branch: `paper`: version 1 has one layer, version 2 two hidden ones shared by offsets and mask; `mmcv`: two
+            hidden layers for the offsets and, when modulated, one for the mask apart.
+        hidden: width of the hidden layers.
+        offset_lr: learning rate of the branch relative to the others; version 1's paper has 0.01, version 2's 1.
+        sampling_ratio, levels, canonical_size, canonical_level: see `RoIAlign`.
+    """
+
+    def __init__(
+        self,
+        in_strides: Derived[Sequence[int]],
+        in_channels: Derived[int],
+        modulated: bool = False,
+        branch: Literal["paper", "mmcv"] = "paper",
+        hidden: PositiveInt = 1024,
+        offset_lr: PositiveFloat = 1.0,
+        gamma: PositiveFloat = 0.1,
+        output_size: PositiveInt = 7,
+        sampling_ratio: NonNegativeInt = 0,
+        levels: PositiveInt = 4,
+        canonical_size: float = 224.0,
+        canonical_level: int = 2,
+    ) -> None:
+        super().__init__()
+        self.scales = [1.0 / stride for stride in list(in_strides)[:levels]]
+        self.output_size, self.sampling_ratio, self.gamma = output_size, sampling_ratio, gamma
+        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+        self.modulated = modulated
+        inputs, bins = in_channels * output_size**2, output_size**2
+
+        def layers(hidden_layers: int, outputs: int) -> nn.Sequential:
+            return _branch(inputs, hidden, hidden_layers, outputs, offset_lr)
+
+        self.mask = None
+        if branch == "paper":
+            self.offset = layers(2, 3 * bins) if modulated else layers(0, 2 * bins)
+        else:
+            self.offset = layers(2, 2 * bins)
+            self.mask = layers(1, bins) if modulated else None
+
+    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
+        """Features [N, C, H_l, W_l] and R RoIs -> [R, C, P, P]."""
+        offset, mask = self.offsets(features, rois)
+        return self._pool(features, rois, offset, mask)
+
+    def offsets(self, features: Sequence[Tensor], rois: Rois) -> tuple[Tensor, Tensor | None]:
+        """Offsets [R, 2, P, P], x first, in units of gamma times the RoI's size, and the mask [R, 1, P, P] or None."""
+        plain = self._pool(features, rois, None, None).flatten(1)
+        size, bins = self.output_size, self.output_size**2
+        answer = self.offset(plain)
+        offset = answer[:, : 2 * bins].reshape([-1, 2, size, size])
+        if not self.modulated:
+            return offset, None
+        logits = answer[:, 2 * bins :] if self.mask is None else self.mask(plain)
+        return offset, F.sigmoid(logits).reshape([-1, 1, size, size])
+
+    def _pool(self, features: Sequence[Tensor], rois: Rois, offset: Tensor | None, mask: Tensor | None) -> Tensor:
+        level = pyramid_level(rois.boxes, len(self.scales), self.canonical_size, self.canonical_level)
+        return deform_roi_pool(
+            features[: len(self.scales)],
+            rois.boxes,
+            rois.counts,
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            self.gamma,
+            offset,
+            mask,
+            level=level,
+        )
+
+
+def _branch(inputs: int, hidden: int, hidden_layers: int, outputs: int, lr_scale: float) -> nn.Sequential:
+    """Fully connected layers with ReLUs between them; hidden weights from N(0, 0.01), the last layer zero."""
+    layers: list[nn.Layer] = []
+    for _ in range(hidden_layers):
+        scaled = ParamAttr(learning_rate=lr_scale)
+        layers += [
+            nn.Linear(inputs, hidden, weight_attr=scaled, bias_attr=ParamAttr(learning_rate=lr_scale)),
+            nn.ReLU(),
+        ]
+        init_normal(layers[-2], 0.01)
+        inputs = hidden
+    return nn.Sequential(
+        *layers, nn.Linear(inputs, outputs, weight_attr=slow_zeros(lr_scale), bias_attr=slow_zeros(lr_scale))
+    )

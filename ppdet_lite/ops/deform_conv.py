@@ -64,23 +64,24 @@ def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable
     o, _, kh, kw = weight.shape
     oh, ow = offset.shape[2:]
     taps = kh * kw
-    # Where each tap of each output reads if not moved: [OH, 1, K, 1] and [1, OW, K, 1].
-    tap_y, tap_x = (paddle.to_tensor(i.reshape(-1, 1), dtype=x.dtype) for i in np.indices((kh, kw)))
-    y = paddle.arange(oh, dtype=x.dtype).reshape([-1, 1, 1, 1]) * stride[0] - padding[0] + tap_y * dilation[0]
-    x_ = paddle.arange(ow, dtype=x.dtype).reshape([-1, 1, 1]) * stride[1] - padding[1] + tap_x * dilation[1]
+    # Where each tap of each output reads if not moved: [1, OH, 1, K, 1] and [1, 1, OW, K, 1].
+    tap_y, tap_x = (paddle.to_tensor(i.reshape(1, 1, 1, taps, 1), dtype=x.dtype) for i in np.indices((kh, kw)))
+    place_y = paddle.arange(oh, dtype=x.dtype).reshape([1, -1, 1, 1, 1]) * stride[0] - padding[0] + tap_y * dilation[0]
+    place_x = paddle.arange(ow, dtype=x.dtype).reshape([1, 1, -1, 1, 1]) * stride[1] - padding[1] + tap_x * dilation[1]
     offset = offset.reshape([n, deformable_groups, taps, 2, oh, ow]).transpose([3, 0, 4, 5, 2, 1])
-    offset_y, offset_x = offset.unbind()  # [N, OH, OW, K, D]
-    index, tap_weight = cross_taps(linear_taps(y + offset_y, h), linear_taps(x_ + offset_x, w), w)  # [..., 4]
+    offset_y, offset_x = offset.unbind()  # [N, OH, OW, K, D], the order of the samples below
+    y_taps, x_taps = linear_taps((place_y + offset_y).flatten(), h), linear_taps((place_x + offset_x).flatten(), w)
+    index, tap_weight = cross_taps(y_taps, x_taps, w)
     if mask is not None:
-        mask = mask.reshape([n, deformable_groups, taps, oh, ow, 1]).transpose([0, 3, 4, 2, 1, 5])
-        tap_weight = tap_weight * mask
+        mask = mask.reshape([n, deformable_groups, taps, oh, ow]).transpose([0, 3, 4, 2, 1])
+        tap_weight = tap_weight * mask.reshape([-1, 1])
 
     # A row of the table is one deformable group's channels of one pixel.
     rows = x.transpose([0, 2, 3, 1]).flatten(0, 2).reshape([-1, c // deformable_groups])
-    image = paddle.arange(n).reshape([-1, 1, 1, 1, 1, 1])
-    group = paddle.arange(deformable_groups).reshape([-1, 1])
-    index = (index + image * (h * w)) * deformable_groups + group
-    columns = sum_rows(rows, (index.reshape([-1, 4]), tap_weight.reshape([-1, 4])))
+    image, group = paddle.arange(n).reshape([-1, 1, 1, 1, 1]), paddle.arange(deformable_groups)
+    first = image * (h * w * deformable_groups) + group
+    index = index * deformable_groups + first.expand([n, oh, ow, taps, deformable_groups]).reshape([-1, 1])
+    columns = sum_rows(rows, (index, tap_weight))
     out = _multiply(columns.reshape([n, oh * ow, taps, c]), weight, groups).reshape([n, o, oh, ow])
     return out if bias is None else out + bias.reshape([o, 1, 1])
 

@@ -163,7 +163,7 @@ def training(model: FasterRCNN, images: Tensor, case: str) -> dict[str, Tensor]:
 
 
 def conditioning(model: FasterRCNN, images: Tensor, case: str, exact: dict[str, Tensor]) -> dict[str, Tensor]:
-    """How far rounding as large as float32's moves each gradient: [4 losses, 2] (its norm, an entry), relative to its norm.
+    """How far float32-like rounding moves each gradient: [4 losses, 2] (its norm, an entry), relative to its norm.
 
     ReLUs and max-pools near a tie flip under it, which no implementation can avoid: a fair tolerance.
     """

@@ -77,6 +77,21 @@ def test_detections_lie_in_the_original_images(model: FasterRCNN) -> None:
     assert set(found.classes.tolist()) <= {0, 1, 2}
 
 
+def test_detections_use_the_predictors_delta_weights(model: FasterRCNN) -> None:
+    """Deltas and weights doubled together mean the same boxes."""
+    predictor, before = model.predictor, state(model)
+    predictor.regress.weight.set_value(predictor.regress.weight * 100)  # or the boxes are the proposals
+    expected = detect(model, *inputs())
+    predictor.regress.weight.set_value(predictor.regress.weight * 2)
+    weights, predictor.delta_weights = predictor.delta_weights, tuple(2 * w for w in predictor.delta_weights)
+    found = detect(model, *inputs())
+    predictor.delta_weights = weights
+    doubled = detect(model, *inputs())
+    model.set_state_dict(before)
+    np.testing.assert_allclose(found.boxes.numpy(), expected.boxes.numpy(), atol=1e-3)
+    assert doubled.boxes.shape != expected.boxes.shape or (doubled.boxes - expected.boxes).abs().max().item() > 1
+
+
 def test_scores_of_an_image_descend_and_end_at_the_limit(model: FasterRCNN) -> None:
     found = detect(model, *inputs())
     assert found.scores.min().item() > model.postprocess.score_threshold

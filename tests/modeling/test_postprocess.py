@@ -12,6 +12,7 @@ from tests.tiny import float32, int32, iou, random_boxes, rois
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
 HEAD = (10.0, 10.0, 5.0, 5.0)
+TWO_IMAGES = [(100, 100)] * 2, [(1, 1)] * 2  # their sizes and scales
 APART = [[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(5)]
 
 
@@ -58,9 +59,7 @@ def test_the_threshold_itself_is_too_low() -> None:
 
 
 def test_nothing_above_the_threshold() -> None:
-    assert detect(
-        Postprocess(0.5), answer([[0.3, 0.3]] * 2), rois(APART[:1], APART[:1]), [(9, 9)] * 2, [(1, 1)] * 2
-    ) == [
+    assert detect(Postprocess(0.5), answer([[0.3, 0.3]] * 2), rois(APART[:1], APART[:1]), *TWO_IMAGES) == [
         [],
         [],
     ]
@@ -68,7 +67,7 @@ def test_nothing_above_the_threshold() -> None:
 
 def test_no_rois() -> None:
     empty = BoxHeadOutput(paddle.zeros([0, 1]), paddle.zeros([0, 4]), paddle.zeros([0, 12]))
-    assert detect(Postprocess(), empty, rois([], []), [(9, 9)] * 2, [(1, 1)] * 2) == [[], []]
+    assert detect(Postprocess(), empty, rois([], []), *TWO_IMAGES) == [[], []]
 
 
 def test_duplicates_go_class_by_class() -> None:
@@ -78,8 +77,11 @@ def test_duplicates_go_class_by_class() -> None:
 
 
 def test_images_do_not_suppress_each_other() -> None:
-    found = detect(Postprocess(0.05), answer([[0.3], [0.4]]), rois(APART[:1], APART[:1]), [(99, 99)] * 2, [(1, 1)] * 2)
+    """The same box in both: as the same class, and as class 1 of the first and class 0 of the second."""
+    found = detect(Postprocess(0.05), answer([[0.3], [0.4]]), rois(APART[:1], APART[:1]), *TWO_IMAGES)
     assert found == [[(0, 0.3, APART[0])], [(0, 0.4, APART[0])]]
+    found = detect(Postprocess(0.1), answer([[0.05, 0.3], [0.4, 0.05]]), rois(APART[:1], APART[:1]), *TWO_IMAGES)
+    assert found == [[(1, 0.3, APART[0])], [(0, 0.4, APART[0])]]
 
 
 def test_best_of_each_image_are_kept() -> None:
@@ -110,10 +112,11 @@ def test_boxes_are_decoded_clipped_and_mapped_to_the_original() -> None:
 
 
 def test_boxes_end_with_the_original_image() -> None:
-    """33 x 50 resized to 66 x 101: 101 / 2.02 is 50 again, though rounding could make it more."""
-    scale = (np.float32(66 / 33), np.float32(101 / 50))
-    found = detect(Postprocess(), answer([[0.5]]), rois([[0, 0, 500, 500]]), [(66, 101)], [scale])
-    assert found == [[(0, 0.5, [0, 0, 50, 33])]]
+    """25 x 27 resized to 53 x 29: in float32 the way back gives 25.000002 and 27.000002."""
+    scales = float32([[53 / 25, 29 / 27]])
+    assert (float32([53, 29]) / scales[0] > float32([25, 27])).all()
+    found = Postprocess()(answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[53, 29]]), scales)
+    assert found.boxes.tolist() == [[0, 0, 27, 25]]
 
 
 def test_one_box_for_all_classes() -> None:

@@ -222,6 +222,13 @@ class TestLosses:
         box = losses(rpn, [paddle.zeros([1, 4])], [paddle.zeros([1, 4, 4])], [targets([truth])])[1]
         assert box == pytest.approx((10 * 0.2 + 20 * 0.1) / 10, rel=1e-5)
 
+    def test_a_crowd_is_no_target(self) -> None:
+        """It stands before the object, so that counting it would give the anchor the crowd's box."""
+        truth = targets([[50, 50, 90, 90], ANCHORS[0]], crowd=[True, False])
+        deltas = np.full((1, 4, 4), 0.25, np.float32)
+        rpn = one_level(sampler=Sampler(10, 0.5))
+        assert losses(rpn, [paddle.zeros([1, 4])], [float32(deltas)], [truth])[1] == pytest.approx(1 / 10, rel=1e-6)
+
     def test_without_objects_there_is_no_box_loss_and_no_gradient_of_it(self) -> None:
         logits, deltas = paddle.full([1, 4], math.log(3)), paddle.ones([1, 4, 4])
         logits.stop_gradient = deltas.stop_gradient = False

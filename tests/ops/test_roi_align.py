@@ -60,6 +60,14 @@ def test_level_of_a_square(side: float, level: int) -> None:
     assert pyramid_level(boxes([7, 7, 7 + side, 7 + side]), 4, 224.0, 2).tolist() == [level]
 
 
+def test_rounding_lowers_no_level() -> None:
+    """In float32 this box is 223.99998 wide."""
+    corner = np.float32(32.24)
+    box = boxes([corner, corner, corner + 224, corner + 224])
+    assert (box[0, 2] - box[0, 0]).item() < 224
+    assert pyramid_level(box, 4, 224.0, 2).tolist() == [2]
+
+
 def test_level_depends_on_the_area_alone() -> None:
     found = pyramid_level(boxes([0, 0, 448, 112], [0, 0, 100, 450], [0, 0, 0, 900]), 4, 224.0, 2)
     assert (found.tolist(), found.dtype) == ([2, 1, 0], paddle.int64)
