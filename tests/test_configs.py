@@ -30,8 +30,8 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(scope="module", params=RECIPES, ids=name_of)
 def built(request: pytest.FixtureRequest) -> Iterator[tuple[Config, FasterRCNN]]:
-    """A recipe with fewer RoIs, which are what takes the time, and its model; none stays longer than its tests."""
-    config = load_config(request.param, ["model.roi_sampler.sampler.count=16"])
+    """A recipe, with less of what takes the time, and its model; none stays longer than its tests."""
+    config = load_config(request.param, ["model.roi_sampler.sampler.count=16", "model.box_head.width=64"])
     yield config, build_model(config, CLASSES)
 
 
@@ -64,8 +64,13 @@ def test_file_name_and_backbone_agree(built: tuple[Config, FasterRCNN], request:
     config, model = built
     depth = config["model"]["backbone"]["depth"]
     assert f"r{depth}_fpn" in request.node.name
-    parameters = [p for name, p in model.backbone.named_parameters() if not name.endswith(("._mean", "._variance"))]
-    counted = sum(p.size for p in parameters)
+    extra = (
+        "._mean",
+        "._variance",
+        ".offset.weight",
+        ".offset.bias",
+    )  # statistics, branches of deformable convolutions
+    counted = sum(p.size for name, p in model.backbone.named_parameters() if not name.endswith(extra))
     assert counted == BACKBONE_PARAMETERS[depth]
 
 
@@ -80,7 +85,8 @@ def test_pretrained_weights_fit(built: tuple[Config, FasterRCNN]) -> None:
     with paddle.LazyGuard():
         theirs = getattr(models, f"resnet{depth}")().state_dict()
     shapes = {model.backbone.upstream_name(name): value.shape for name, value in theirs.items() if name[:3] != "fc."}
-    assert shapes == {name: value.shape for name, value in model.backbone.state_dict().items()}
+    ours = {name: value.shape for name, value in model.backbone.state_dict().items() if ".offset." not in name}
+    assert shapes == ours
 
 
 def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:

@@ -36,6 +36,6 @@ def require_shape(name: str, tensor: Tensor | None, expected: Sequence[int | Non
 
 
 def full_precision(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors in float32, or in float64 when the first one is: mixed precision is too coarse for places and sums."""
+    """The tensors in float32, or in float64 when the first is: half precision is too coarse for places and sums."""
     dtype = paddle.float64 if tensors[0].dtype == paddle.float64 else paddle.float32
     return [t if t is None or t.dtype == dtype else t.astype(dtype) for t in tensors]

@@ -1,8 +1,8 @@
 """Bilinear sampling as weighted sums of rows, the primitive under deformable convolution and RoI pooling.
 
-A map [N, C, H, W] laid out channels last is a table of rows [N*H*W, C], one row a pixel. A sample at a fractional place
-is the weighted sum of four rows (its "taps"), and the mean of S samples is the weighted sum of 4*S rows: gathering whole
-rows and multiplying is what a CPU does well, while sampling one channel at a time is not.
+A map [N, C, H, W] laid out channels last is a table of rows [N*H*W, C], one row a pixel. A sample at a fractional
+place is the weighted sum of four rows (its "taps"), the mean of S samples is one of 4*S rows: gathering whole rows and
+multiplying is what a CPU does well, unlike sampling one channel at a time.
 """
 
 import paddle
@@ -48,7 +48,7 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
         return paddle.matmul(weight.unsqueeze(-2), pixel).squeeze(-2)
 
     index = first + paddle.arange(count + 1, dtype=position.dtype)
-    index = paddle.where(index < size, index, first).astype("int64")
+    index = paddle.where(index < size, index, size - 1).astype("int64")
     return index, shares(weight - high_weight, low) + shares(high_weight, low + 1)
 
 
@@ -62,18 +62,21 @@ def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:
 def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     """Weighted sums of table rows: out[b] = sum over k of weight[b, k] * rows[index[b, k]].
 
-    rows [M, C]; taps: index int64 [B, K] and weight [B, K], or several of them with different B and K, whose sums follow
+    rows [M, C]; taps: index int64 [B, K] and weight [B, K], or several pairs with different B and K, whose sums follow
     each other in the result, [sum of B, C]. Differentiable (once) in rows and weights.
     The [B, K, C] of gathered rows never exists as a whole: it is made in chunks, and again for the gradient.
     """
     if paddle.in_dynamic_mode():
         return _SumRows.apply(rows, *[tensor for pair in taps for tensor in pair])
+
     # In a graph being exported B is unknown, so the chunks run along K; F.embedding wants to know M.
     def chunk(index: Tensor, weight: Tensor) -> Tensor:
         taken = paddle.gather(rows, index.flatten()).reshape([-1, index.shape[1], rows.shape[1]])
         return paddle.bmm(weight.unsqueeze(1), taken).squeeze(1)
 
-    return paddle.concat([sum(chunk(i[:, k : k + 4], w[:, k : k + 4]) for k in range(0, i.shape[1], 4)) for i, w in taps])
+    return paddle.concat(
+        [sum(chunk(i[:, k : k + 4], w[:, k : k + 4]) for k in range(0, i.shape[1], 4)) for i, w in taps]
+    )
 
 
 def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:

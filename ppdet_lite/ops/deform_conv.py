@@ -1,5 +1,7 @@
 """Deformable convolution, versions 1 and 2."""
 
+from collections.abc import Callable
+
 import numpy as np
 import paddle
 import paddle.vision.ops as native_ops
@@ -31,20 +33,18 @@ def deform_conv2d(
     mask [N, deformable_groups*kh*kw, OH, OW]; None is version 1. stride, padding, dilation: an int or (y, x).
     x is sampled bilinearly as if padded with zeros: a sample counts while -1 < y < H and -1 < x < W.
 
-    implementation: "native" is Paddle's operator; "gather" is made of gathers and a matrix product, equal to rounding and
-    several times faster on a CPU; "auto" takes gather on a CPU, and native on a GPU and in a graph being exported
-    (oneDNN's graph passes fail on the other). Both compute in float32, or in float64 when x is.
+    implementation: "native" is Paddle's operator; "gather" is made of gathers and a matrix product, equal to rounding
+    and several times faster on a CPU; "auto" takes gather on a CPU, native on a GPU and in a graph being exported,
+    where it is one node. Both compute in float32, or in float64 when x is.
 
     Raises ValueError naming the shapes when they do not fit together.
-    Sources: Deformable Convolutional Networks (Dai et al. 2017), sec. 2.1; Deformable ConvNets v2 (Zhu et al. 2019), sec. 3.2.
+    Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.1; Deformable ConvNets v2 (Zhu et al. 2019),
+    section 3.2.
     """
     stride, dilation = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
     padding = as_pair("padding", padding, 0)
     _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
-    if implementation == "auto":
-        implementation = "gather" if paddle.in_dynamic_mode() and not x.place.is_gpu_place() else "native"
-    require(implementation in ("native", "gather"), f"implementation is auto, native or gather, not {implementation!r}")
-    convolve = _native if implementation == "native" else _gather
+    convolve = _choose(implementation, x)
     with paddle.amp.auto_cast(enable=False):
         x, offset, weight, mask, bias = full_precision(x, offset, weight, mask, bias)
         return convolve(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
@@ -65,6 +65,7 @@ def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable
     oh, ow = offset.shape[2:]
     taps = kh * kw
     # Where each tap of each output reads if not moved: [1, OH, 1, K, 1] and [1, 1, OW, K, 1].
+    # All of rank 5 at most, and equal ranks wherever sizes are broadcast: oneDNN refuses others in an exported graph.
     tap_y, tap_x = (paddle.to_tensor(i.reshape(1, 1, 1, taps, 1), dtype=x.dtype) for i in np.indices((kh, kw)))
     place_y = paddle.arange(oh, dtype=x.dtype).reshape([1, -1, 1, 1, 1]) * stride[0] - padding[0] + tap_y * dilation[0]
     place_x = paddle.arange(ow, dtype=x.dtype).reshape([1, 1, -1, 1, 1]) * stride[1] - padding[1] + tap_x * dilation[1]
@@ -95,6 +96,16 @@ def _multiply(columns: Tensor, weight: Tensor, groups: int) -> Tensor:
         return paddle.matmul(kernel.squeeze(0), columns.reshape([n, p, taps * c]), transpose_y=True)
     columns = columns.reshape([n * p, taps, groups, c // groups]).transpose([2, 0, 1, 3]).flatten(2)
     return paddle.matmul(kernel, columns, transpose_y=True).reshape([o, n, p]).transpose([1, 0, 2])
+
+
+@paddle.jit.not_to_static
+def _choose(implementation: str, x: Tensor) -> Callable[..., Tensor]:
+    require(
+        implementation in ("auto", "native", "gather"), f"implementation {implementation!r}: auto, native or gather"
+    )
+    if implementation == "auto":
+        return _gather if paddle.in_dynamic_mode() and not x.place.is_gpu_place() else _native
+    return _native if implementation == "native" else _gather
 
 
 @paddle.jit.not_to_static  # sizes are plain numbers here, -1 where unknown

@@ -45,9 +45,9 @@ def deform_roi_pool(
     Offsets may be coarser and differ among classes of output channels: [R, 2*classes, part_size, part_size].
     With group_size G, x has C*G*G channels, and bin (i, j) of channel c pools (c*G + floor(i*G/P))*G + floor(j*G/P).
 
-    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 when x is; the memory beyond
-    the result hardly depends on R. In a graph being exported, aligned pooling is Paddle's own RoIAlign with the bins as
-    its RoIs: for inference only, since no gradient would reach the offsets.
+    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 when x is. The samples, many
+    times the size of the result, never exist all at once (see sum_rows). In a graph being exported, aligned pooling is
+    Paddle's own RoIAlign with the bins as its RoIs: for inference only, since no gradient would reach the offsets.
 
     Raises ValueError naming the shapes when they do not fit together.
     Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.2; Deformable ConvNets v2 (Zhu et al. 2019),
@@ -59,7 +59,7 @@ def deform_roi_pool(
     legacy = semantics == "legacy"
     require(legacy or semantics == "aligned", f"semantics is aligned or legacy, not {semantics!r}")
     classes = offset.shape[1] // 2 if legacy and offset is not None else 1
-    _check(features, scales, boxes, offset, mask, level, output_size, part_size, classes, group_size)
+    _check(features, scales, boxes, counts, offset, mask, level, output_size, part_size, classes, group_size)
     _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size)
 
     with paddle.amp.auto_cast(enable=False):
@@ -173,7 +173,10 @@ def _sample_groups(bins: _Bins, samples: int) -> list[tuple[Tensor | None, int, 
 
 
 def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool, dense: bool) -> Taps:
-    """Taps of the mean of samples along one axis of bins [..., 1], on maps of `length` cells; dense: <= 1 cell apart."""
+    """Taps of the mean of the samples along one axis of bins [..., 1] on maps of `length` cells.
+
+    dense: whether the samples are known to lie at most one cell apart.
+    """
     first, reach = (0, 0.5) if legacy else (0.5, 1)
     position = corner + (paddle.arange(samples, dtype=corner.dtype) + first) * extent / samples
     last = (length - 1).astype(corner.dtype)
@@ -192,7 +195,7 @@ def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, g
     boxes, counts = rois
     if sampling_ratio == 0:  # RoIAlign divides by the number of samples; without extent there are none: move these away
         has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
-        boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9e3, -9e3, -8e3, -8e3], dtype=boxes.dtype))
+        boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9000, -9000, -8999, -8999], dtype=boxes.dtype))
     size = output_size
     if offset is not None:
         y, x, height, width = _bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
@@ -202,7 +205,7 @@ def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, g
         size, scales, bins = 1, [1.0] * len(scales), output_size[0] * output_size[1]
         counts, level = counts * bins, level.unsqueeze(1).expand([-1, bins]).flatten()
 
-    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # without reshape, which oneDNN refuses when there are no RoIs
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape: oneDNN refuses it on a level without RoIs
         return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio or -1, aligned=True)
 
     rois = Rois(boxes, counts)
@@ -219,7 +222,7 @@ def _off_whole(extent: Tensor) -> Tensor:
 
 
 @paddle.jit.not_to_static
-def _check(features, scales, boxes, offset, mask, level, output_size, part_size, classes, group_size) -> None:
+def _check(features, scales, boxes, counts, offset, mask, level, output_size, part_size, classes, group_size) -> None:
     require(len(features) == len(scales) > 0, f"{len(features)} levels of x, but {len(scales)} values of spatial_scale")
     require(len(features) == 1 or level is not None, "x has several levels: give level [R]")
     for feature in features:
@@ -230,6 +233,7 @@ def _check(features, scales, boxes, offset, mask, level, output_size, part_size,
         f"the {channels} channels of x cannot be divided into group_size={group_size} squared, times {classes} classes",
     )
     require_shape("boxes", boxes, [None, 4])
+    require_shape("counts", counts, [features[0].shape[0]])
     require_shape("level", level, [count])
     require_shape("offset", offset, [count, 2 * classes, *part_size])
     require_shape("mask", mask, [count, 1, *output_size])

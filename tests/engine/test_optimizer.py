@@ -14,7 +14,7 @@ NORMS = ("group.norm", "batch.norm")
 
 
 class Net(nn.Layer):
-    """One of everything: convolutions with GN, BN and frozen BN, a linear layer, and one that is not trained."""
+    """One of everything: convolutions with GN, BN and frozen BN, and linear layers: plain, slow, not trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +22,8 @@ class Net(nn.Layer):
         self.batch = ConvNorm(32, 3, 1, norm="bn")
         self.fixed = ConvNorm(3, 3, 1, norm="frozen_bn")
         self.linear = nn.Linear(3, 2)
+        slow = paddle.ParamAttr(learning_rate=0.1)
+        self.slow = nn.Linear(2, 3, weight_attr=slow, bias_attr=False)
         self.idle = nn.Linear(2, 2)
         for parameter in self.idle.parameters():
             parameter.stop_gradient = True
@@ -53,6 +55,10 @@ def decay_of(name: str, settings: Optimizer) -> float:
     return settings.norm_decay if name.startswith(NORMS) else settings.weight_decay
 
 
+def scale_of(name: str) -> float:
+    return 0.1 if name.startswith("slow") else 1.0
+
+
 def check(net: nn.Layer, expected: dict[str, np.ndarray]) -> None:
     found = values(net)
     assert set(found) == set(expected)
@@ -72,7 +78,7 @@ def test_sgd(settings: SGD) -> None:
         for name, gradient in gradients(net, step).items():
             gradient = gradient + decay_of(name, settings) * expected[name]
             velocity[name] = settings.momentum * velocity[name] + gradient
-            expected[name] = expected[name] - rate * velocity[name]
+            expected[name] = expected[name] - rate * scale_of(name) * velocity[name]
         advance(net, optimizer, step)
     check(net, expected)
 
@@ -90,8 +96,9 @@ def test_adamw(settings: AdamW) -> None:
             second[name] = settings.beta2 * second[name] + (1 - settings.beta2) * gradient**2
             mean = first[name] / (1 - settings.beta1 ** (step + 1))
             deviation = np.sqrt(second[name] / (1 - settings.beta2 ** (step + 1)))
-            kept = expected[name] * (1 - rate * decay_of(name, settings))
-            expected[name] = kept - rate * mean / (deviation + 1e-8)
+            own = rate * scale_of(name)
+            kept = expected[name] * (1 - own * decay_of(name, settings))
+            expected[name] = kept - own * mean / (deviation + 1e-8)
         advance(net, optimizer, step)
     check(net, expected)
 
@@ -103,7 +110,8 @@ def clipped_step(net: nn.Layer, limit: float, decay: float) -> dict[str, np.ndar
     expected = values(net)
     for name, gradient in given.items():
         scaled = gradient * min(1, limit / norm)
-        expected[name] = expected[name] - 0.1 * (scaled + (0 if name.startswith(NORMS) else decay) * expected[name])
+        decayed = scaled + (0 if name.startswith(NORMS) else decay) * expected[name]
+        expected[name] = expected[name] - 0.1 * scale_of(name) * decayed
     return expected
 
 

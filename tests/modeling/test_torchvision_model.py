@@ -246,7 +246,7 @@ def test_losses_and_gradients(case: str, model: FasterRCNN, images: paddle.Tenso
 
 @pytest.mark.parametrize("case", list(inputs.GROUND_TRUTH))
 def test_l1_losses(
-    case: str, model: FasterRCNN, images: paddle.Tensor, image_sizes: paddle.Tensor, monkeypatch
+    case: str, model: FasterRCNN, images: paddle.Tensor, image_sizes: paddle.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.rpn, "box_loss", "l1")
     monkeypatch.setattr(model.predictor, "box_loss", "l1")

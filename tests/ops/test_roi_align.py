@@ -127,19 +127,52 @@ def test_against_a_loop_over_samples(ratio: int, aligned: bool) -> None:
     np.testing.assert_allclose(pooled, expected, atol=2e-5)
 
 
-def test_component_pools_from_the_finest_levels_only() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_component_pools_from_the_finest_levels_only(training: bool) -> None:
     """Constant maps tell the level: sides 56, 224 and 448 go to strides 4, 16 and 32, and nothing to stride 64."""
     features = [paddle.full([1, 1, 1024 // s, 1024 // s], float(s)) for s in (4, 8, 16, 32, 64)]
     pool = RoIAlign([4, 8, 16, 32, 64], output_size=3)
+    pool.train() if training else pool.eval()
     packed = rois([[10, 10, 458, 458], [10, 10, 66, 66], [10, 10, 234, 234], [0, 0, 1000, 1000]])
     pooled = pool(features, packed)
     assert pooled.shape == [4, 1, 3, 3]
     np.testing.assert_allclose(pooled.numpy().mean(axis=(1, 2, 3)), [32, 4, 16, 32], rtol=1e-6)
 
 
-def test_no_rois_at_all() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_no_rois_at_all(training: bool) -> None:
     features = [paddle.ones([2, 5, 16 // s, 16 // s]) for s in (1, 2, 4, 8)]
-    assert RoIAlign([4, 8, 16, 32], output_size=3)(features, rois([], [])).shape == [0, 5, 3, 3]
+    pool = RoIAlign([4, 8, 16, 32], output_size=3)
+    pool.train() if training else pool.eval()
+    assert pool(features, rois([], [])).shape == [0, 5, 3, 3]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_training_pools_as_evaluation_does(ratio: int, aligned: bool) -> None:
+    """Values and gradients, with RoIs across and beyond the border, of no size, and an image and levels without any."""
+    rng = np.random.default_rng(6)
+    maps = [rng.standard_normal((3, 4, 128 // s, 160 // s)).astype(np.float32) for s in (4, 8, 16, 32)]
+    images = (
+        [[3, 4, 20, 50], [-16, -3, 9, 9], [10, 20, 10, 20], [0, 0, 160, 128], [200, 150, 230, 190]],
+        [],
+        [[150, 120, 170, 140], [0, 0, 120, 119], [40, 40, 41, 90]],
+    )
+    pool = RoIAlign([4, 8, 16, 32], output_size=3, sampling_ratio=ratio, aligned=aligned)
+    given = float32(rng.standard_normal((8, 4, 3, 3)))
+    found = []
+    for training in (True, False):
+        pool.train() if training else pool.eval()
+        features = [paddle.to_tensor(m, stop_gradient=False) for m in maps]
+        pooled = pool(features, rois(*images))
+        (pooled * given).sum().backward()
+        gradients = [
+            np.zeros(m.shape) if f.grad is None else f.grad.numpy() for m, f in zip(maps, features, strict=True)
+        ]
+        found.append((pooled.numpy(), gradients))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=2e-5)
+    for first, second in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(first, second, atol=2e-5)
 
 
 def test_gradient_reaches_the_pooled_levels_only() -> None:
