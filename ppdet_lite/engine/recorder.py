@@ -8,6 +8,7 @@ from ppdet_lite.core.log import MetricsWriter, Progress
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
 from ppdet_lite.engine.evaluate import detect
+from ppdet_lite.engine.offsets import deformable_parts, offset_statistics
 from ppdet_lite.engine.visualize import draw_comparison
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
@@ -58,6 +59,12 @@ class Recorder:
             (found,) = detect(model, [collate([image_sample(image, preprocess, image_id)], preprocess)])
             picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
             self._board.add_image(f"val/{image_id}", picture, iteration)
+
+    def offsets(self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess) -> None:
+        """Tell how far deformable parts, where there are any, move their samples in the first image of a dataset."""
+        if deformable_parts(model):
+            batch = collate([image_sample(dataset.load(0), preprocess, 0)], preprocess)
+            self._scalars(iteration, "offsets", offset_statistics(model, batch))
 
     def close(self) -> None:
         """Flush and close everything."""

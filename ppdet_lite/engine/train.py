@@ -115,7 +115,11 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
                     recorder.preview(done.iteration, model, val_set, data.preprocess, config["train"]["preview_images"])
                     if is_best:
                         save_state(folder / "checkpoints/best", model, None, config, train_set, done)
-            if recorder and plan.due(plan.checkpoint_every, done.iteration):
+            checkpoint_due = plan.due(plan.checkpoint_every, done.iteration)
+            if recorder and (checkpoint_due or plan.due(plan.evaluate_every, done.iteration)):
+                shown = train_set if val_set is None else val_set
+                recorder.offsets(done.iteration, model, shown, data.preprocess)
+            if recorder and checkpoint_due:
                 target = folder / "checkpoints" / f"iter_{done.iteration:08d}"
                 save_state(target, model, optimizer, config, train_set, done)
                 prune(target.parent, config["train"]["keep_last"])

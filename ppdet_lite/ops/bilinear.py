@@ -48,8 +48,8 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
         return paddle.matmul(weight.unsqueeze(-2), pixel).squeeze(-2)
 
     index = first + paddle.arange(count + 1, dtype=position.dtype)
-    index = paddle.where(index < size, index, size - 1).astype("int64")
-    return index, shares(weight - high_weight, low) + shares(high_weight, low + 1)
+    index = index - (index - (size - 1)).clip(min=0)  # the last may lie beyond the border, with weight 0
+    return index.astype("int64"), shares(weight - high_weight, low) + shares(high_weight, low + 1)
 
 
 def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:

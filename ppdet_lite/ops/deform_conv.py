@@ -79,10 +79,10 @@ def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable
 
     # A row of the table is one deformable group's channels of one pixel.
     rows = x.transpose([0, 2, 3, 1]).flatten(0, 2).reshape([-1, c // deformable_groups])
-    image, group = paddle.arange(n).reshape([-1, 1, 1, 1, 1]), paddle.arange(deformable_groups)
-    first = image * (h * w * deformable_groups) + group
-    index = index * deformable_groups + first.expand([n, oh, ow, taps, deformable_groups]).reshape([-1, 1])
-    columns = sum_rows(rows, (index, tap_weight))
+    pixel = index.reshape([n, -1, deformable_groups, 4]) + paddle.arange(n).reshape([-1, 1, 1, 1]) * (h * w)
+    group_count = paddle.to_tensor([deformable_groups])  # times an int, oneDNN would fuse a sum with and ruin it
+    index = pixel * group_count + paddle.arange(deformable_groups).reshape([-1, 1])
+    columns = sum_rows(rows, (index.reshape([-1, 4]), tap_weight))
     out = _multiply(columns.reshape([n, oh * ow, taps, c]), weight, groups).reshape([n, o, oh, ow])
     return out if bias is None else out + bias.reshape([o, 1, 1])
 
@@ -110,22 +110,22 @@ def _choose(implementation: str, x: Tensor) -> Callable[..., Tensor]:
 
 @paddle.jit.not_to_static  # sizes are plain numbers here, -1 where unknown
 def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> None:
-    require(x.ndim == 4 and weight.ndim == 4, f"x {x.shape} and weight {weight.shape} must be 4-D")
+    require(x.ndim == 4 and weight.ndim == 4, f"x {list(x.shape)} and weight {list(weight.shape)} must be 4-D")
     n, c, *size = x.shape
     o, c_per_group, *kernel = weight.shape
     require(
         groups > 0 and o % groups == 0 and c == c_per_group * groups,
-        f"x {x.shape} and weight {weight.shape} do not fit groups={groups}: weight is [O, C/groups, kh, kw]",
+        f"x {list(x.shape)} and weight {list(weight.shape)} do not fit groups={groups}: weight is [O, C/groups, kh, kw]",
     )
     require(
         deformable_groups > 0 and c % deformable_groups == 0,
-        f"the {c} channels of x {x.shape} cannot be divided into deformable_groups={deformable_groups}",
+        f"the {c} channels of x {list(x.shape)} cannot be divided into deformable_groups={deformable_groups}",
     )
     out = [
         None if s < 0 else (s + 2 * p - d * (k - 1) - 1) // t + 1
         for s, p, d, k, t in zip(size, padding, dilation, kernel, stride, strict=True)
     ]
-    require(all(s is None or s > 0 for s in out), f"x {x.shape} is smaller than the kernel {weight.shape}")
+    require(all(s is None or s > 0 for s in out), f"x {list(x.shape)} is smaller than the kernel {list(weight.shape)}")
     taps = deformable_groups * kernel[0] * kernel[1]
     require_shape("offset", offset, [n, 2 * taps, *out])
     require_shape("mask", mask, [n, taps, *out])

@@ -118,6 +118,21 @@ def test_losses_of_every_kind_of_ground_truth(case: str, model: FasterRCNN) -> N
     assert any(gradient.any() for gradient in gradients) == (case != "nothing but crowd")
 
 
+def test_an_image_on_which_no_proposal_is_left(model: FasterRCNN) -> None:
+    """All boxes are moved far out of the image, where clipping leaves nothing of them."""
+    before = state(model)
+    bias = np.zeros(12, np.float32)
+    bias[::4] = 1000
+    model.rpn.regress.bias.set_value(bias)
+    model.train()
+    losses = model(*inputs(), CASES["objects"]).losses
+    found = detect(model, *inputs())
+    model.set_state_dict(before)
+    assert np.isfinite([value.item() for value in losses.values()]).all()
+    assert found.counts.tolist() == [0, 0]
+    assert found.boxes.shape == [0, 4]
+
+
 def test_every_parameter_learns(model: FasterRCNN) -> None:
     model.train()
     model.clear_gradients()

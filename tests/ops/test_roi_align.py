@@ -147,32 +147,55 @@ def test_no_rois_at_all(training: bool) -> None:
     assert pool(features, rois([], [])).shape == [0, 5, 3, 3]
 
 
+PYRAMID = [
+    np.random.default_rng(6).standard_normal((3, 4, 128 // s, 160 // s)).astype(np.float32) for s in (4, 8, 16, 32)
+]
+ROIS = rois(  # across and beyond the border, narrower than a cell; an image and levels without any
+    [[3, 4, 20, 50], [-16, -3, 9, 9], [10, 20, 10.5, 20.5], [0, 0, 160, 128], [200, 150, 230, 190]],
+    [],
+    [[150, 120, 170, 140], [0, 0, 120, 119], [40, 40, 41, 90]],
+)
+
+
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_training_pools_as_evaluation_does(ratio: int, aligned: bool) -> None:
-    """Values and gradients, with RoIs across and beyond the border, of no size, and an image and levels without any."""
-    rng = np.random.default_rng(6)
-    maps = [rng.standard_normal((3, 4, 128 // s, 160 // s)).astype(np.float32) for s in (4, 8, 16, 32)]
-    images = (
-        [[3, 4, 20, 50], [-16, -3, 9, 9], [10, 20, 10, 20], [0, 0, 160, 128], [200, 150, 230, 190]],
-        [],
-        [[150, 120, 170, 140], [0, 0, 120, 119], [40, 40, 41, 90]],
-    )
     pool = RoIAlign([4, 8, 16, 32], output_size=3, sampling_ratio=ratio, aligned=aligned)
-    given = float32(rng.standard_normal((8, 4, 3, 3)))
-    found = []
-    for training in (True, False):
-        pool.train() if training else pool.eval()
-        features = [paddle.to_tensor(m, stop_gradient=False) for m in maps]
-        pooled = pool(features, rois(*images))
-        (pooled * given).sum().backward()
-        gradients = [
-            np.zeros(m.shape) if f.grad is None else f.grad.numpy() for m, f in zip(maps, features, strict=True)
-        ]
-        found.append((pooled.numpy(), gradients))
-    np.testing.assert_allclose(found[0][0], found[1][0], atol=2e-5)
-    for first, second in zip(found[0][1], found[1][1], strict=True):
-        np.testing.assert_allclose(first, second, atol=2e-5)
+    features = [float32(m) for m in PYRAMID]
+    training = pool(features, ROIS).numpy()
+    pool.eval()
+    np.testing.assert_allclose(training, pool(features, ROIS).numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_gradient_is_the_adjoint_of_the_pooling(ratio: int) -> None:
+    """Pooling is linear: what a change d of the maps does to sum(given * pooled) is sum(gradient * d), for every d.
+
+    Paddle's own gradient, which training on a CPU does not use, is another for RoIs narrower than a cell.
+    """
+    rng = np.random.default_rng(7)
+    pool, given = RoIAlign([4, 8, 16, 32], output_size=3, sampling_ratio=ratio), rng.standard_normal((8, 4, 3, 3))
+    features = [paddle.to_tensor(m, stop_gradient=False) for m in PYRAMID]
+    (pool(features, ROIS) * float32(given)).sum().backward()
+    for _ in range(5):
+        change = [rng.standard_normal(m.shape).astype(np.float32) for m in PYRAMID]
+        effect = (pool([float32(d) for d in change], ROIS).numpy() * given).sum()
+        along = sum((f.grad.numpy() * d).sum() for f, d in zip(features, change, strict=True) if f.grad is not None)
+        assert along == pytest.approx(effect, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        True,
+        pytest.param(False, marks=pytest.mark.xfail(strict=True, reason="Paddle's RoIAlign divides 0 by 0 samples")),
+    ],
+)
+def test_a_roi_without_extent_pools_to_zero(training: bool) -> None:
+    """Adaptive sampling takes no sample of it."""
+    pool = RoIAlign([4, 8, 16, 32], output_size=3)
+    pool.train() if training else pool.eval()
+    assert not pool([float32(m) for m in PYRAMID], rois([[10, 20, 10, 20], [5, 5, 5, 9]], [], [])).numpy().any()
 
 
 def test_gradient_reaches_the_pooled_levels_only() -> None:

@@ -1,0 +1,50 @@
+"""Draw deformable sampling: python tools/visualize_offsets.py -c CONFIG -o weights=PATH --input IMG --output DIR"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ppdet_lite.core import cli, log, runtime
+
+
+def point(text: str) -> tuple[float, float]:
+    """Read x,y."""
+    x, y = text.split(",")
+    return float(x), float(y)
+
+
+def main() -> None:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--input", metavar="IMG", type=Path, help="the image")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures")
+    parser.add_argument(
+        "--points",
+        metavar="X,Y",
+        type=point,
+        nargs="+",
+        help="pixels of the image whose sampling locations are drawn; the centres of the best detections by default",
+    )
+    parser.add_argument(
+        "--stage",
+        type=int,
+        choices=(2, 3, 4, 5),
+        help="stage of the backbone whose last deformable convolutions are drawn; the last one by default",
+    )
+    args = parser.parse_args()
+    if not args.print_config and (args.input is None or args.output is None):
+        parser.error("--input and --output are needed")
+    with runtime.quiet_import():
+        from ppdet_lite.engine import setup
+        from ppdet_lite.engine.offsets import draw_offsets
+    config = setup.load_config(args.config, cli.overrides(args))
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        return
+    log.setup()
+    setup.use_device(config)
+    draw_offsets(setup.load_detector(config), args.input, args.output, args.points, args.stage)
+
+
+if __name__ == "__main__":
+    cli.run(main)
