@@ -111,21 +111,23 @@ def draw_offsets(
             "model.roi_pool: {type: DeformRoIPool}"
         )
     convs = _stacked_convs(parts, stage)
-    if not convs and points:
-        raise UserError("--points are for deformable convolutions; this model has deformable RoI pooling alone")
+    if not convs and (points is not None or stage is not None):
+        raise UserError("--points and --stage are for deformable convolutions; this model has deformable RoI pooling")
     image = load_image(str(source))
     height, width = image.shape[:2]
+    for x, y in points or ():
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f"--points {x:g},{y:g} is outside of {source}, which has {width} x {height} pixels")
     batch = collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)
     with recorded({**parts, "predictor": model.predictor}) as calls:
         (found,) = detect(model, [batch])
     found = ImageDetections(*(part[:BEST] if isinstance(part, np.ndarray) else part for part in found))
     if points is None:
+        if not len(found.boxes):
+            raise UserError(
+                f"{source}: nothing is detected in it; take another image{', or give --points' * bool(convs)}"
+            )
         points = ((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist()
-        if not points:
-            raise UserError(f"{source}: nothing is detected in it; say by --points x,y what to draw")
-    for x, y in points:
-        if not (0 <= x < width and 0 <= y < height):
-            raise UserError(f"--points {x:g},{y:g} is outside of {source}, which has {width} x {height} pixels")
 
     scale = batch["scales"][0, ::-1]  # (x, y)
     pictures = {}
@@ -135,6 +137,8 @@ def draw_offsets(
             places, modulation = sampling_places(samples, point * scale)
             pictures[f"point{i}"] = draw_points(image, places / scale, modulation, point, convs)
     if isinstance(model.roi_pool, DeformRoIPool):
+        if not len(found.boxes):
+            get_logger().warning("%s: nothing is detected in it, so there are no bins to draw", source)
         rois, offset, mask = _rois_of(found, model, calls)
         for i, (roi, moves) in enumerate(zip(rois, offset, strict=True)):
             bins, moved = (boxes / np.tile(scale, 2) for boxes in bins_of(roi, moves, model.roi_pool.gamma))
@@ -244,16 +248,17 @@ def _view(image: np.ndarray, box: np.ndarray) -> _View:
     part = image[y1:y2, x1:x2]
     factor = SIDE / max(part.shape[:2])
     interpolation = cv2.INTER_LINEAR if factor > 1 else cv2.INTER_AREA
-    canvas = cv2.resize(part, None, fx=factor, fy=factor, interpolation=interpolation)
-    return _View(canvas, origin, np.array(canvas.shape[1::-1]) / part.shape[1::-1])
+    size = np.rint(factor * (np.array([x2, y2]) - origin)).astype(int).clip(1)
+    return _View(cv2.resize(part, size.tolist(), interpolation=interpolation), origin, size / part.shape[1::-1])
 
 
 def _stacked_convs(parts: Mapping[str, nn.Layer], stage: int | None) -> list[str]:
     """The names of the last deformable convolutions of a stage, or of all; they follow each other in the network."""
     names = [name for name, layer in parts.items() if isinstance(layer, DeformConv2D)]
     chosen = [name for name in names if stage is None or f".res{stage}." in name]
-    if stage is not None and not chosen:
-        raise UserError(f"stage {stage} has no deformable convolutions; they are in {', '.join(names) or 'none'}")
+    if names and not chosen:
+        stages = sorted({name.split(".")[1] for name in names})
+        raise UserError(f"--stage {stage} has no deformable convolutions; they are in {', '.join(stages)}")
     return chosen[-LEVELS:]
 
 

@@ -115,7 +115,7 @@ def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_
     o, c_per_group, *kernel = weight.shape
     require(
         groups > 0 and o % groups == 0 and c == c_per_group * groups,
-        f"x {list(x.shape)} and weight {list(weight.shape)} do not fit groups={groups}: weight is [O, C/groups, kh, kw]",
+        f"x {list(x.shape)} and weight {list(weight.shape)}, [O, C/groups, kh, kw], do not fit with groups={groups}",
     )
     require(
         deformable_groups > 0 and c % deformable_groups == 0,

@@ -138,6 +138,7 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
     adaptive = samples == 0
     map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
     mask = None if mask is None else mask.reshape([-1, *mask.shape[2:], 1, 1])
+    class_count = paddle.to_tensor([classes])  # times an int, oneDNN would fuse a sum with and ruin it
     groups = _sample_groups(bins, samples)
     taps = []
     for rois, rows, columns in groups:
@@ -151,7 +152,7 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
             _mean_taps(x, width, of_group(map_width), columns, legacy, adaptive),
             of_group(map_width).unsqueeze(-1),
         )
-        index = (index + of_group(origin)) * classes + paddle.arange(classes).reshape([-1, 1])
+        index = (index + of_group(origin)) * class_count + paddle.arange(classes).reshape([-1, 1])
         if adaptive:
             weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype)
         if mask is not None:

@@ -243,7 +243,7 @@ def test_export(tmp_path: Path, implementation: str) -> None:
         ({"mask": (2, 18, 7, 9)}, r"mask has shape \[2, 18, 7, 9\], expected \[2, 9, 7, 9\]"),
         ({"bias": (6,)}, r"bias has shape \[6\], expected \[12\]"),
         ({"x": (6, 7, 9)}, r"x \[6, 7, 9\] and weight \[12, 6, 3, 3\] must be 4-D"),
-        ({"groups": 2}, r"do not fit groups=2: weight is \[O, C/groups, kh, kw\]"),
+        ({"groups": 2}, r"weight \[12, 6, 3, 3\], \[O, C/groups, kh, kw\], do not fit with groups=2"),
         ({"deformable_groups": 4}, "the 6 channels .* cannot be divided into deformable_groups=4"),
         ({"padding": 0, "dilation": 4}, r"x \[2, 6, 7, 9\] is smaller than the kernel \[12, 6, 3, 3\]"),
         ({"stride": 0}, r"stride is an int >= 1 or a pair \(y, x\) of them, not 0"),
