@@ -31,7 +31,10 @@ def name_of(path: Path) -> str:
 @pytest.fixture(scope="module", params=RECIPES, ids=name_of)
 def built(request: pytest.FixtureRequest) -> Iterator[tuple[Config, FasterRCNN]]:
     """A recipe, with less of what takes the time, and its model; none stays longer than its tests."""
-    config = load_config(request.param, ["model.roi_sampler.sampler.count=16", "model.box_head.width=64"])
+    smaller = ["model.roi_sampler.sampler.count=16", "model.box_head.width=64"]
+    if "hidden" in load_config(request.param)["model"]["roi_pool"]:
+        smaller.append("model.roi_pool.hidden=64")
+    config = load_config(request.param, smaller)
     yield config, build_model(config, CLASSES)
 
 

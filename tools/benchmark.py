@@ -1,8 +1,9 @@
-"""Measure speed and memory: python tools/benchmark.py train|infer|data -c CONFIG [-o KEY=VALUE ...] [--json]
+"""Measure speed and memory: python tools/benchmark.py train|infer|data -c CONFIG [-o KEY=VALUE ...] [--json], or ops
 
 train  one step, split into data, forward, backward and optimizer
 infer  detection by the model as it is trained and as it is exported, on the CPU
 data   images per second that the loader makes
+ops    the deformable operators against Paddle's own
 """
 
 import argparse
@@ -28,25 +29,28 @@ def height_x_width(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = cli.config_parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("train", "infer", "data"))
-    parser.add_argument("--size", type=height_x_width, metavar="HxW", help="image (train 320x427, infer 640x640)")
-    parser.add_argument("--batch", type=positive, default=1, help="images at a time; not for data (1)")
-    parser.add_argument("--iters", type=positive, default=10, help="times, after two that do not count (10)")
-    parser.add_argument("--classes", type=positive, default=80, help="of a model without weights (80)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    names = ("train", "infer", "data")
+    with_config = [commands.add_parser(name, parents=[cli.config_parser("")], add_help=False) for name in names]
+    for command in with_config[:2]:
+        command.add_argument("--size", type=height_x_width, metavar="HxW", help="image (320x427; infer: 640x640)")
+        command.add_argument("--batch", type=positive, default=1, help="images at a time (1)")
+        command.add_argument("--classes", type=positive, default=80, help="of a model without weights (80)")
+    for command in (*with_config, commands.add_parser("ops")):
+        command.add_argument("--iters", type=positive, default=10, help="times, after two that do not count (10)")
+        command.add_argument("--json", action="store_true", help="end with one line of JSON")
     args = parser.parse_args()
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
     with runtime.quiet_import():
         from ppdet_lite.engine import benchmark, setup
-    config = setup.load_config(args.config, cli.overrides(args))
-    if args.print_config:
+    config = None if args.what == "ops" else setup.load_config(args.config, cli.overrides(args))
+    if config is not None and args.print_config:
         print(config.dump(origins=True), end="")
         return
     log.setup()
-    setup.use_device(config)
-    report = benchmark.run(args.what, config, args.size, args.batch, args.iters, args.classes)
+    options = {key: value for key, value in vars(args).items() if key in ("size", "batch", "classes")}
+    report = benchmark.run(args.what, config, args.iters, **options)
     print(benchmark.format_report(report))
     if args.json:
         print(json.dumps(report))

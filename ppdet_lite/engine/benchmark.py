@@ -23,7 +23,7 @@ from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.engine.export import save_graph
 from ppdet_lite.engine.predictor import Predictor
-from ppdet_lite.engine.setup import build_dataset, build_model, load_detector
+from ppdet_lite.engine.setup import build_dataset, build_model, load_detector, use_device
 from ppdet_lite.engine.train import to_tensors
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
@@ -125,21 +125,27 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
 
 
 def run(
-    what: Literal["train", "infer", "data"],
-    config: Config,
-    size: tuple[int, int] | None,
-    batch: int,
+    what: Literal["train", "infer", "data", "ops"],
+    config: Config | None,
     iterations: int,
-    classes: int,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    classes: int = 80,
 ) -> Report:
-    """Run a benchmark by its name; a size of None is 320x427 for training and 640x640 for inference."""
-    match what:
-        case "train":
-            return bench_train(config, size or (320, 427), batch, iterations, classes)
-        case "infer":
-            return bench_infer(config, size or (640, 640), batch, iterations, classes)
-        case "data":
-            return bench_data(config, iterations)
+    """Run a benchmark by its name on the config's device; `ops` needs no config.
+
+    A size of None is 320x427 for training and 640x640 for inference.
+    """
+    if what == "ops":
+        from ppdet_lite.engine import bench_ops  # the other benchmarks do without the deformable operators
+
+        return bench_ops.run(iterations)
+    use_device(config)
+    if what == "data":
+        return bench_data(config, iterations)
+    if what == "train":
+        return bench_train(config, size or (320, 427), batch, iterations, classes)
+    return bench_infer(config, size or (640, 640), batch, iterations, classes)
 
 
 def peak_rss_mb() -> float:

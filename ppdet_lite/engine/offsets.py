@@ -124,9 +124,8 @@ def draw_offsets(
     found = ImageDetections(*(part[:BEST] if isinstance(part, np.ndarray) else part for part in found))
     if points is None:
         if not len(found.boxes):
-            raise UserError(
-                f"{source}: nothing is detected in it; take another image{', or give --points' * bool(convs)}"
-            )
+            hint = ", or give --points" if convs else ""
+            raise UserError(f"{source}: nothing is detected in it; take another image{hint}")
         points = ((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist()
 
     scale = batch["scales"][0, ::-1]  # (x, y)

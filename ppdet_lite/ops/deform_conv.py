@@ -51,6 +51,10 @@ def deform_conv2d(
 
 
 def _native(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
+    outputs = weight.shape[0]
+    require(
+        outputs % deformable_groups == 0, f"native needs deformable_groups that divide the {outputs} output channels"
+    )
     if mask is not None and mask.stop_gradient and paddle.in_dynamic_mode():
         mask = mask.detach()  # Paddle 3.3's backward crashes the process unless the mask wants a gradient too
         mask.stop_gradient = False
@@ -65,7 +69,7 @@ def _gather(x, offset, weight, mask, bias, stride, padding, dilation, deformable
     oh, ow = offset.shape[2:]
     taps = kh * kw
     # Where each tap of each output reads if not moved: [1, OH, 1, K, 1] and [1, 1, OW, K, 1].
-    # All of rank 5 at most, and equal ranks wherever sizes are broadcast: oneDNN refuses others in an exported graph.
+    # Of one rank with the offsets: oneDNN does not broadcast between ranks reliably in an exported graph.
     tap_y, tap_x = (paddle.to_tensor(i.reshape(1, 1, 1, taps, 1), dtype=x.dtype) for i in np.indices((kh, kw)))
     place_y = paddle.arange(oh, dtype=x.dtype).reshape([1, -1, 1, 1, 1]) * stride[0] - padding[0] + tap_y * dilation[0]
     place_x = paddle.arange(ow, dtype=x.dtype).reshape([1, 1, -1, 1, 1]) * stride[1] - padding[1] + tap_x * dilation[1]

@@ -11,7 +11,7 @@ import pytest
 
 from ppdet_lite.core.config import Config
 from ppdet_lite.data.shapes import generate
-from ppdet_lite.engine import benchmark
+from ppdet_lite.engine import bench_ops, benchmark
 from ppdet_lite.engine.benchmark import PHASES, bench_data, bench_infer, bench_train, format_report
 from ppdet_lite.engine.setup import load_config
 
@@ -108,6 +108,13 @@ def test_bad_arguments(
         runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
     assert stop.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_ops_needs_no_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(bench_ops, "run", lambda repeats: {"conv": {"ratio": 1.5 * repeats}})
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "ops", "--iters", "2", "--json"])
+    runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == ["conv", "  ratio         3", '{"conv": {"ratio": 3.0}}']
 
 
 def test_format() -> None:

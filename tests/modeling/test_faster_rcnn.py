@@ -150,6 +150,12 @@ def test_neither_losses_nor_detections_change_the_model(model: FasterRCNN) -> No
     assert all((after[name] == value).all() for name, value in before.items())
 
 
+def test_targets_ask_for_losses_in_evaluation_too(model: FasterRCNN) -> None:
+    model.eval()
+    with paddle.no_grad():
+        assert list(model(*inputs(), CASES["objects"]).losses) == LOSSES
+
+
 def test_sampling_follows_paddles_seed(model: FasterRCNN) -> None:
     model.train()
     values = []
@@ -199,25 +205,28 @@ def test_class_agnostic_boxes() -> None:
 
 
 def test_targets_of_an_image_stay_with_it(model: FasterRCNN) -> None:
-    """Swapping images and targets together changes no loss: nothing is mixed up between the images of a batch."""
+    """RPN losses of a batch are the mean of those of its images alone; no loss depends on the images' order."""
     images, sizes, scales = inputs()
-    truth = CASES["objects"]
-    order = paddle.to_tensor([1, 0])
-    model.train()
-    drawn = model.roi_sampler, model.rpn.sampler
+    truth, order = CASES["objects"], paddle.to_tensor([1, 0])
+    drawn, before = (model.roi_sampler, model.rpn.sampler), state(model)
     model.roi_sampler, model.rpn.sampler = RoISampler(sampler=Sampler(1000, 0.9)), Sampler(10_000, 0.5)  # everything
+    for layer in (model.rpn.objectness, model.rpn.regress):  # so that the RPN looks at its image
+        layer.weight.set_value(layer.weight * 300)
+    model.train()
+    cases = {
+        "batch": (images, sizes, scales, truth),
+        "swapped": (images[order], sizes[order], scales[order], truth[::-1]),
+        "crossed": (images, sizes, scales, truth[::-1]),
+        "first": (images[:1], sizes[:1], scales[:1], truth[:1]),
+        "second": (images[1:], sizes[1:], scales[1:], truth[1:]),
+    }
     with paddle.no_grad():
-        straight, swapped, crossed = (
-            [value.item() for value in model(*arguments).losses.values()]
-            for arguments in (
-                (images, sizes, scales, truth),
-                (images[order], sizes[order], scales[order], truth[::-1]),
-                (images, sizes, scales, truth[::-1]),
-            )
-        )
+        found = {case: np.array([v.item() for v in model(*cases[case]).losses.values()]) for case in cases}
     model.roi_sampler, model.rpn.sampler = drawn
-    np.testing.assert_allclose(straight, swapped, rtol=1e-4)
-    assert (np.abs(np.divide(crossed, straight) - 1) > 1e-3)[2:].all()  # the RPN hardly looks at its image yet
+    model.set_state_dict(before)
+    np.testing.assert_allclose(found["batch"][:2], (found["first"] + found["second"])[:2] / 2, rtol=1e-4)
+    np.testing.assert_allclose(found["batch"], found["swapped"], rtol=1e-4)
+    assert (np.abs(found["crossed"] / found["batch"] - 1) > 5e-4).all()
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,17 @@ def test_export(tmp_path: Path, implementation: str) -> None:
         ({"padding": 0, "dilation": 4}, r"x \[2, 6, 7, 9\] is smaller than the kernel \[12, 6, 3, 3\]"),
         ({"stride": 0}, r"stride is an int >= 1 or a pair \(y, x\) of them, not 0"),
         ({"padding": (1, 1, 1)}, "padding is an int >= 0 or a pair"),
+        (
+            {
+                "implementation": "native",
+                "weight": (2, 6, 3, 3),
+                "bias": (2,),
+                "offset": (2, 54, 7, 9),
+                "mask": (2, 27, 7, 9),
+            }
+            | {"deformable_groups": 3},
+            "native needs deformable_groups that divide the 2 output channels",
+        ),
         ({"implementation": "cuda"}, "implementation 'cuda': auto, native or gather"),
     ],
 )
