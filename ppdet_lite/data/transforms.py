@@ -37,17 +37,19 @@ class Preprocess:
     stride: PositiveInt = 32
 
     def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Scale an image [H, W, 3] uint8; return it and its scale [2] float32 (y, x) = resized / original.
+        """Scale an image [H, W, 3] uint8; return it and its scale [2] float32 (y, x).
 
-        short_side replaces the specified one, for training at several scales.
+        short_side replaces the specified one, for training at several scales. Pixels are sampled at exactly the scale,
+        the same on both axes, as PaddleDetection's deployment does; only the number of pixels is rounded.
         """
         height, width = image.shape[:2]
         short, long = sorted((height, width))
         ratio = min((short_side or self.short_side) / short, self.long_side / long)
-        new_height, new_width = max(int(height * ratio + 0.5), 1), max(int(width * ratio + 0.5), 1)
-        if (new_height, new_width) != (height, width):
-            image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
-        return image, np.array([new_height / height, new_width / width], np.float32)
+        if ratio != 1:
+            # Of a side that shrinks below half a pixel OpenCV would leave none, so its size is then given instead.
+            size = None if short * ratio > 0.5 else (max(round(width * ratio), 1), max(round(height * ratio), 1))
+            image = cv2.resize(image, size, fx=ratio, fy=ratio, interpolation=cv2.INTER_LINEAR)
+        return image, np.array([ratio, ratio], np.float32)
 
     def normalize(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Turn uint8 [H, W, 3] into float32 [3, H, W] = (x / 255 - mean) / std, written to out if given.
@@ -118,7 +120,7 @@ def train_sample(
     short_side, flipped = augment.draw(rng)
     resized, scale = preprocess.resize(original, short_side)
     height, width = resized.shape[:2]
-    boxes = objects.boxes * scale[[1, 0, 1, 0]]
+    boxes = np.minimum(objects.boxes * scale[0], np.array([width, height, width, height], np.float32))
     if flipped:
         resized, boxes = cv2.flip(resized, 1), flip_boxes(boxes, width)
     sample = {

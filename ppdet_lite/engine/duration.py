@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 
 def to_iterations(duration: str, iterations_per_epoch: int) -> int:
@@ -14,9 +14,9 @@ def to_iterations(duration: str, iterations_per_epoch: int) -> int:
     return int(match[1]) * (iterations_per_epoch if match[2].startswith("epoch") else 1)
 
 
-def _checked(duration: str) -> str:
-    to_iterations(duration, 1)
+def _checked(duration: object) -> object:
+    to_iterations(str(duration), 1)
     return duration
 
 
-Duration = Annotated[str, AfterValidator(_checked)]
+Duration = Annotated[str, BeforeValidator(_checked)]

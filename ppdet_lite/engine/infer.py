@@ -44,12 +44,12 @@ class ImageFiles:
                 raise UserError(f"{source}: not an image by its name; known are {', '.join(SUFFIXES)}")
             return cls(source.parent, [source.name])
         if not source.is_dir():
-            raise UserError(f"{source}: no such image or folder; correct --input")
+            raise UserError(f"{source}: no such image or folder, correct the path")
         files = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         shown = (path.relative_to(source) for path in files)
         names = sorted(path.as_posix() for path in shown if not any(part.startswith(".") for part in path.parts))
         if not names:
-            raise UserError(f"{source}: holds no image ({', '.join(SUFFIXES)}); correct --input")
+            raise UserError(f"{source}: holds no image ({', '.join(SUFFIXES)}), correct the path")
         return cls(source, names)
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ def _draw_each(
     for image in found:
         pixels, name = images.load(image.image_id), images.names[image.image_id]
         picture = draw_detections(pixels, image.boxes, image.classes, image.scores, detector.class_names)
-        _write_picture(output / name, picture)
+        write_picture(output / name, picture)
         rows = zip(image.classes.tolist(), image.scores.tolist(), image.boxes.tolist(), strict=True)
         detections = [
             {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
@@ -109,7 +109,7 @@ def _draw_each(
         yield {"file": name, "width": pixels.shape[1], "height": pixels.shape[0], "detections": detections}
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
+def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an RGB picture in the format that the name says, whole or not at all."""
     encoded = cv2.imencode(path.suffix, picture[..., ::-1])[1]
     try:

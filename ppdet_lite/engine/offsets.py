@@ -20,9 +20,9 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.transforms import Batch, collate, image_sample
 from ppdet_lite.engine.evaluate import ImageDetections, detect
-from ppdet_lite.engine.infer import _write_picture
+from ppdet_lite.engine.infer import write_picture
 from ppdet_lite.engine.setup import Detector
-from ppdet_lite.engine.visualize import Colour, _titled
+from ppdet_lite.engine.visualize import Colour, titled
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.roi_pool import DeformRoIPool
@@ -144,7 +144,7 @@ def draw_offsets(
             pictures[f"bins{i + 1}"] = draw_bins(image, bins, moved, mask[i].ravel(), found.boxes[i])
     files = [output / f"{source.stem}_{name}.png" for name in pictures]
     for file, picture in zip(files, pictures.values(), strict=True):
-        _write_picture(file, picture)
+        write_picture(file, picture)
         get_logger().info("%s", file)
     return files
 
@@ -198,7 +198,7 @@ def draw_points(
         view.dot(places[k], 3, colours[k])
     view.dot(np.asarray(point), 7, MAGENTA)
     text = f"{len(places)} samples through {layers[-1]} and {len(layers) - 1} before it; {_range(modulation)}"
-    return _titled(view.canvas, text)
+    return titled(view.canvas, text)
 
 
 def draw_bins(
@@ -218,7 +218,7 @@ def draw_bins(
     for k in np.argsort(mask, kind="stable"):
         view.box(moved[k], 2, colours[k])
     view.box(detection, 4, MAGENTA)
-    return _titled(view.canvas, f"bins (white), moved bins, detection (magenta); {_range(mask)}")
+    return titled(view.canvas, f"bins (white), moved bins, detection (magenta); {_range(mask)}")
 
 
 class _View(NamedTuple):

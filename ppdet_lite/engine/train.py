@@ -22,6 +22,7 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.engine.duration import to_iterations
 from ppdet_lite.engine.evaluate import evaluate
+from ppdet_lite.engine.optimizer import clip_gradients
 from ppdet_lite.engine.recorder import Recorder
 from ppdet_lite.engine.setup import build_dataset, build_model, load_pretrained, use_device
 from ppdet_lite.engine.state import Progression, restore_state, save_state, starting_point
@@ -100,7 +101,7 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
             paddle.seed(_iteration_seed(seed, iteration, rank))
             optimizer.set_lr(lr * schedule.factor(iteration, plan.total, plan.per_epoch))
             model.train()
-            losses, watched = train_step(network, optimizer, batch)
+            losses, watched = train_step(network, optimizer, batch, settings.clip_norm)
             done = done._replace(iteration=iteration + 1)
             if recorder:
                 times = (time.perf_counter() - began, data_seconds)
@@ -131,24 +132,33 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
 
 
 def train_step(
-    network: nn.Layer, optimizer: paddle.optimizer.Optimizer, batch: Mapping[str, Any]
+    network: nn.Layer, optimizer: paddle.optimizer.Optimizer, batch: Mapping[str, Any], clip_norm: float | None = None
 ) -> tuple[dict[str, float], dict[str, float]]:
     """One step on a batch of the loader; returns the losses and the watched metrics.
 
-    Raises RunFailed, before any weight is updated, when a loss is not finite.
+    Raises RunFailed, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
+    tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
     """
     output = network(*to_tensors(batch))
     losses = _numbers(output.losses)
-    if not np.isfinite(list(losses.values())).all():
-        shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        raise RunFailed(
-            f"a loss is not finite: {shown}; image ids {batch['image_ids'].tolist()}; "
-            "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
-        )
+    _require_finite("a loss", losses, losses, batch)
     sum(output.losses.values()).backward()
+    gradient_norm = clip_gradients(network, clip_norm)
+    _require_finite("a gradient", {"norm": gradient_norm}, losses, batch)
     optimizer.step()
     optimizer.clear_grad()
-    return losses, _numbers(output.metrics)
+    return losses, {**_numbers(output.metrics), "gradient_norm": gradient_norm}
+
+
+def _require_finite(
+    what: str, values: Mapping[str, float], losses: Mapping[str, float], batch: Mapping[str, Any]
+) -> None:
+    if not np.isfinite(list(values.values())).all():
+        shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        raise RunFailed(
+            f"{what} is not finite: {shown}; image ids {batch['image_ids'].tolist()}; "
+            "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
+        )
 
 
 def to_tensors(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[Targets]]:
@@ -171,6 +181,11 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
         if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)):
             counts[type(layer).__name__] = counts.get(type(layer).__name__, 0) + 1
     get_logger().info("norms: %s", ", ".join(f"{count} {name}" for name, count in counts.items()) or "none")
+    if from_random and model.backbone.frozen_stages:
+        get_logger().warning(
+            "frozen stages of a backbone from random initialisation never learn: set model.backbone.frozen_stages=0, "
+            "or pretrain_weights"
+        )
     if from_random and counts.get("FrozenBatchNorm"):
         get_logger().warning(
             "frozen_bn from random initialisation normalises nothing: set pretrain_weights, or another norm (gn, bn)"

@@ -49,7 +49,7 @@ def draw_comparison(
     good = predicted.scores >= score_threshold
     left = _draw(image, truth.boxes, truth.classes, labels)
     right = draw_detections(image, predicted.boxes[good], predicted.classes[good], predicted.scores[good], class_names)
-    left, right = _titled(left, "truth"), _titled(right, f"predicted, score >= {score_threshold:g}")
+    left, right = titled(left, "truth"), titled(right, f"predicted, score >= {score_threshold:g}")
     return np.concatenate([left, np.full((len(left), GAP, 3), WHITE, np.uint8), right], axis=1)
 
 
@@ -85,7 +85,7 @@ def _label(canvas: np.ndarray, text: str, x: int, y: int, colour: Colour) -> Non
     _write(canvas, text, left + PADDING, top + PADDING + above, scale, BLACK if is_bright else WHITE)
 
 
-def _titled(image: np.ndarray, title: str) -> np.ndarray:
+def titled(image: np.ndarray, title: str) -> np.ndarray:
     """Put a line of text above an image; its height depends on the image's size alone."""
     _, above, below = _text_size("Ag,", _text_scale(image))
     strip = np.full((above + below + 4 * PADDING, image.shape[1], 3), WHITE, np.uint8)

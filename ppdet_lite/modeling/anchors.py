@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import paddle
 from paddle import Tensor
+from pydantic import Field, PositiveFloat
 
 from ppdet_lite.core.registry import register
 
@@ -22,8 +24,8 @@ class AnchorGenerator:
         rounded: round the corners of the base anchors to whole pixels, as torchvision does; the others do not.
     """
 
-    sizes: Sequence[float] = (32, 64, 128, 256, 512)
-    ratios: Sequence[float] = (0.5, 1.0, 2.0)
+    sizes: Annotated[Sequence[PositiveFloat], Field(min_length=1)] = (32, 64, 128, 256, 512)
+    ratios: Annotated[Sequence[PositiveFloat], Field(min_length=1)] = (0.5, 1.0, 2.0)
     offset: float = 0.0
     rounded: bool = False
 

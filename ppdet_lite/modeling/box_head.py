@@ -1,14 +1,14 @@
 """Box heads: pooled RoI features -> embedding -> class scores and box deltas, with their losses."""
 
-from collections.abc import Sequence
-
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from pydantic import PositiveFloat, PositiveInt
 
 from ppdet_lite.core.registry import Derived, register
 from ppdet_lite.modeling.components import BoxHead
-from ppdet_lite.modeling.losses import BoxLossName, box_loss
+from ppdet_lite.modeling.hints import DeltaWeights
+from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, init_normal, init_uniform
 from ppdet_lite.ops.boxes import encode_boxes
 from ppdet_lite.structures import BoxHeadOutput, SampledRois
@@ -18,7 +18,7 @@ from ppdet_lite.structures import BoxHeadOutput, SampledRois
 class TwoFCHead(BoxHead):
     """Two fully connected layers (FPN, section 4.2)."""
 
-    def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: int = 1024) -> None:
+    def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: PositiveInt = 1024) -> None:
         super().__init__()
         self.out_features = width
         self.fc1 = nn.Linear(in_channels * output_size**2, width)
@@ -43,9 +43,9 @@ class ConvFCHead(BoxHead):
         self,
         in_channels: Derived[int],
         output_size: Derived[int],
-        convs: int = 4,
-        conv_channels: int = 256,
-        width: int = 1024,
+        convs: PositiveInt = 4,
+        conv_channels: PositiveInt = 256,
+        width: PositiveInt = 1024,
         norm: NormName = "none",
     ) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class BoxPredictor(nn.Layer):
         in_features: Derived[int],
         num_classes: Derived[int],
         class_agnostic: bool = False,
-        delta_weights: Sequence[float] = (10.0, 10.0, 5.0, 5.0),
+        delta_weights: DeltaWeights = (10.0, 10.0, 5.0, 5.0),
         box_loss: BoxLossName = "l1",
-        beta: float = 1 / 9,
+        beta: PositiveFloat = 1 / 9,
     ) -> None:
         super().__init__()
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
@@ -105,7 +105,7 @@ class BoxPredictor(nn.Layer):
         boxes = paddle.gather(sampled.rois.boxes, foreground)
         targets = encode_boxes(boxes, paddle.gather(sampled.target_boxes, foreground), self.delta_weights)
         deltas = self._deltas_of_class(output.deltas, classes, foreground)
-        loss_box = box_loss(deltas.astype("float32"), targets, self.box_loss, self.beta) / count
+        loss_box = sum_box_loss(deltas.astype("float32"), targets, self.box_loss, self.beta) / count
         return {"loss_cls": loss_cls, "loss_box": loss_box}
 
     def _deltas_of_class(self, deltas: Tensor, classes: Tensor, rows: Tensor) -> Tensor:

@@ -16,6 +16,12 @@ class Backbone(nn.Layer):
 
     out_channels: Sequence[int]
     out_strides: Sequence[int]
+    frozen_stages: int = 0
+
+    @staticmethod
+    def upstream_name(name: str) -> str:
+        """Our name of a weight that a pretrained classifier's file calls `name`."""
+        return name
 
 
 class Neck(nn.Layer):

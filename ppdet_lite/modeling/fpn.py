@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from pydantic import PositiveInt
 
 from ppdet_lite.core.registry import Derived, register
 from ppdet_lite.modeling.components import Neck
@@ -25,7 +26,7 @@ class FPN(Neck):
         self,
         in_channels: Derived[Sequence[int]],
         in_strides: Derived[Sequence[int]],
-        out_channels: int = 256,
+        out_channels: PositiveInt = 256,
         norm: NormName = "none",
         extra_level: bool = True,
     ) -> None:

@@ -7,7 +7,7 @@ from paddle import Tensor
 BoxLossName = Literal["l1", "smooth_l1"]
 
 
-def box_loss(deltas: Tensor, targets: Tensor, kind: BoxLossName, beta: float) -> Tensor:
+def sum_box_loss(deltas: Tensor, targets: Tensor, kind: BoxLossName, beta: float) -> Tensor:
     """Sum over [F, 4] deltas of |d|, or of the smooth form d^2 / (2 beta) below beta and |d| - beta/2 above.
 
     Scalar; 0 with F = 0. Callers divide by their own count.

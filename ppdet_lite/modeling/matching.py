@@ -1,13 +1,14 @@
 """Which ground truth an anchor or RoI answers for, and which of them are drawn for the loss."""
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from ppdet_lite.core.registry import register
+from ppdet_lite.modeling.hints import Share
 from ppdet_lite.ops.boxes import box_coverage, box_iou
 from ppdet_lite.structures import Targets
 
@@ -34,10 +35,10 @@ class Matcher:
             a crowd is neither an object to find nor background.
     """
 
-    foreground_iou: float = 0.5
-    background_iou: float = 0.5
+    foreground_iou: Share = 0.5
+    background_iou: Share = 0.5
     keep_best: bool = False
-    crowd_coverage: float = 0.5
+    crowd_coverage: Share = 0.5
 
     def __post_init__(self) -> None:
         if self.background_iou > self.foreground_iou:
@@ -88,7 +89,7 @@ class Sampler:
     """
 
     count: PositiveInt = 256
-    foreground_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    foreground_share: Share = 0.5
 
     @paddle.no_grad()
     def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:

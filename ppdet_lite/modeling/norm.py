@@ -31,11 +31,6 @@ class FrozenBatchNorm(nn.Layer):
         self.register_buffer("_mean", paddle.zeros([channels]))
         self.register_buffer("_variance", paddle.ones([channels]))
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The affine transform that this layer is: (scale [C], shift [C])."""
-        scale = self.weight * paddle.rsqrt(self._variance + self.epsilon)
-        return scale, self.bias - self._mean * scale
-
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
         return F.batch_norm(

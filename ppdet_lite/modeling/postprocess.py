@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from ppdet_lite.core.registry import register
+from ppdet_lite.modeling.hints import Share
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes
 from ppdet_lite.ops.nms import count_groups, grouped_nms, rank_in_group
 from ppdet_lite.ops.roi_align import image_of_roi
 from ppdet_lite.structures import BoxHeadOutput, Detections, Rois
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @register
@@ -44,7 +42,8 @@ class Postprocess:
     ) -> Detections:
         """Detections in original-image pixels.
 
-        image_sizes [N, 2] (h, w) of the network input; scales [N, 2] (y, x) = resized / original.
+        image_sizes [N, 2] (h, w) of the network input; scales [N, 2] (y, x) = resized / original. Boxes are clipped to
+        the original size as these two give it, to half a resized pixel.
         """
         image = image_of_roi(rois.counts, rois.boxes.shape[0])
         scores = F.softmax(output.logits.astype("float32"), axis=1)[:, :-1]
@@ -81,9 +80,11 @@ class Postprocess:
         kept = paddle.gather(kept, paddle.argsort(paddle.gather(image, kept), stable=True))
         rank = rank_in_group(paddle.gather(image, kept), image_count)
         kept = paddle.gather(kept, paddle.nonzero(rank < self.max_detections).flatten())
-        boxes, image = paddle.gather(boxes, kept), paddle.gather(image, kept)
+        # The rest in float64, for which oneDNN has no kernels: those it has for float32 crash on D = 0.
+        boxes, image = paddle.gather(boxes, kept).astype("float64"), paddle.gather(image, kept)
+        image_sizes, scales = image_sizes.astype("float64"), scales.astype("float64")
         original_sizes = paddle.floor(image_sizes / scales + 0.5)
         factor = paddle.gather(scales, image)[:, ::-1]  # (x, y)
         boxes = clip_boxes(boxes / paddle.concat([factor, factor], axis=1), paddle.gather(original_sizes, image))
         counts = count_groups(image, image_count)
-        return Detections(boxes, paddle.gather(scores, kept), paddle.gather(classes, kept), counts)
+        return Detections(boxes.astype("float32"), paddle.gather(scores, kept), paddle.gather(classes, kept), counts)

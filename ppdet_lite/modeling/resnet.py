@@ -104,7 +104,7 @@ class ResNet(Backbone):
         if not out_stages or list(out_stages) != sorted(set(out_stages)):
             raise ValueError(f"out_stages must be ascending stages out of 2..5, got {list(out_stages)}")
         block = BasicBlock if depth < 50 else Bottleneck
-        self.depth, self.norm_name, self.frozen_stages = depth, norm, frozen_stages
+        self.norm_name, self.frozen_stages = norm, frozen_stages
         self.out_stages = tuple(out_stages)
         self.stem = ConvNorm(3, 64, 7, stride=2, norm=self._stage_norm(1))
         channels = 64

@@ -25,24 +25,25 @@ class RoIAlign(RoIPool):
             torchvision's.
         aligned: half-pixel correct (detectron2, mmdetection) or not (torchvision, PaddleDetection).
         levels: how many of the finest levels are pooled from; FPN's fifth serves the RPN alone.
-        canonical_size, canonical_level: a RoI of this side, in pixels, is pooled from this level, counted from 0 at the
-            finest (FPN: 224 and the stride-16 level).
+        canonical_size, canonical_stride: a RoI of this side, in pixels, is pooled from the level of this stride; half
+            the side, one level finer.
     """
 
     def __init__(
         self,
         in_strides: Derived[Sequence[int]],
-        output_size: int = 7,
-        sampling_ratio: int = 0,
+        output_size: PositiveInt = 7,
+        sampling_ratio: NonNegativeInt = 0,
         aligned: bool = True,
-        levels: int = 4,
-        canonical_size: float = 224.0,
-        canonical_level: int = 2,
+        levels: PositiveInt = 4,
+        canonical_size: PositiveFloat = 224.0,
+        canonical_stride: PositiveInt = 16,
     ) -> None:
         super().__init__()
         self.strides = list(in_strides)[:levels]
         self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
-        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+        self.canonical_size = canonical_size
+        self.canonical_level = _canonical_level(in_strides, levels, canonical_stride)
 
     def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
         """Features [N, C, H_l, W_l] and R RoIs -> [R, C, P, P]."""
@@ -73,7 +74,7 @@ class DeformRoIPool(RoIPool):
             hidden layers for the offsets and, when modulated, one for the mask apart.
         hidden: width of the hidden layers.
         offset_lr: learning rate of the branch relative to the others; version 1's paper has 0.01, version 2's 1.
-        sampling_ratio, levels, canonical_size, canonical_level: see `RoIAlign`.
+        sampling_ratio, levels, canonical_size, canonical_stride: see `RoIAlign`.
     """
 
     def __init__(
@@ -88,13 +89,14 @@ class DeformRoIPool(RoIPool):
         output_size: PositiveInt = 7,
         sampling_ratio: NonNegativeInt = 0,
         levels: PositiveInt = 4,
-        canonical_size: float = 224.0,
-        canonical_level: int = 2,
+        canonical_size: PositiveFloat = 224.0,
+        canonical_stride: PositiveInt = 16,
     ) -> None:
         super().__init__()
         self.scales = [1.0 / stride for stride in list(in_strides)[:levels]]
         self.output_size, self.sampling_ratio, self.gamma = output_size, sampling_ratio, gamma
-        self.canonical_size, self.canonical_level = canonical_size, canonical_level
+        self.canonical_size = canonical_size
+        self.canonical_level = _canonical_level(in_strides, levels, canonical_stride)
         self.modulated = modulated
         inputs, bins = in_channels * output_size**2, output_size**2
 
@@ -138,6 +140,16 @@ class DeformRoIPool(RoIPool):
             mask,
             level=level,
         )
+
+
+def _canonical_level(strides: Sequence[int], levels: int, canonical_stride: int) -> int:
+    """The index of the level that `canonical_stride` names, among the `levels` finest."""
+    pooled = list(strides)[:levels]
+    if len(pooled) < levels:
+        raise ValueError(f"levels is {levels}, but the neck has strides {list(strides)} only")
+    if canonical_stride not in pooled:
+        raise ValueError(f"canonical_stride is {canonical_stride}, but RoIs are pooled at strides {pooled}")
+    return pooled.index(canonical_stride)
 
 
 def _branch(inputs: int, hidden: int, hidden_layers: int, outputs: int, lr_scale: float) -> nn.Sequential:

@@ -9,10 +9,12 @@ from typing import Literal
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ppdet_lite.core.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
-from ppdet_lite.modeling.losses import BoxLossName, box_loss
+from ppdet_lite.modeling.hints import DeltaWeights, Share
+from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler, split_crowds
 from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
@@ -43,18 +45,20 @@ class RPN(nn.Layer):
         anchors: AnchorGenerator = AnchorGenerator(),
         matcher: Matcher = Matcher(0.7, 0.3, keep_best=True),
         sampler: Sampler = Sampler(256, 0.5),
-        nms_iou: float = 0.7,
-        pre_nms_train: int = 2000,
-        post_nms_train: int = 1000,
-        pre_nms_test: int = 1000,
-        post_nms_test: int = 1000,
+        nms_iou: Share = 0.7,
+        pre_nms_train: PositiveInt = 2000,
+        post_nms_train: PositiveInt = 1000,
+        pre_nms_test: PositiveInt = 1000,
+        post_nms_test: PositiveInt = 1000,
         train_limit_over: Literal["image", "batch"] = "image",
-        min_size: float = 0.0,
-        delta_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+        min_size: NonNegativeFloat = 0.0,
+        delta_weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0),
         box_loss: BoxLossName = "l1",
-        beta: float = 1 / 9,
+        beta: PositiveFloat = 1 / 9,
     ) -> None:
         super().__init__()
+        if len(anchors.sizes) != len(in_strides):
+            raise ValueError(f"{len(anchors.sizes)} anchor sizes for {len(in_strides)} pyramid levels")
         self.strides = list(in_strides)
         self.anchors, self.matcher, self.sampler = anchors, matcher, sampler
         self.nms_iou, self.min_size = nms_iou, min_size
@@ -103,8 +107,10 @@ class RPN(nn.Layer):
         scores, index = _top(logits, pre_nms)
         boxes = decode_boxes(paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index), self.delta_weights)
         boxes = clip_boxes(boxes.reshape([scores.shape[0], -1, 4]), image_sizes.unsqueeze(1))
-        extent = boxes[..., 2:] - boxes[..., :2]
-        scores = paddle.where((extent > self.min_size).all(axis=-1), scores, paddle.full_like(scores, DEAD))
+        usable = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # of NaN it is false
+        scores = paddle.where(usable, scores, paddle.full_like(scores, DEAD))
+        whole = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
+        boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
         image_index = paddle.arange(scores.shape[0], dtype="int64").unsqueeze(1).expand_as(index)
         kept = grouped_nms(boxes.reshape([-1, 4]), scores.flatten(), image_index.flatten(), self.nms_iou)
         alive = paddle.scatter(paddle.zeros_like(scores.flatten()), kept, paddle.ones_like(kept, dtype=scores.dtype))
@@ -138,22 +144,22 @@ class RPN(nn.Layer):
             foreground, background = self.sampler(matches.labels)
             drawn = paddle.concat([foreground, background])
             labels = paddle.concat([paddle.ones([foreground.shape[0]]), paddle.zeros([background.shape[0]])])
-            loss_objectness += F.binary_cross_entropy_with_logits(
-                paddle.gather(logits[i], drawn), labels, reduction="sum"
-            )
+            score = paddle.gather(logits[i], drawn)
+            # binary cross entropy; Paddle's own has a wrong gradient at a logit of exactly 0
+            loss_objectness += (F.softplus(score) - score * labels).sum()
             matched = paddle.gather(matches.target_index, foreground)
             truth = paddle.gather(split_crowds(target)[0].boxes, matched)
             wanted = encode_boxes(paddle.gather(anchors, foreground), truth, self.delta_weights)
-            loss_box += box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
+            loss_box += sum_box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
         count = len(targets) * self.sampler.count
         return {"loss_rpn_objectness": loss_objectness / count, "loss_rpn_box": loss_box / count}
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` best of each row [N, M] (all, if there are fewer), best first: values and indices [N, k]."""
-    available = scores.shape[1] if paddle.in_dynamic_mode() else paddle.shape(scores)[1]
     if paddle.in_dynamic_mode():
-        return paddle.topk(scores, min(count, available), axis=1)
+        return paddle.topk(scores, min(count, scores.shape[1]), axis=1)
+    available = paddle.shape(scores)[1]
     count = paddle.minimum(available, paddle.full([], count, dtype=available.dtype))
     return paddle.topk(scores, count, axis=1)
 

@@ -25,7 +25,7 @@ def noise(height, width, seed=0):
 def test_size_after_resize(size, expected):
     resized, scale = Preprocess().resize(np.zeros((*size, 3), np.uint8))
     assert resized.shape == (*expected, 3) and resized.dtype == np.uint8
-    np.testing.assert_allclose(scale, [expected[0] / size[0], expected[1] / size[1]], rtol=1e-6)
+    np.testing.assert_allclose(scale, [min(800 / min(size), 1333 / max(size))] * 2, rtol=1e-6)
     assert scale.dtype == np.float32
 
 
@@ -108,13 +108,21 @@ def test_train_sample_scales_and_flips_boxes_with_the_picture(dataset):
     assert np.array_equal(flipped["image"], plain["image"][:, ::-1])
 
 
-def test_scales_differ_in_x_and_y_after_rounding(dataset):
+def test_the_scale_is_exact_though_the_size_is_rounded(dataset):
     sample = train_sample(
         dataset, 0, Preprocess(short_side=33, long_side=99), Augment(flip=0.0), np.random.default_rng(0)
     )
     assert sample["image"].shape == (33, 50, 3)  # 30 * 1.65 = 49.5
-    np.testing.assert_allclose(sample["gt_boxes"][0], [3 * 50 / 30, 4 * 33 / 20, 9 * 50 / 30, 12 * 33 / 20], rtol=1e-6)
-    np.testing.assert_allclose(sample["scale"], [33 / 20, 50 / 30], rtol=1e-6)
+    np.testing.assert_allclose(sample["gt_boxes"][0], np.array([3, 4, 9, 12]) * 1.65, rtol=1e-6)
+    np.testing.assert_allclose(sample["scale"], [1.65, 1.65], rtol=1e-6)
+
+
+def test_pixels_are_sampled_at_the_exact_scale():
+    ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8)[:, None], (1, 31))[..., None].repeat(3, axis=2)
+    resized, scale = Preprocess(short_side=20, long_side=1000).resize(ramp)  # 100 rows at 20/31 make 64.5 of them
+    rows = np.arange(4, 60)
+    expected = 2 * ((rows + 0.5) / scale[0] - 0.5)  # where the centre of each new row lies on the ramp
+    np.testing.assert_allclose(resized[rows, 5, 0], expected, atol=0.8)  # OpenCV weighs in 11 bits
 
 
 def test_an_image_without_objects(dataset):

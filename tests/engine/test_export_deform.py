@@ -7,10 +7,10 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.core.registry import build
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import collate, image_sample
-from ppdet_lite.engine.evaluate import detect
 from ppdet_lite.engine.export import compare, export, operators
 from ppdet_lite.engine.offsets import deformable_parts, offset_statistics
 from ppdet_lite.engine.predictor import Predictor
@@ -27,11 +27,15 @@ SMALL = [
     "model.postprocess={score_threshold: 0.2, max_detections: 30}",
     "data.preprocess={short_side: 96, long_side: 160}",
 ]
-MODELS = {
-    "dconv": ["model.backbone.deformable={version: 1, stages: [5]}"],
-    "mdconv": ["model.backbone.deformable={version: 2, stages: [4, 5], groups: 2, mask_scale: 2}"],
-    "dpool": ["model.roi_pool={type: DeformRoIPool, modulated: false, branch: mmcv, hidden: 32}"],
-    "mdpool": ["model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 32, sampling_ratio: 2}"],
+MODELS = {  # of two parts each, since an export takes seconds
+    "dconv, dpool": [
+        "model.backbone.deformable={version: 1, stages: [5]}",
+        "model.roi_pool={type: DeformRoIPool, modulated: false, branch: mmcv, hidden: 32, sampling_ratio: 2}",
+    ],
+    "mdconv, mdpool": [
+        "model.backbone.deformable={version: 2, stages: [4, 5], groups: 2, mask_scale: 2}",
+        "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 32}",
+    ],
 }
 
 
@@ -39,7 +43,8 @@ def make_detector(overrides: list[str]) -> Detector:
     """Random weights everywhere, such that much is found and samples are moved by about a cell."""
     config = load_config(CONFIG, [*SMALL, *overrides])
     model = build_model(config, NAMES)
-    nn.initializer.Normal(0, 5.0)(model.predictor.classify.weight)
+    nn.initializer.Normal(0, 0.3)(model.predictor.classify.weight)
+    model.predictor.classify.bias.set_value(np.float32([0, 0, -10]))  # background is rare
     nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
     for part in deformable_parts(model).values():
         is_conv = isinstance(part, DeformConv2D)
@@ -61,14 +66,15 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
     agreement = export(detector, tmp_path / "model")
     assert agreement.detections > 30 and agreement.box_gap < 1e-3 and agreement.score_gap < 1e-4
     assert compare(detector, Predictor(tmp_path / "model", onednn=False)).detections == agreement.detections
-    convs = [part for part in deformable_parts(detector.model).values() if isinstance(part, DeformConv2D)]
-    assert ("pd_op.deformable_conv" in operators(tmp_path / "model")) == bool(convs)
+    assert "pd_op.deformable_conv" in operators(tmp_path / "model")
 
-    # the comparison is worth something: without the offsets the model finds other things
-    (before,) = detect(detector.model, [batch])
-    for part in deformable_parts(detector.model).values():
-        for parameter in part.parameters():
-            if parameter is not getattr(part, "weight", None):
-                parameter.set_value(paddle.zeros_like(parameter))
-    (after,) = detect(detector.model, [batch])
-    assert len(before.scores) != len(after.scores) or np.abs(before.scores - after.scores).max() > 1e-3
+    last_conv_and_pool = list(deformable_parts(detector.model).values())[-2:]
+    for part in last_conv_and_pool:  # the comparison is worth something: it misses their offsets
+        branch = part.offset if isinstance(part, DeformConv2D) else part
+        kept = [parameter.numpy() for parameter in branch.parameters()]
+        for parameter in branch.parameters():
+            parameter.set_value(paddle.zeros_like(parameter))
+        with pytest.raises(RunFailed, match="only the trained model finds"):
+            compare(detector, Predictor(tmp_path / "model", onednn=False))
+        for parameter, value in zip(branch.parameters(), kept, strict=True):
+            parameter.set_value(value)

@@ -115,9 +115,9 @@ def test_a_damaged_image_is_named_and_every_file_written_is_whole(tmp_path, thre
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no.png", r"no\.png: no such image or folder; correct --input"),
+        ("no.png", r"no\.png: no such image or folder, correct the path"),
         ("notes.txt", r"notes\.txt: not an image by its name; known are \.jpg"),
-        ("empty", r"empty: holds no image \(\.jpg.*; correct --input"),
+        ("empty", r"empty: holds no image \(\.jpg.*, correct the path"),
     ],
 )
 def test_a_source_without_images_is_told(tmp_path, source, message):

@@ -119,7 +119,7 @@ def test_losses_of_every_kind_of_ground_truth(case: str, model: FasterRCNN) -> N
 
 
 def test_an_image_on_which_no_proposal_is_left(model: FasterRCNN) -> None:
-    """All boxes are moved far out of the image, where clipping leaves nothing of them."""
+    """All boxes are moved far out of the image, where clipping leaves nothing of them: the whole image stands in."""
     before = state(model)
     bias = np.zeros(12, np.float32)
     bias[::4] = 1000
@@ -129,8 +129,8 @@ def test_an_image_on_which_no_proposal_is_left(model: FasterRCNN) -> None:
     found = detect(model, *inputs())
     model.set_state_dict(before)
     assert np.isfinite([value.item() for value in losses.values()]).all()
-    assert found.counts.tolist() == [0, 0]
-    assert found.boxes.shape == [0, 4]
+    assert np.isfinite(found.boxes.numpy()).all() and np.isfinite(found.scores.numpy()).all()
+    assert found.counts.max().item() <= tiny.NUM_CLASSES  # of one RoI in each image
 
 
 def test_every_parameter_learns(model: FasterRCNN) -> None:
@@ -182,7 +182,7 @@ def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
     optimizer = SGD(weight_decay=0.1).build(model)
     optimizer.set_lr(0.01)
     losses, metrics = train_step(model, optimizer, tiny.batch())
-    assert (list(losses), list(metrics)) == (LOSSES, METRICS)
+    assert (list(losses), list(metrics)) == (LOSSES, [*METRICS, "gradient_norm"])
     moved = {name for name, value in state(model).items() if (value != before[name]).any()}
     frozen = {name for name in before if name.startswith(("backbone.stem.", "backbone.res2."))}
     assert frozen
@@ -234,14 +234,8 @@ def test_targets_of_an_image_stay_with_it(model: FasterRCNN) -> None:
     [
         "predictor.regress.weight",
         "rpn.objectness.weight",
-        pytest.param(
-            "rpn.regress.weight",
-            marks=pytest.mark.xfail(strict=True, reason="a RoI that is not a number is lost between the levels"),
-        ),
-        pytest.param(
-            "backbone.stem.conv.weight",
-            marks=pytest.mark.xfail(strict=True, reason="Paddle's ReLU turns NaN into 0: the losses are finite"),
-        ),
+        "rpn.regress.weight",
+        "backbone.stem.conv.weight",
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
