@@ -73,7 +73,8 @@ class DeformRoIPool(RoIPool):
         branch: `paper`: version 1 has one layer, version 2 two hidden ones shared by offsets and mask; `mmcv`: two
             hidden layers for the offsets and, when modulated, one for the mask apart.
         hidden: width of the hidden layers.
-        offset_lr: learning rate of the branch relative to the others; version 1's paper has 0.01, version 2's 1.
+        offset_lr: learning rate of the branch relative to the others; version 1's paper has 0.01, version 2's and mmcv
+            1. Offsets that learn too fast wander off, and nothing brings them back.
         sampling_ratio, levels, canonical_size, canonical_stride: see `RoIAlign`.
     """
 
@@ -84,7 +85,7 @@ class DeformRoIPool(RoIPool):
         modulated: bool = False,
         branch: Literal["paper", "mmcv"] = "paper",
         hidden: PositiveInt = 1024,
-        offset_lr: PositiveFloat = 1.0,
+        offset_lr: PositiveFloat = 0.1,
         gamma: PositiveFloat = 0.1,
         output_size: PositiveInt = 7,
         sampling_ratio: NonNegativeInt = 0,
