@@ -1,3 +1,20 @@
-"""ppdet_lite sets up the CPU runtime, which has to happen before any test imports paddle."""
+"""Set up the process before any test imports paddle, and keep what one test does to logging from the next."""
 
-import ppdet_lite  # noqa: F401
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+import ppdet_lite
+from ppdet_lite.core.log import ROOT
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> Iterator[None]:
+    """The command-line tools configure the package's logger; the next test finds it as it was."""
+    assert ppdet_lite.__version__  # imported first of all: it sets threads and malloc
+    logger = logging.getLogger(ROOT)
+    before = (list(logger.handlers), logger.propagate, logger.level)
+    yield
+    logger.handlers[:], logger.propagate, level = before
+    logger.setLevel(level)
