@@ -160,11 +160,11 @@ def format_report(report: Report, indent: str = "") -> str:
     for name, value in report.items():
         if isinstance(value, dict) and "median" in value:
             numbers = "  ".join(f"{key} {seconds * 1e3:.1f}" for key, seconds in value.items())
-            lines.append(f"{indent}{name.removesuffix('_seconds'):<14}{numbers}  ms")
+            lines.append(f"{indent}{name.removesuffix('_seconds'):<26} {numbers}  ms")
         elif isinstance(value, dict):
             lines += [f"{indent}{name}", format_report(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{name:<14}{f'{value:.3g}' if isinstance(value, float) else value}")
+            lines.append(f"{indent}{name:<26} {f'{value:.3g}' if isinstance(value, float) else value}")
     return "\n".join(lines)
 
 
