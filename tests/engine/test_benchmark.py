@@ -114,7 +114,7 @@ def test_ops_needs_no_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(bench_ops, "run", lambda repeats: {"conv": {"ratio": 1.5 * repeats}})
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "ops", "--iters", "2", "--json"])
     runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
-    assert capsys.readouterr().out.splitlines() == ["conv", "  ratio         3", '{"conv": {"ratio": 3.0}}']
+    assert capsys.readouterr().out.splitlines() == ["conv", "  ratio                      3", '{"conv": {"ratio": 3.0}}']
 
 
 def test_format() -> None:
@@ -124,10 +124,10 @@ def test_format() -> None:
         "ratio": 0.5123,
     }
     assert format_report(report).splitlines() == [
-        "step          median 500.0  max 1250.0  ms",
+        "step                       median 500.0  max 1250.0  ms",
         "exported",
-        "  a             median 1.0  ms",
-        "ratio         0.512",
+        "  a                          median 1.0  ms",
+        "ratio                      0.512",
     ]
 
 
