@@ -114,7 +114,11 @@ def test_ops_needs_no_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(bench_ops, "run", lambda repeats: {"conv": {"ratio": 1.5 * repeats}})
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "ops", "--iters", "2", "--json"])
     runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="__main__")
-    assert capsys.readouterr().out.splitlines() == ["conv", "  ratio                      3", '{"conv": {"ratio": 3.0}}']
+    assert capsys.readouterr().out.splitlines() == [
+        "conv",
+        "  ratio                      3",
+        '{"conv": {"ratio": 3.0}}',
+    ]
 
 
 def test_format() -> None:
