@@ -5,6 +5,7 @@ D detections packed likewise, K object classes (background is class K, "ignore" 
 Boxes are float32 [x1, y1, x2, y2], continuous (width = x2 - x1), in network-input pixels unless a field says otherwise.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from paddle import Tensor
@@ -16,6 +17,13 @@ class Targets(NamedTuple):
     boxes: Tensor  # [G, 4]
     classes: Tensor  # [G] int64, 0..K-1
     is_crowd: Tensor  # [G] bool
+
+
+class Originals(NamedTuple):
+    """The images of a batch before they were resized and mirrored, normalised as the network's input is."""
+
+    images: Sequence[Tensor]  # N of [3, H, W], each of its own size
+    flipped: Tensor  # [N] bool: the network's input is mirrored left to right
 
 
 class Rois(NamedTuple):
@@ -40,6 +48,13 @@ class BoxHeadOutput(NamedTuple):
     embedding: Tensor  # [R, D]
     logits: Tensor  # [R, K + 1]
     deltas: Tensor  # [R, 4K], or [R, 4] when class-agnostic
+
+
+class Patches(NamedTuple):
+    """Pieces of images, each resized to a square, as the R-CNN teacher sees them."""
+
+    images: Tensor  # [B, 3, S, S], normalised
+    classes: Tensor  # [B] int64; K is background
 
 
 class Detections(NamedTuple):

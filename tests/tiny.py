@@ -1,7 +1,8 @@
 """A detector small enough to run in a test, what to feed it, and overlaps pair by pair to check it."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import paddle
@@ -11,10 +12,11 @@ from ppdet_lite.modeling.box_head import BoxPredictor, TwoFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.fpn import FPN
 from ppdet_lite.modeling.matching import Sampler
+from ppdet_lite.modeling.mimic import RCNNTeacher
 from ppdet_lite.modeling.norm import NormName
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.modeling.resnet import ResNet
-from ppdet_lite.modeling.roi_pool import RoIAlign
+from ppdet_lite.modeling.roi_pool import DeformRoIPool, RoIAlign
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.structures import Rois, Targets
@@ -23,8 +25,18 @@ NUM_CLASSES = 3
 HEIGHT, WIDTH = 64, 96
 
 
-def detector(norm: NormName = "gn", frozen_stages: int = 0, class_agnostic: bool = False, seed: int = 0) -> FasterRCNN:
-    """Faster R-CNN R18-FPN with 32 channels, a head of width 64 and three classes."""
+def detector(
+    norm: NormName = "gn",
+    frozen_stages: int = 0,
+    class_agnostic: bool = False,
+    seed: int = 0,
+    pool: Literal["align", "plain", "modulated"] = "align",
+    mimic: Mapping[str, Any] | None = None,
+) -> FasterRCNN:
+    """Faster R-CNN R18-FPN with 32 channels, a head of width 64 and three classes.
+
+    pool: RoIAlign or one of the deformable poolings; mimic: the arguments of an R-CNN teacher.
+    """
     paddle.seed(seed)
     backbone = ResNet(18, norm=norm, frozen_stages=frozen_stages)
     neck = FPN(backbone.out_channels, backbone.out_strides, out_channels=32)
@@ -38,15 +50,21 @@ def detector(norm: NormName = "gn", frozen_stages: int = 0, class_agnostic: bool
         pre_nms_test=100,
         post_nms_test=20,
     )
+    roi_pool = RoIAlign(neck.out_strides, output_size=3)
+    if pool != "align":
+        roi_pool = DeformRoIPool(
+            neck.out_strides, neck.out_channels, modulated=pool == "modulated", hidden=32, output_size=3
+        )
     return FasterRCNN(
         backbone,
         neck,
         rpn,
-        RoIAlign(neck.out_strides, output_size=3),
+        roi_pool,
         TwoFCHead(neck.out_channels, 3, width=64),
         BoxPredictor(64, NUM_CLASSES, class_agnostic),
         RoISampler(sampler=Sampler(16, 0.25)),
         Postprocess(score_threshold=0.01, max_detections=30),
+        None if mimic is None else RCNNTeacher(64, NUM_CLASSES, **mimic),
     )
 
 
@@ -93,6 +111,22 @@ def random_boxes(rng: np.random.Generator, count: int, size: float = 100.0, leas
     return np.concatenate([corner, corner + extent], axis=1).astype(np.float32)
 
 
+def slow_crop(image: np.ndarray, box: Sequence[float], size: int) -> np.ndarray:
+    """Crop and resize, pixel by pixel, each from the four around its place; the border goes on for ever."""
+    channels, height, width = image.shape
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    patch = np.zeros((channels, size, size))
+    for i in range(size):
+        for j in range(size):
+            y = min(max(y1 + (i + 0.5) / size * (y2 - y1) - 0.5, 0), height - 1)
+            x = min(max(x1 + (j + 0.5) / size * (x2 - x1) - 0.5, 0), width - 1)
+            top, left = math.floor(y), math.floor(x)
+            for row, row_weight in ((top, 1 - (y - top)), (min(top + 1, height - 1), y - top)):
+                for column, weight in ((left, 1 - (x - left)), (min(left + 1, width - 1), x - left)):
+                    patch[:, i, j] += row_weight * weight * image[:, row, column]
+    return patch
+
+
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Area that two boxes share."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -111,13 +145,15 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def batch(seed: int = 0) -> dict[str, Any]:
-    """A batch as the loader makes it: two images, the second smaller than the batch and without objects."""
+    """A batch as the loader makes it: two images, the second smaller than the batch, mirrored and without objects."""
     rng = np.random.default_rng(seed)
     return {
         "images": rng.standard_normal((2, 3, HEIGHT, WIDTH)).astype(np.float32),
         "image_sizes": np.array([[64, 96], [50, 70]], np.float32),
         "scales": np.array([[0.5, 0.5], [2.0, 1.0]], np.float32),
         "image_ids": np.array([11, 12]),
+        "original_images": [rng.standard_normal((3, *size)).astype(np.float32) for size in ((128, 192), (25, 70))],
+        "flipped": np.array([False, True]),
         "targets": [
             {
                 "boxes": np.array([[5, 5, 40, 40], [50, 10, 90, 60]], np.float32),

@@ -61,6 +61,11 @@ class Preprocess:
             cv2.LUT(channel, table, dst=plane)
         return planes
 
+    def restore(self, planes: np.ndarray) -> np.ndarray:
+        """Turn normalised [..., 3, H, W] back into pixels, uint8 [..., H, W, 3]."""
+        pixels = np.moveaxis(planes, -3, -1) * np.array(self.std) + np.array(self.mean)
+        return np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
+
     @cached_property
     def _tables(self) -> np.ndarray:
         """[3, 256] float32, the normalised value of every pixel value of every channel."""
@@ -140,8 +145,8 @@ def train_sample(
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
     """Normalise samples and stack them (see DESIGN.md), padded right and bottom with zeros to multiples of the stride.
 
-    `targets` is there when the samples have objects; `original_images` (list of uint8 [H, W, 3]) and `flipped`
-    (bool [N]) when they keep their originals.
+    `targets` is there when the samples have objects; `original_images` (list of [3, H, W], normalised too) and
+    `flipped` (bool [N]) when they keep their originals.
     """
     stride = preprocess.stride
     largest = np.max([sample["image"].shape[:2] for sample in samples], axis=0)
@@ -160,6 +165,6 @@ def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
         keys = ("boxes", "classes", "is_crowd")
         batch["targets"] = [{key: sample[f"gt_{key}"] for key in keys} for sample in samples]
     if "original_image" in samples[0]:
-        batch["original_images"] = [sample["original_image"] for sample in samples]
+        batch["original_images"] = [preprocess.normalize(sample["original_image"]) for sample in samples]
         batch["flipped"] = np.array([sample["flipped"] for sample in samples], bool)
     return batch

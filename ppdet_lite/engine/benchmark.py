@@ -38,32 +38,40 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     """Time training steps on synthetic images of a size (h, w), from uint8 pixels to updated weights.
 
     Returns `step_seconds` and, for each of PHASES, `<phase>_seconds`: median, min and max; and the peak memory.
-    "data" is normalising, padding and handing over, without decoding a file.
+    "data" is normalising, padding and handing over, without decoding a file. Of a model that mimics an R-CNN, also
+    `mimic_rois`, how many patches an image had: with random weights few RoIs are foreground, model.mimic.rois=both
+    gives it all it may have.
     """
     model = build_model(config, _class_names(classes))
     model.train()
     optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
-    samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
+    samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
     preprocess = build(config["data"]["preprocess"])
+    patches = []
 
     def step() -> list[float]:
         marks = [_now()]
         arguments = to_tensors(collate(samples, preprocess))
         marks.append(_now())
-        loss = sum(model(*arguments).losses.values())
+        output = model(*arguments)
+        loss = sum(output.losses.values())
         marks.append(_now())
         loss.backward()
         marks.append(_now())
         clip_gradients(model, None)  # as training does, which checks the norm
         optimizer.step()
         optimizer.clear_grad()
-        return [*marks, _now()]
+        marks.append(_now())
+        if "mimic_rois" in output.metrics:
+            patches.append(output.metrics["mimic_rois"].item())
+        return marks
 
     marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
     phases = dict(zip(PHASES, np.diff(marks, axis=1).T, strict=True))
     return {
         "step_seconds": _summary(marks[:, -1] - marks[:, 0]),
         **{f"{name}_seconds": _summary(seconds) for name, seconds in phases.items()},
+        **({"mimic_rois": float(np.median(patches))} if patches else {}),
         **_surroundings(size, batch, iterations),
     }
 
@@ -76,7 +84,7 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     """
     paddle.set_device("cpu")
     if config["weights"] is None:
-        model = build_model(config, _class_names(classes))
+        model = build_model(config, _class_names(classes), for_training=False)
         model.eval()
     else:
         model = load_detector(config).model
@@ -107,14 +115,18 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
 def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2)) -> Report:
     """Measure how many training images per second the loader makes, with different numbers of threads.
 
-    Returns `images_per_second` by the number of threads, and the peak memory.
+    Returns `images_per_second` by the number of threads, and the peak memory. Original images go along where the
+    config's model takes them.
     """
     dataset = build_dataset(config, "train")
+    keep_original = build_model(config, dataset.class_names).needs_originals
     data = build(config["data"], train=dataset, val=None)
     rates = {}
     for count in threads:
         loader = dataclasses.replace(data.loader, threads=count)
-        stream = TrainBatches(dataset, data.preprocess, data.augment, loader, config["runtime"]["seed"]).iterate()
+        seed = config["runtime"]["seed"]
+        batches = TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
+        stream = batches.iterate()
         warm_up = max(WARM_UP, 2 * count)  # what is loaded ahead
         for _ in range(warm_up):
             next(stream)
@@ -174,17 +186,19 @@ def _class_names(count: int) -> list[str]:
     return [f"c{i}" for i in range(count)]
 
 
-def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int) -> Sample:
+def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_original: bool = False) -> Sample:
     """Noise with boxes on it, as the loader would make it."""
     corners = rng.uniform(0, 1, (BOXES, 2, 2)) * size[::-1]
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
     return {
-        "image": rng.integers(0, 256, (*size, 3), np.uint8),
+        "image": image,
         "image_id": 0,
         "image_size": np.array(size, np.float32),
         "scale": np.ones(2, np.float32),
         "gt_boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32),
         "gt_classes": rng.integers(0, classes, BOXES),
         "gt_is_crowd": np.zeros(BOXES, bool),
+        **({"original_image": image, "flipped": False} if keep_original else {}),
     }
 
 

@@ -1,16 +1,27 @@
 """What a training run tells while it goes on: progress, metrics.jsonl, VisualDL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppdet_lite.core.log import MetricsWriter, Progress
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
 from ppdet_lite.engine.evaluate import detect
 from ppdet_lite.engine.offsets import deformable_parts, offset_statistics
-from ppdet_lite.engine.visualize import draw_comparison
+from ppdet_lite.engine.visualize import draw_comparison, draw_strip
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.structures import Patches
+
+SHOWN_PATCHES = 16
+
+
+class Step(NamedTuple):
+    """What a training step tells."""
+
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
 
 
 class Recorder:
@@ -33,16 +44,15 @@ class Recorder:
         iteration: int,
         epoch: int,
         lr: float,
-        losses: Mapping[str, float],
-        watched: Mapping[str, float],
+        step: Step,
         seconds: float,
         data_seconds: float,
     ) -> None:
         """Tell of an iteration, counted from 1."""
-        self._progress.update(iteration, losses, lr, seconds, data_seconds)
+        self._progress.update(iteration, step.losses, lr, seconds, data_seconds)
         if iteration % self._log_every == 0 or iteration == self._total:
             times = {"seconds": seconds, "data_seconds": data_seconds}
-            row = {"epoch": epoch, "lr": lr, **losses, **watched, **times}
+            row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **times}
             self._metrics.write(iteration, row)
             self._scalars(iteration, "train", row)
 
@@ -65,6 +75,16 @@ class Recorder:
         if deformable_parts(model):
             batch = collate([image_sample(dataset.load(0), preprocess, 0)], preprocess)
             self._scalars(iteration, "offsets", offset_statistics(model, batch))
+
+    def patches(
+        self, iteration: int, patches: Patches | None, class_names: Sequence[str], preprocess: Preprocess
+    ) -> None:
+        """Show some of what the R-CNN teacher, where there is one, saw in the last step, each with its class."""
+        if patches is not None:
+            pixels = preprocess.restore(patches.images[:SHOWN_PATCHES].numpy())
+            names = [*class_names, "background"]
+            labels = [names[k] for k in patches.classes[:SHOWN_PATCHES].tolist()]
+            self._board.add_image("train/mimic_patches", draw_strip(pixels, labels), iteration)
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -1,6 +1,6 @@
 """From a config to the objects that it describes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,8 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.engine.recipe import Recipe
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without
 
 
 class Detector(NamedTuple):
@@ -48,13 +50,16 @@ def build_dataset(
     return dataset
 
 
-def build_model(config: Config, class_names: Sequence[str] | None = None) -> FasterRCNN:
-    """The model of a config with fresh weights, seeded; classes are those of the training annotations by default."""
+def build_model(config: Config, class_names: Sequence[str] | None = None, for_training: bool = True) -> FasterRCNN:
+    """The model of a config with fresh weights, seeded; classes are those of the training annotations by default.
+
+    for_training: with the parts that only training needs.
+    """
     if class_names is None:
         class_names = build_dataset(config, "train").class_names
     paddle.seed(config["runtime"]["seed"])
     try:
-        model = FasterRCNN.from_config(config["model"], len(class_names))
+        model = FasterRCNN.from_config(config["model"], len(class_names), for_training)
     except ValueError as error:  # a combination that no type hint can express
         raise UserError(f"{config['model'].place}: {error}") from error
     stride = config["data"]["preprocess"]["stride"]
@@ -77,8 +82,9 @@ def load_detector(config: Config) -> Detector:
         dataset = build_dataset(config, "train")
         class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
         get_logger().warning("%s names no classes; taking those of %s", weights.source, dataset.file)
-    model = build_model(config, class_names)
-    report = match_weights(state_shapes(model), weights.arrays)
+    model = build_model(config, class_names, for_training=False)
+    arrays = {name: array for name, array in weights.arrays.items() if not name.startswith(TRAINING_ONLY)}
+    report = match_weights(state_shapes(model), arrays)
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)
     model.eval()
@@ -100,9 +106,21 @@ def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
     )
     report = max(as_detector, as_backbone, key=lambda candidate: len(candidate.matched))
     report.require_any(weights.source)
+    report = _with_teacher(report, wanted)
     get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
     model.set_state_dict({**model.state_dict(), **report.matched})
     return report
+
+
+def _with_teacher(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """Where an R-CNN teacher has a backbone of its own, it starts from the same weights."""
+    copies = {
+        f"{TRAINING_ONLY}{name}": array
+        for name, array in report.matched.items()
+        if wanted.get(f"{TRAINING_ONLY}{name}") == array.shape
+    }
+    missing = [name for name in report.missing if name not in copies]
+    return report._replace(matched={**copies, **report.matched}, missing=missing)
 
 
 def use_device(config: Config) -> str:

@@ -23,12 +23,12 @@ from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.engine.duration import to_iterations
 from ppdet_lite.engine.evaluate import evaluate
 from ppdet_lite.engine.optimizer import clip_gradients
-from ppdet_lite.engine.recorder import Recorder
+from ppdet_lite.engine.recorder import Recorder, Step
 from ppdet_lite.engine.setup import build_dataset, build_model, load_pretrained, use_device
 from ppdet_lite.engine.state import Progression, restore_state, save_state, starting_point
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import FrozenBatchNorm
-from ppdet_lite.structures import Targets
+from ppdet_lite.structures import Originals, Targets
 
 
 class Plan(NamedTuple):
@@ -69,7 +69,9 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
         paddle.distributed.init_parallel_env()
 
     data, seed = build(config["data"], train=train_set, val=val_set), config["runtime"]["seed"]
-    batches = TrainBatches(train_set, data.preprocess, data.augment, data.loader, seed, rank, world)
+    batches = TrainBatches(
+        train_set, data.preprocess, data.augment, data.loader, seed, rank, world, model.needs_originals
+    )
     plan = _plan(config, batches.iterations_per_epoch)
     get_logger().info(
         "%d classes, %d training images, %d iterations per epoch, %d in all",
@@ -101,11 +103,11 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
             paddle.seed(_iteration_seed(seed, iteration, rank))
             optimizer.set_lr(lr * schedule.factor(iteration, plan.total, plan.per_epoch))
             model.train()
-            losses, watched = train_step(network, optimizer, batch, settings.clip_norm)
+            step = train_step(network, optimizer, batch, settings.clip_norm, iteration)
             done = done._replace(iteration=iteration + 1)
             if recorder:
                 times = (time.perf_counter() - began, data_seconds)
-                recorder.step(done.iteration, iteration // plan.per_epoch, optimizer.get_lr(), losses, watched, *times)
+                recorder.step(done.iteration, iteration // plan.per_epoch, optimizer.get_lr(), step, *times)
             if val_set is not None and plan.due(plan.evaluate_every, done.iteration):
                 results = evaluate(model, val_set, data.preprocess, data.loader, folder)
                 is_best = done.best is None or results["AP"] > done.best["AP"]
@@ -120,6 +122,7 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
             if recorder and (checkpoint_due or plan.due(plan.evaluate_every, done.iteration)):
                 shown = train_set if val_set is None else val_set
                 recorder.offsets(done.iteration, model, shown, data.preprocess)
+                recorder.patches(done.iteration, step.patches, train_set.class_names, data.preprocess)
             if recorder and checkpoint_due:
                 target = folder / "checkpoints" / f"iter_{done.iteration:08d}"
                 save_state(target, model, optimizer, config, train_set, done)
@@ -132,14 +135,18 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
 
 
 def train_step(
-    network: nn.Layer, optimizer: paddle.optimizer.Optimizer, batch: Mapping[str, Any], clip_norm: float | None = None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """One step on a batch of the loader; returns the losses and the watched metrics.
+    network: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    batch: Mapping[str, Any],
+    clip_norm: float | None = None,
+    iteration: int | None = None,
+) -> Step:
+    """One step on a batch of the loader, after `iteration` others (see `FasterRCNN.forward`).
 
     Raises RunFailed, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
     """
-    output = network(*to_tensors(batch))
+    output = network(*to_tensors(batch), iteration=iteration)
     losses = _numbers(output.losses)
     _require_finite("a loss", losses, losses, batch)
     sum(output.losses.values()).backward()
@@ -147,7 +154,7 @@ def train_step(
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batch)
     optimizer.step()
     optimizer.clear_grad()
-    return losses, {**_numbers(output.metrics), "gradient_norm": gradient_norm}
+    return Step(losses, {**_numbers(output.metrics), "gradient_norm": gradient_norm}, output.patches)
 
 
 def _require_finite(
@@ -161,8 +168,12 @@ def _require_finite(
         )
 
 
-def to_tensors(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[Targets]]:
+def to_tensors(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[Targets], Originals | None]:
     """The arguments of a detector's training forward from a batch of the loader."""
+    originals = None
+    if "original_images" in batch:
+        images = [paddle.to_tensor(image) for image in batch["original_images"]]
+        originals = Originals(images, paddle.to_tensor(batch["flipped"]))
     targets = [
         Targets(
             paddle.to_tensor(target["boxes"], dtype="float32").reshape([-1, 4]),
@@ -171,7 +182,7 @@ def to_tensors(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[T
         )
         for target in batch["targets"]
     ]
-    return (*(paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales")), targets)
+    return (*(paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales")), targets, originals)
 
 
 def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: bool) -> None:

@@ -53,6 +53,13 @@ def draw_comparison(
     return np.concatenate([left, np.full((len(left), GAP, 3), WHITE, np.uint8), right], axis=1)
 
 
+def draw_strip(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Put B > 0 pictures [H, W, 3] uint8 RGB of one size side by side, each below its label."""
+    columns = [titled(picture, label) for picture, label in zip(pictures, labels, strict=True)]
+    gap = np.full((len(columns[0]), GAP, 3), WHITE, np.uint8)
+    return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)
+
+
 def class_colour(class_index: int) -> Colour:
     """Return the colour of a class, the same in every picture."""
     value = 1.0 if class_index % 2 == 0 else 0.75

@@ -94,12 +94,13 @@ class Sampler:
     @paddle.no_grad()
     def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Draw from labels [A]; returns (foreground indices, background indices), each ascending."""
-        foreground = _draw(labels == FOREGROUND, int(self.count * self.foreground_share))
-        background = _draw(labels == BACKGROUND, self.count - foreground.shape[0])
+        foreground = draw(labels == FOREGROUND, int(self.count * self.foreground_share))
+        background = draw(labels == BACKGROUND, self.count - foreground.shape[0])
         return foreground, background
 
 
-def _draw(candidates: Tensor, count: int) -> Tensor:
+def draw(candidates: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of at most `count` random ones of the true entries of a bool [A]."""
     indices = paddle.nonzero(candidates).flatten()
     if indices.shape[0] <= count:
         return indices

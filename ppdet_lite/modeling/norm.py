@@ -1,6 +1,8 @@
 """The one convolution + normalisation of the house, and the norms it can carry."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import paddle
@@ -73,6 +75,23 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
         case "in":
             return nn.GroupNorm(channels, channels)
     raise ValueError(f"unknown norm {name!r}")
+
+
+@contextlib.contextmanager
+def kept_statistics(model: nn.Layer) -> Iterator[None]:
+    """Meanwhile the batch norms of a model leave their running statistics as they are.
+
+    In training they still normalise by the statistics of what they are given.
+    """
+    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    momenta = [norm._momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm._momentum = 1.0  # the share of what was there before
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm._momentum = momentum
 
 
 class ConvNorm(nn.Layer):

@@ -147,7 +147,7 @@ def test_originals_on_request(dataset):
     batch = take(batches.iterate(), 1)[0]
     assert set(batch["flipped"]) == {False, True}
     for image_id, original in zip(batch["image_ids"], batch["original_images"], strict=True):
-        assert np.array_equal(original, dataset.load(image_id - 100))
+        assert np.array_equal(original, PREPROCESS.normalize(dataset.load(image_id - 100)))
 
 
 @pytest.mark.parametrize("threads", [0, 2])

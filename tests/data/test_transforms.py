@@ -136,7 +136,16 @@ def test_originals_are_kept_unflipped_on_request(dataset):
     sample = train_sample(dataset, 0, Preprocess(short_side=40), Augment(flip=1.0), np.random.default_rng(0), True)
     batch = collate([sample], Preprocess())
     assert batch["flipped"].tolist() == [True]
-    assert np.array_equal(batch["original_images"][0], dataset.load(0))
+    assert np.array_equal(batch["original_images"][0], Preprocess().normalize(dataset.load(0)))
+
+
+def test_restoring_undoes_normalising():
+    images = np.stack([noise(20, 30), noise(20, 30)])
+    preprocess = Preprocess()
+    planes = np.stack([preprocess.normalize(image) for image in images])
+    assert np.array_equal(preprocess.restore(planes), images)
+    assert np.array_equal(preprocess.restore(planes[0]), images[0])
+    assert preprocess.restore(planes[0] + 100).min() == 255
 
 
 def test_collate_pads_right_and_bottom_to_the_stride():

@@ -181,8 +181,8 @@ def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
     before = state(model)
     optimizer = SGD(weight_decay=0.1).build(model)
     optimizer.set_lr(0.01)
-    losses, metrics = train_step(model, optimizer, tiny.batch())
-    assert (list(losses), list(metrics)) == (LOSSES, [*METRICS, "gradient_norm"])
+    step = train_step(model, optimizer, tiny.batch())
+    assert (list(step.losses), list(step.metrics)) == (LOSSES, [*METRICS, "gradient_norm"])
     moved = {name for name, value in state(model).items() if (value != before[name]).any()}
     frozen = {name for name in before if name.startswith(("backbone.stem.", "backbone.res2."))}
     assert frozen

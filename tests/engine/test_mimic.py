@@ -1,0 +1,210 @@
+"""Training with the R-CNN teacher, and that nothing of it is left in what training was for."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import save_file
+from visualdl import LogReader
+
+from ppdet_lite.core.checkpoint import load_checkpoint
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import read_metrics
+from ppdet_lite.data.shapes import generate
+from ppdet_lite.engine.benchmark import bench_data, bench_train
+from ppdet_lite.engine.export import save_graph
+from ppdet_lite.engine.setup import build_model, load_config, load_detector, load_pretrained
+from ppdet_lite.engine.train import train
+from tests.engine import mimic_worker
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn_mimic.yml"
+PLAIN = ROOT / "configs/quickstart/shapes_r18_fpn_mdconv_mdpool.yml"
+CLASSES = ["bar", "disc"]
+SMALL = [
+    "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
+    "data.loader.batch_size=2",
+    "model.neck.out_channels=32",
+    "model.box_head.width=32",
+    "model.roi_pool.hidden=32",
+    "schedule.warmup_iterations=2",
+]
+MIMIC = ["model.mimic.crop_size=32", "model.mimic.include_ground_truth=true"]  # a new RPN proposes little
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    generate(folder, train=6, val=2, seed=1, size=128)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(shapes: Path) -> list[str]:
+    return [
+        f"data.{split}={{images: {shapes}/{split}, annotations: {shapes}/annotations/instances_{split}.json}}"
+        for split in ("train", "val")
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with the teacher, which comes in after one iteration."""
+    folder = tmp_path_factory.mktemp("run")
+    length = ["train.length=3 iterations", "train.log_every=1", "train.checkpoint_every=3 iterations"]
+    config = load_config(CONFIG, [*data, *SMALL, *MIMIC, *length, "model.mimic.start_iteration=1"])
+    train(config, folder)
+    return folder
+
+
+def test_what_training_tells(run: Path) -> None:
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["loss_mimic"] > 0 for row in rows] == [row["mimic_rois"] > 0 for row in rows] == [False, True, True]
+    assert ["mimic_cosine" in row for row in rows] == ["mimic_accuracy" in row for row in rows] == [False, True, True]
+    for row in rows[1:]:
+        assert row["loss_mimic"] == pytest.approx(0.1 * (1 - row["mimic_cosine"]), abs=1e-6)
+    (log,) = (run / "vdl").iterdir()
+    tags = LogReader(file_path=str(log)).get_tags()
+    assert {"train/mimic_cosine", "train/mimic_accuracy", "train/loss_mimic"} <= set(tags["scalar"])
+    assert "train/mimic_patches" in tags["image"]
+
+
+@pytest.mark.parametrize("path", [CONFIG, PLAIN], ids=["with", "without"])
+def test_a_checkpoint_makes_a_detector_without_a_teacher(path: Path, run: Path, data: list[str]) -> None:
+    """With the config it was trained with, and with the one that has no `mimic`."""
+    saved = load_checkpoint(run / "checkpoints/iter_00000003").groups["model"]
+    assert {"mimic.classify.weight", "mimic.classify.bias"} <= set(saved)
+    model = load_detector(load_config(path, [*data, *SMALL, f"weights={run}"])).model
+    assert model.mimic is None
+    found = {name: value.numpy() for name, value in model.state_dict().items()}
+    assert set(found) == {name for name in saved if not name.startswith("mimic.")}
+    assert all((value == saved[name]).all() for name, value in found.items())
+
+
+def test_the_exported_graph_has_the_operators_and_weights_of_one_without(
+    run: Path, data: list[str], tmp_path: Path
+) -> None:
+    """Traced from the detector, and also from a model that still has its teacher."""
+    with_teacher = build_model(load_config(CONFIG, [*data, *SMALL]))
+    assert with_teacher.mimic is not None
+    models = {
+        "trained": load_detector(load_config(CONFIG, [*data, *SMALL, f"weights={run}"])).model,
+        "teacher": with_teacher,
+        "never": build_model(load_config(PLAIN, [*data, *SMALL])),
+    }
+    found = {}
+    for name, model in models.items():
+        model.eval()
+        (tmp_path / name).mkdir()
+        save_graph(model, tmp_path / name)
+        operators = list(operator_names(json.loads((tmp_path / name / "model.json").read_text())))
+        graph = paddle.jit.load(str(tmp_path / name / "model"))
+        shapes = Counter(tuple(value.shape) for value in graph.state_dict().values())
+        found[name] = (operators, shapes, (tmp_path / name / "model.pdiparams").stat().st_size)
+    assert len(found["never"][0]) > 300
+    assert found["trained"] == found["never"]
+    assert found["teacher"] == found["never"]
+
+
+def operator_names(node: object) -> Iterator[str]:
+    """The kinds of all operators in the JSON of a graph, in their order."""
+    if isinstance(node, dict):
+        if isinstance(node.get("#"), str):
+            yield node["#"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from operator_names(child)
+
+
+def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], tmp_path: Path) -> None:
+    """Those of a classifier or of a detector; what differs in shape is reported as missing."""
+    model = build_model(load_config(PLAIN, [*data, *SMALL]), CLASSES)
+    trunk = {
+        name.removeprefix("backbone."): value.numpy()
+        for name, value in model.state_dict().items()
+        if name.startswith("backbone.")
+    }
+    whole = {name: value.numpy() for name, value in model.state_dict().items()}
+    for name, arrays in {"trunk": trunk, "whole": whole}.items():
+        save_file(arrays, tmp_path / f"{name}.safetensors")
+        overrides = [*data, *SMALL, "runtime.seed=5", "model.mimic.backbone=${model.backbone}"]
+        other = build_model(load_config(CONFIG, overrides), CLASSES)
+        report = load_pretrained(other, str(tmp_path / f"{name}.safetensors"))
+        assert not [name for name in report.missing if "backbone" in name]
+        for own in ("backbone", "mimic.backbone"):
+            for key, value in trunk.items():
+                assert (other.state_dict()[f"{own}.{key}"].numpy() == value).all(), key
+    smaller = [*data, *SMALL, "model.mimic.backbone={type: ResNet, depth: 34, norm: bn, frozen_stages: 0}"]
+    report = load_pretrained(build_model(load_config(CONFIG, smaller), CLASSES), str(tmp_path / "whole.safetensors"))
+    assert "mimic.backbone.res3.3.conv1.conv.weight" in report.missing
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.mimic.crop_size=100", "mimic.crop_size 100 is no multiple of 32"),
+        ("model.mimic.backbone={type: ResNet, depth: 50}", "mimic.backbone gives (channels, strides)"),
+        ("model.mimic.rois=fg", "model.mimic.rois: expected 'foreground', 'background' or 'both', got 'fg'"),
+        ("model.mimic.num_classes=3", "model.mimic.num_classes"),
+        ("model.mimic.loss_weight=-1", "model.mimic.loss_weight"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(override: str, told: str, data: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        build_model(load_config(CONFIG, [*data, *SMALL, override]), CLASSES)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_benchmark_counts_the_patches(data: list[str]) -> None:
+    both = load_config(CONFIG, [*SMALL, *MIMIC, "model.mimic.rois=both", "model.mimic.rois_per_image=5"])
+    assert bench_train(both, (64, 96), 2, 1, 3)["mimic_rois"] == 5
+    assert "mimic_rois" not in bench_train(load_config(PLAIN, SMALL), (64, 96), 1, 1, 3)
+    assert bench_data(load_config(CONFIG, [*data, *SMALL]), 2, [0])["images_per_second"]["0"] > 0
+
+
+def test_two_processes_one_of_them_without_a_positive_roi(tmp_path: Path) -> None:
+    """Both end, with the mean of the gradients that each would have had alone."""
+    command = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
+    log = ["--log_dir", str(tmp_path / "log")]
+    worker = [str(ROOT / "tests/engine/mimic_worker.py"), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *command, *log, *worker], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2)]
+    alone = []
+    for rank in range(2):
+        model = mimic_worker.detector()
+        losses = mimic_worker.backward(model, rank)
+        np.testing.assert_allclose(found[rank].pop("losses"), losses, rtol=1e-4, atol=1e-7)
+        assert (min(losses) > 0) == (rank == 0)
+        alone.append(mimic_worker.gradients(model))
+    assert set(found[0]) == set(found[1]) == set(alone[0]) == set(alone[1])
+    assert all(name in alone[1] for name in ("mimic.classify.weight", "mimic.classify.bias"))
+    for name, first in found[0].items():
+        np.testing.assert_array_equal(first, found[1][name], err_msg=name)
+        expected = (alone[0][name] + alone[1][name]) / 2
+        np.testing.assert_allclose(first, expected, rtol=1e-3, atol=1e-5 * max(1, np.abs(expected).max()), err_msg=name)
+
+
+def test_a_resumed_run_equals_the_straight_one(data: list[str], tmp_path: Path) -> None:
+    """Bit for bit: what is drawn, and the optimizer's state of the branch's own weights."""
+    length = ["train.log_every=1", "train.checkpoint_every=2 iterations", "train.length=4 iterations"]
+    config = load_config(CONFIG, [*data, *SMALL, *MIMIC, *length, "schedule.warmup_iterations=1"])
+    train(config, tmp_path / "straight")
+    early = "checkpoints/iter_00000002"
+    shutil.copytree(tmp_path / "straight" / early, tmp_path / "resumed" / early)
+    train(config, tmp_path / "resumed", resume="auto")
+    runs = [load_checkpoint(tmp_path / name / "checkpoints/iter_00000004").groups for name in ("straight", "resumed")]
+    for group, name in (("model", "mimic.classify.weight"), ("optimizer", "mimic.classify.weight/moment1")):
+        first, second = (run[group] for run in runs)
+        assert first.keys() == second.keys() and name in first
+        assert all((value == second[key]).all() for key, value in first.items())

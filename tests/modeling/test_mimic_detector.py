@@ -1,0 +1,223 @@
+"""The R-CNN teacher within a detector: what it trains, what it leaves alone, and that detection knows nothing of it."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from ppdet_lite.engine.train import to_tensors
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.matching import Matcher
+from ppdet_lite.modeling.mimic import RCNNTeacher
+from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.modeling.roi_sampler import RoISampler
+from ppdet_lite.structures import Rois, Targets
+from tests import tiny
+
+LOSSES = ("loss_mimic", "loss_mimic_cls")
+MIMIC = {"rois_per_image": 3, "include_ground_truth": True, "crop_size": 32}
+
+
+def state(model: nn.Layer) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def losses_of(model: FasterRCNN, targets: list[Targets] | None = None, iteration: int | None = None):
+    images, sizes, scales, truth, originals = to_tensors(tiny.batch())
+    paddle.seed(1)
+    return model(images, sizes, scales, truth if targets is None else targets, originals, iteration)
+
+
+def parts(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("pool", ["align", "plain", "modulated"])
+@pytest.mark.parametrize("crop_from", ["original", "network"])
+def test_a_step_of_mimicking_alone_trains_what_both_sides_share(pool: str, crop_from: str) -> None:
+    """Backbone, neck, RoI pooling, box head, teacher's classifier; neither the detector's last layers nor the RPN."""
+    model = tiny.detector(pool=pool, mimic={**MIMIC, "crop_from": crop_from})
+    before = state(model)
+    found = losses_of(model).losses
+    sum(found[name] for name in LOSSES).backward()
+    optimizer = paddle.optimizer.SGD(1.0, parameters=model.parameters())
+    optimizer.step()
+    moved = {name for name, value in state(model).items() if (value != before[name]).any()}
+    expected = {"backbone", "neck", "box_head", "mimic"} | ({"roi_pool"} if pool != "align" else set())
+    assert parts(moved) == expected
+    for part in ("backbone", "box_head", "mimic"):
+        assert {name for name in before if name.startswith(f"{part}.")} <= moved
+
+
+@pytest.mark.parametrize("stopped", ["none", "teacher", "student"])
+def test_either_side_alone_trains_the_backbone(stopped: str) -> None:
+    model = tiny.detector(mimic={**MIMIC, "stop_gradient": stopped})
+    losses_of(model).losses["loss_mimic"].backward()
+    assert model.backbone.stem.conv.weight.grad.numpy().any()
+    assert model.mimic.classify.weight.grad is None  # it has a loss of its own
+
+
+def test_the_other_losses_are_those_of_the_detector_alone() -> None:
+    model = tiny.detector("bn", mimic=MIMIC)
+    plain = tiny.detector("bn")
+    plain.set_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("mimic.")})
+    found, expected = losses_of(model), losses_of(plain)
+    assert expected.patches is None
+    assert list(found.losses) == [*expected.losses, *LOSSES]
+    assert {name: found.losses[name].item() for name in expected.losses} == {
+        name: value.item() for name, value in expected.losses.items()
+    }
+
+
+def test_batch_norms_keep_the_statistics_of_whole_images() -> None:
+    """The running ones are, bit for bit, those that the same step without the teacher leaves."""
+    model, plain = tiny.detector("bn", mimic=MIMIC), tiny.detector("bn")
+    fresh = {n: v for n, v in state(model).items() if not n.startswith("mimic.")}
+    plain.set_state_dict(fresh)
+    for detector in (model, plain):
+        sum(losses_of(detector).losses.values()).backward()
+    expected = state(plain)
+    moved = 0
+    for name, value in state(model).items():
+        if name.endswith(("._mean", "._variance")):
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+            moved += (value != fresh[name]).any()
+    assert moved == 40  # means and variances of 20 norms: training does count images
+    assert {layer._momentum for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)} == {0.9}
+
+
+def test_patches_are_normalised_by_their_own_statistics() -> None:
+    """Not by running ones, which mean nothing at the start: a patch's features do not depend on them."""
+    model = tiny.detector("bn", mimic=MIMIC)
+    patches = paddle.randn([2, 3, 32, 32])
+    expected = model._embed_patches(patches).numpy()
+    for name, value in model.state_dict().items():
+        if name.endswith("._mean"):
+            value.set_value(paddle.full_like(value, 5.0))
+    np.testing.assert_array_equal(model._embed_patches(patches).numpy(), expected)
+
+
+@pytest.mark.parametrize("pool", ["align", "plain", "modulated"])
+def test_a_patch_is_an_image_with_a_single_roi(pool: str) -> None:
+    model = tiny.detector(pool=pool)
+    if pool != "align":  # offsets that move
+        last = model.roi_pool.offset[-1]
+        last.weight.set_value(0.02 * paddle.randn(last.weight.shape))
+    model.mimic = RCNNTeacher(64, tiny.NUM_CLASSES)
+    patches = paddle.randn([3, 3, 64, 64])
+    found = model._embed_patches(patches).numpy()
+    for patch, embedding in zip(patches, found, strict=True):
+        features = model.neck(model.backbone(patch.unsqueeze(0)))
+        whole = Rois(paddle.to_tensor([[0.0, 0.0, 64.0, 64.0]]), paddle.ones([1], dtype="int32"))
+        expected = model.box_head(model.roi_pool(features, whole)).numpy()[0]
+        np.testing.assert_allclose(embedding, expected, atol=1e-5)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_a_patch_of_224_is_pooled_from_the_level_of_stride_16() -> None:
+    model = tiny.detector(mimic=MIMIC)
+    patches = paddle.randn([1, 3, 224, 224])
+    model._embed_patches(patches).sum().backward()
+    used = [bool((level.conv.weight.grad.abs() > 0).any()) for level in model.neck.output]
+    assert used == [False, False, True, False]  # strides 4, 8, 16, 32
+
+
+def nothing_positive() -> list[Targets]:
+    return [tiny.targets(), tiny.targets()]
+
+
+@pytest.mark.parametrize("how", ["no objects", "too early"])
+@pytest.mark.parametrize("own_backbone", [False, True])
+def test_without_positive_rois_losses_and_gradients_are_zero(how: str, own_backbone: bool) -> None:
+    """And yet every weight has a gradient: processes that train together wait for each."""
+    paddle.seed(0)
+    backbone = ResNet(18, norm="gn", frozen_stages=0) if own_backbone else None
+    model = tiny.detector(mimic={**MIMIC, "backbone": backbone, "start_iteration": 5})
+    found = losses_of(model, nothing_positive()) if how == "no objects" else losses_of(model, iteration=4)
+    assert [found.losses[name].item() for name in LOSSES] == [0, 0]
+    assert found.patches is None
+    assert found.metrics["mimic_rois"].item() == 0 and "mimic_cosine" not in found.metrics
+    sum(found.losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad.numpy()
+        assert np.isfinite(gradient).all(), name
+        if name.startswith("mimic."):
+            assert not gradient.any(), name
+
+
+@pytest.mark.parametrize(("iteration", "on"), [(None, True), (0, False), (4, False), (5, True), (6, True)])
+def test_the_branch_comes_in_at_its_start(iteration: int | None, on: bool) -> None:
+    model = tiny.detector(mimic={**MIMIC, "start_iteration": 5})
+    found = losses_of(model, iteration=iteration)
+    assert (found.losses["loss_mimic"].item() > 0) is on
+    assert (found.patches is not None) is on
+
+
+def test_an_image_without_objects_beside_one_with() -> None:
+    """The batch's second image has none; patches come from the first, ground truth and what overlaps it."""
+    model = tiny.detector(mimic=MIMIC)
+    found = losses_of(model)
+    count = found.patches.classes.shape[0]
+    assert 2 <= count <= 3 and found.patches.images.shape == [count, 3, 32, 32]
+    assert set(found.patches.classes.tolist()) <= {0, 2}
+    assert found.metrics["mimic_rois"].item() == count / 2
+    assert -1 <= found.metrics["mimic_cosine"].item() <= 1
+    assert found.metrics["mimic_accuracy"].item() in [i / count for i in range(count + 1)]
+    assert found.losses["loss_mimic"].item() == pytest.approx(
+        0.1 * (1 - found.metrics["mimic_cosine"].item()), abs=1e-6
+    )
+
+
+def test_all_rois_can_be_mimicked() -> None:
+    """Every proposal, the appended ground truth left out."""
+    model = tiny.detector(mimic={**MIMIC, "rois": "both", "rois_per_image": 100, "include_ground_truth": False})
+    model.roi_sampler = RoISampler(Matcher(0.999, 0.999), model.roi_sampler.sampler)  # only ground truth is foreground
+    found = losses_of(model)
+    assert set(found.patches.classes.tolist()) == {tiny.NUM_CLASSES}
+
+
+def test_a_backbone_of_its_own_leaves_the_detectors_to_the_student() -> None:
+    paddle.seed(0)
+    own = ResNet(18, norm="gn", frozen_stages=0)
+    model = tiny.detector(mimic={**MIMIC, "backbone": own, "stop_gradient": "student"})
+    found = losses_of(model).losses
+    sum(found[name] for name in LOSSES).backward()
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    assert all(parameter.grad.numpy().any() for parameter in model.mimic.parameters())
+
+
+def test_detection_is_that_of_a_detector_without_it() -> None:
+    model, plain = tiny.detector("bn", pool="modulated", mimic=MIMIC), tiny.detector("bn", pool="modulated")
+    losses_of(model)  # statistics move
+    plain.set_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("mimic.")})
+    images, sizes, scales, *_ = to_tensors(tiny.batch())
+    for detector in (model, plain):
+        detector.eval()
+    calls = []
+    model.mimic.register_forward_pre_hook(lambda *_: calls.append(1))
+    with paddle.no_grad():
+        for found, expected in zip(model(images, sizes, scales), plain(images, sizes, scales), strict=True):
+            np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert calls == []
+
+
+def test_the_original_images_are_asked_for() -> None:
+    images, sizes, scales, targets, _ = to_tensors(tiny.batch())
+    model = tiny.detector(mimic=MIMIC)
+    assert model.needs_originals
+    with pytest.raises(ValueError, match="pass originals, or set crop_from to network"):
+        model(images, sizes, scales, targets)
+    network = tiny.detector(mimic={**MIMIC, "crop_from": "network"})
+    assert not network.needs_originals and not tiny.detector().needs_originals
+    assert network(images, sizes, scales, targets).patches is not None
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mimic.crop_size 100 is no multiple of 32"):
+        tiny.detector(mimic={**MIMIC, "crop_size": 100})
+    with pytest.raises(ValueError, match=r"mimic.backbone gives .*256.* but the neck takes .*64, 128, 256, 512"):
+        tiny.detector(mimic={**MIMIC, "backbone": ResNet(50)})
+    synchronised = ResNet(18, norm="gn")
+    synchronised.stem.norm = nn.SyncBatchNorm(64)
+    with pytest.raises(ValueError, match=r"mimic cannot go with sync_bn"):
+        tiny.detector(mimic={**MIMIC, "backbone": synchronised})
