@@ -234,6 +234,12 @@ def _plan(config: Config, per_epoch: int) -> Plan:
     warmup = config["schedule"]["warmup_iterations"]
     if warmup >= plan.total:
         get_logger().warning("the warm-up of %d iterations is not over when training ends after %d", warmup, plan.total)
+    mimic = config["model"]["mimic"]
+    if mimic is not None and mimic["start_iteration"] >= plan.total:
+        get_logger().warning(
+            "mimicking never begins: model.mimic.start_iteration is %d, training ends after %d iterations",
+            *(mimic["start_iteration"], plan.total),
+        )
     return plan
 
 

@@ -103,15 +103,11 @@ class RCNNTeacher(nn.Layer):
         if omega is None or omega.rows.shape[0] == 0:
             return self._nothing()
         patches = Patches(self.crop(omega.rois, sources, image_sizes, scales), omega.classes)
-        taught = embed(patches.images)
-        student = paddle.gather(embedding, omega.rows)
+        student, taught = paddle.gather(embedding, omega.rows), embed(patches.images)
+        logits = self.classify(taught)
         with paddle.amp.auto_cast(enable=False):
-            logits = self.classify(taught.astype("float32"))
-            return Mimicry(
-                self.losses(student, taught, logits, omega.classes),
-                self.metrics(student, taught, logits, omega),
-                patches,
-            )
+            losses = self.losses(student, taught, logits, omega.classes)
+            return Mimicry(losses, self.metrics(student, taught, logits, omega), patches)
 
     @paddle.no_grad()
     def draw(self, sampled: SampledRois) -> Omega:
@@ -174,7 +170,7 @@ class RCNNTeacher(nn.Layer):
 
     def _nothing(self) -> Mimicry:
         """Losses of 0 that reach all weights of the branch, as other processes wait for a gradient of each."""
-        zero = sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        zero = sum((0 * parameter.astype("float32")).sum() for parameter in self.parameters())
         losses = {"loss_mimic": zero, "loss_mimic_cls": zero}
         return Mimicry(losses, {"mimic_rois": paddle.zeros([])}, None)
 

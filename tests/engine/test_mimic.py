@@ -64,6 +64,13 @@ def run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_branch_that_never_comes_in_is_told(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    length = ["train.length=1 iterations", "schedule.warmup_iterations=0", "model.mimic.start_iteration=1"]
+    train(load_config(CONFIG, [*data, *SMALL, *length]), tmp_path / "run")
+    told = "mimicking never begins: model.mimic.start_iteration is 1, training ends after 1 iterations"
+    assert told in capsys.readouterr().out
+
+
 def test_what_training_tells(run: Path) -> None:
     rows = read_metrics(run / "metrics.jsonl")
     assert [row["loss_mimic"] > 0 for row in rows] == [row["mimic_rois"] > 0 for row in rows] == [False, True, True]

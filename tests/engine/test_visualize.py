@@ -8,7 +8,7 @@ import pytest
 
 from ppdet_lite.data.coco import Objects
 from ppdet_lite.engine.evaluate import ImageDetections
-from ppdet_lite.engine.visualize import GAP, _label, class_colour, draw_comparison, draw_detections
+from ppdet_lite.engine.visualize import GAP, _label, class_colour, draw_comparison, draw_detections, draw_strip
 
 GROUND = 128
 NAMES = ["cat", "dog", "a class with quite a long name, grüner Specht", "猫 и кошка 🐈"]
@@ -136,3 +136,16 @@ def test_comparison_without_objects_or_predictions():
     predicted = ImageDetections(7, NONE[0], np.empty(0, np.float32), NONE[1])
     picture = draw_comparison(grey(50, 30), truth, predicted, NAMES)
     assert (picture[-50:, :30] == GROUND).all() and (picture[-50:, -30:] == GROUND).all()
+
+
+def test_a_strip_has_pictures_side_by_side_each_below_its_label():
+    pictures = np.stack([grey(40, 60), grey(40, 60) + 50, grey(40, 60) + 90])
+    strip = draw_strip(pictures, ["cat", "dog", "background"])
+    assert strip.shape[1] == 3 * 60 + 2 * GAP and strip.dtype == np.uint8
+    title = strip.shape[0] - 40
+    for i, picture in enumerate(pictures):
+        left = i * (60 + GAP)
+        assert (strip[title:, left : left + 60] == picture).all()
+        assert (strip[:title, left : left + 60] < 128).any()  # letters
+    assert (strip[:, 60 : 60 + GAP] == 255).all()
+    assert draw_strip(pictures[:1], ["cat"]).shape[1] == 60
