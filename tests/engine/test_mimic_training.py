@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from visualdl import LogReader
 
 from ppdet_lite.core.checkpoint import load_checkpoint
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import read_metrics
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.engine.benchmark import bench_data, bench_train
@@ -81,6 +81,32 @@ def test_what_training_tells(run: Path) -> None:
     tags = LogReader(file_path=str(log)).get_tags()
     assert {"train/mimic_cosine", "train/mimic_accuracy", "train/loss_mimic"} <= set(tags["scalar"])
     assert "train/mimic_patches" in tags["image"]
+
+
+@pytest.mark.parametrize(
+    ("path", "crop_from", "handed_over"),
+    [(CONFIG, "original", True), (CONFIG, "network", False), (PLAIN, None, False)],
+    ids=["original", "network", "no branch"],
+)
+def test_original_pixels_are_handed_over_only_where_they_are_used(
+    path: Path,
+    crop_from: str | None,
+    handed_over: bool,
+    data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = []
+
+    def look(network: paddle.nn.Layer, optimizer: object, batch: dict, *rest: object) -> None:
+        batches.append(batch)
+        raise RunFailed("seen")
+
+    monkeypatch.setattr("ppdet_lite.engine.train.train_step", look)
+    override = [] if crop_from is None else [f"model.mimic.crop_from={crop_from}"]
+    with pytest.raises(RunFailed, match="seen"):
+        train(load_config(path, [*data, *SMALL, *override]), tmp_path / "run")
+    assert ("original_images" in batches[0]) is handed_over
 
 
 @pytest.mark.parametrize("path", [CONFIG, PLAIN], ids=["with", "without"])
