@@ -144,9 +144,17 @@ class FasterRCNN(nn.Layer):
     def _check_mimic(self, mimic: RCNNTeacher) -> None:
         known, own = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))
         if own != known:
-            raise ValueError(f"mimic.backbone gives (channels, strides) {own}, but the neck takes {known}")
-        if mimic.crop_size % self.neck.size_divisor:
-            raise ValueError(f"mimic.crop_size {mimic.crop_size} is no multiple of {self.neck.size_divisor}")
+            raise ValueError(
+                f"mimic.backbone gives (channels, strides) {own}, but the neck takes {known}; "
+                "choose a backbone like the detector's, or null to share that"
+            )
+        stride = self.neck.size_divisor
+        if mimic.crop_size % stride:
+            nearest = max(round(mimic.crop_size / stride), 1) * stride
+            raise ValueError(
+                f"mimic.crop_size {mimic.crop_size} is no multiple of {stride}, the neck's coarsest stride; "
+                f"choose {nearest}"
+            )
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.sublayers()):
             raise ValueError(
                 "mimic cannot go with sync_bn: a device without positive RoIs has no patches, and the others would "
