@@ -31,14 +31,22 @@ class Neck(nn.Layer):
     out_strides: Sequence[int]
     size_divisor: int  # image height and width must be multiples of this
 
+    def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
+        """The levels from number `finest` on; finer ones are not computed."""
+        raise NotImplementedError
+
 
 class RoIPool(nn.Layer):
     """(features, Rois) -> [R, C, P, P], P = `output_size`."""
 
     output_size: int
 
-    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
-        """Pool every RoI from the pyramid level that suits its size."""
+    def level(self, boxes: Tensor) -> Tensor:
+        """Which pyramid level, 0 the finest, suits the size of each box: [R, 4] -> [R] int64."""
+        raise NotImplementedError
+
+    def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+        """Pool every RoI from the level that suits it; `features` start at level `finest`, no RoI needs a finer one."""
         raise NotImplementedError
 
 

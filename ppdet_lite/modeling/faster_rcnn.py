@@ -136,10 +136,11 @@ class FasterRCNN(nn.Layer):
         """
         count, size = patches.shape[0], float(patches.shape[-1])
         whole = Rois(paddle.to_tensor([[0.0, 0.0, size, size]] * count), paddle.ones([count], dtype="int32"))
+        level = self.roi_pool.level(whole.boxes[:1]).item()
         backbone = self.backbone if self.mimic.backbone is None else self.mimic.backbone
         with kept_statistics(self):
-            features = self.neck(backbone(patches))
-            return self.box_head(self.roi_pool(features, whole))
+            features = self.neck(backbone(patches), finest=level)  # a third of the work would be for finer ones
+            return self.box_head(self.roi_pool(features, whole, finest=level))
 
     def _check_mimic(self, mimic: RCNNTeacher) -> None:
         known, own = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))

@@ -43,16 +43,19 @@ class FPN(Neck):
             if isinstance(layer, nn.Conv2D):
                 init_uniform(layer)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features [N, C_l, H_l, W_l], each twice as fine as the next -> levels of `out_channels` channels."""
+    def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
+        """Features [N, C_l, H_l, W_l], each twice as fine as the next -> levels of `out_channels` channels.
+
+        finest: the first level returned; no work is done for those before it.
+        """
         merged = self.lateral[-1](features[-1])
         levels = [self.output[-1](merged)]
-        for i in reversed(range(len(features) - 1)):
+        for i in reversed(range(finest, len(features) - 1)):
             merged = self.lateral[i](features[i]) + upsample_twice(merged)
             levels.insert(0, self.output[i](merged))
         if self.extra_level:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        return levels
+        return levels[-(len(self.out_strides) - finest) :]
 
 
 def upsample_twice(x: Tensor) -> Tensor:

@@ -16,8 +16,28 @@ from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align
 from ppdet_lite.structures import Rois
 
 
+class _PyramidPool(RoIPool):
+    """What the poolings share: which level of a pyramid a RoI is pooled from."""
+
+    def __init__(
+        self, in_strides: Sequence[int], output_size: int, levels: int, canonical_size: float, canonical_stride: int
+    ) -> None:
+        super().__init__()
+        self.output_size, self.canonical_size = output_size, canonical_size
+        self.strides = list(in_strides)[:levels]
+        if len(self.strides) < levels:
+            raise ValueError(f"levels is {levels}, but the neck has strides {list(in_strides)} only")
+        if canonical_stride not in self.strides:
+            raise ValueError(f"canonical_stride is {canonical_stride}, but RoIs are pooled at strides {self.strides}")
+        self.canonical_level = self.strides.index(canonical_stride)
+
+    def level(self, boxes: Tensor) -> Tensor:
+        """Which of the levels, 0 the finest, each box [R, 4] is pooled from: [R] int64."""
+        return pyramid_level(boxes, len(self.strides), self.canonical_size, self.canonical_level)
+
+
 @register
-class RoIAlign(RoIPool):
+class RoIAlign(_PyramidPool):
     """RoIAlign from the pyramid level that suits each RoI's size.
 
     Args:
@@ -39,29 +59,24 @@ class RoIAlign(RoIPool):
         canonical_size: PositiveFloat = 224.0,
         canonical_stride: PositiveInt = 16,
     ) -> None:
-        super().__init__()
-        self.strides = list(in_strides)[:levels]
-        self.output_size, self.sampling_ratio, self.aligned = output_size, sampling_ratio, aligned
-        self.canonical_size = canonical_size
-        self.canonical_level = _canonical_level(in_strides, levels, canonical_stride)
+        super().__init__(in_strides, output_size, levels, canonical_size, canonical_stride)
+        self.sampling_ratio, self.aligned = sampling_ratio, aligned
 
-    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
-        """Features [N, C, H_l, W_l] and R RoIs -> [R, C, P, P]."""
-        features = features[: len(self.strides)]
-        level = pyramid_level(rois.boxes, len(features), self.canonical_size, self.canonical_level)
+    def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+        """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
+        strides = self.strides[finest:]
+        features, level = features[: len(strides)], self.level(rois.boxes) - finest
         if self.training and self.aligned and features[0].place.is_cpu_place():
             # the same numbers; on a CPU Paddle's own gradient takes four times as long
-            scales = [1.0 / stride for stride in self.strides]
+            scales = [1.0 / stride for stride in strides]
             return deform_roi_pool(
                 features, rois.boxes, rois.counts, self.output_size, scales, self.sampling_ratio, level=level
             )
-        return pyramid_roi_align(
-            features, self.strides, rois, level, self.output_size, self.sampling_ratio, self.aligned
-        )
+        return pyramid_roi_align(features, strides, rois, level, self.output_size, self.sampling_ratio, self.aligned)
 
 
 @register
-class DeformRoIPool(RoIPool):
+class DeformRoIPool(_PyramidPool):
     """Deformable RoI pooling: each bin is moved by a learned offset and, when modulated, scaled by a learned mask.
 
     RoIs are pooled without offsets, fully connected layers turn that into the offsets (in units of gamma times the
@@ -93,12 +108,8 @@ class DeformRoIPool(RoIPool):
         canonical_size: PositiveFloat = 224.0,
         canonical_stride: PositiveInt = 16,
     ) -> None:
-        super().__init__()
-        self.scales = [1.0 / stride for stride in list(in_strides)[:levels]]
-        self.output_size, self.sampling_ratio, self.gamma = output_size, sampling_ratio, gamma
-        self.canonical_size = canonical_size
-        self.canonical_level = _canonical_level(in_strides, levels, canonical_stride)
-        self.modulated = modulated
+        super().__init__(in_strides, output_size, levels, canonical_size, canonical_stride)
+        self.sampling_ratio, self.gamma, self.modulated = sampling_ratio, gamma, modulated
         inputs, bins = in_channels * output_size**2, output_size**2
 
         def layers(hidden_layers: int, outputs: int) -> nn.Sequential:
@@ -111,14 +122,14 @@ class DeformRoIPool(RoIPool):
             self.offset = layers(2, 2 * bins)
             self.mask = layers(1, bins) if modulated else None
 
-    def forward(self, features: Sequence[Tensor], rois: Rois) -> Tensor:
-        """Features [N, C, H_l, W_l] and R RoIs -> [R, C, P, P]."""
-        offset, mask = self.offsets(features, rois)
-        return self._pool(features, rois, offset, mask)
+    def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+        """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
+        offset, mask = self.offsets(features, rois, finest)
+        return self._pool(features, rois, finest, offset, mask)
 
-    def offsets(self, features: Sequence[Tensor], rois: Rois) -> tuple[Tensor, Tensor | None]:
+    def offsets(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> tuple[Tensor, Tensor | None]:
         """Offsets [R, 2, P, P], x first, in units of gamma times the RoI's size, and the mask [R, 1, P, P] or None."""
-        plain = self._pool(features, rois, None, None).flatten(1)
+        plain = self._pool(features, rois, finest, None, None).flatten(1)
         size, bins = self.output_size, self.output_size**2
         answer = self.offset(plain)
         offset = answer[:, : 2 * bins].reshape([-1, 2, size, size])
@@ -127,30 +138,22 @@ class DeformRoIPool(RoIPool):
         logits = answer[:, 2 * bins :] if self.mask is None else self.mask(plain)
         return offset, F.sigmoid(logits).reshape([-1, 1, size, size])
 
-    def _pool(self, features: Sequence[Tensor], rois: Rois, offset: Tensor | None, mask: Tensor | None) -> Tensor:
-        level = pyramid_level(rois.boxes, len(self.scales), self.canonical_size, self.canonical_level)
+    def _pool(
+        self, features: Sequence[Tensor], rois: Rois, finest: int, offset: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        scales = [1.0 / stride for stride in self.strides[finest:]]
         return deform_roi_pool(
-            features[: len(self.scales)],
+            features[: len(scales)],
             rois.boxes,
             rois.counts,
             self.output_size,
-            self.scales,
+            scales,
             self.sampling_ratio,
             self.gamma,
             offset,
             mask,
-            level=level,
+            level=self.level(rois.boxes) - finest,
         )
-
-
-def _canonical_level(strides: Sequence[int], levels: int, canonical_stride: int) -> int:
-    """The index of the level that `canonical_stride` names, among the `levels` finest."""
-    pooled = list(strides)[:levels]
-    if len(pooled) < levels:
-        raise ValueError(f"levels is {levels}, but the neck has strides {list(strides)} only")
-    if canonical_stride not in pooled:
-        raise ValueError(f"canonical_stride is {canonical_stride}, but RoIs are pooled at strides {pooled}")
-    return pooled.index(canonical_stride)
 
 
 def _branch(inputs: int, hidden: int, hidden_layers: int, outputs: int, lr_scale: float) -> nn.Sequential:

@@ -47,6 +47,24 @@ def test_information_flows_down_all_levels() -> None:
     assert [level.numpy().min().item() for level in neck(features)] == [111, 110, 100]
 
 
+@pytest.mark.parametrize("extra_level", [True, False])
+def test_levels_from_a_coarser_one_on(extra_level: bool) -> None:
+    """The same numbers, and the convolutions of the finer levels are not run."""
+    neck = FPN([8, 8, 8], [8, 16, 32], out_channels=4, extra_level=extra_level)
+    features = [paddle.randn([2, 8, size, 2 * size]) for size in (8, 4, 2)]
+    whole, run = neck(features), []
+    for name, layer in neck.named_sublayers():
+        if isinstance(layer, nn.Conv2D):
+            layer.register_forward_pre_hook(lambda *_, name=name: run.append(name.removesuffix(".conv")))
+    for finest, expected in enumerate(whole):
+        run.clear()
+        found = neck(features, finest)
+        assert len(found) == len(whole) - finest
+        np.testing.assert_array_equal(found[0].numpy(), expected.numpy())
+        assert {f"output.{i}" for i in range(3)} & set(run) == {f"output.{i}" for i in range(min(finest, 2), 3)}
+        assert {f"lateral.{i}" for i in range(3)} & set(run) == {f"lateral.{i}" for i in range(min(finest, 2), 3)}
+
+
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (1, 1)])
 def test_extra_level_takes_every_second_value(height: int, width: int) -> None:
     neck = FPN([3], [32], out_channels=4)

@@ -151,6 +151,18 @@ def test_the_branch_learns_at_its_own_rate(
     np.testing.assert_allclose(bias.numpy() - before, -0.2 * scale * gradient, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["align in training", "align", "plain", "modulated"])
+def test_a_pyramid_without_the_levels_that_no_roi_needs(kind: str, features: list[Tensor], rois: Rois) -> None:
+    layer = RoIAlign(STRIDES, output_size=SIZE) if "align" in kind else pool(kind == "modulated")
+    layer.training = kind != "align"
+    if "align" not in kind:
+        last = last_layers(layer)[0]
+        last.weight.set_value(0.1 * paddle.randn(last.weight.shape))
+    assert layer.level(rois.boxes).tolist() == [0, 1, 2, 0]
+    coarse = tiny.rois([rois.boxes[1].tolist()], [rois.boxes[2].tolist()])
+    assert_close(layer(features[1:], coarse, finest=1), layer(features, coarse))
+
+
 @KINDS
 def test_no_rois(modulated: bool, branch: str, features: list[Tensor]) -> None:
     layer = pool(modulated, branch)
