@@ -24,7 +24,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set a value of the config, for example -o train.epochs=12; many at once, and repeatable",
+        help="set a value of the config, for example -o model.backbone.depth=101; many at once, and repeatable",
     )
     parser.add_argument("--print-config", action="store_true", help="print the config with all origins, and stop")
     return parser
