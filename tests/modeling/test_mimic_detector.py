@@ -114,6 +114,51 @@ def test_a_patch_is_an_image_with_a_single_roi(pool: str) -> None:
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
+def test_the_loss_is_that_of_a_slow_walk_from_roi_to_roi() -> None:
+    """Each RoI alone: its feature, a patch cut by a loop out of the original image, that patch's feature, their cosine.
+
+    The second image is mirrored and stretched; group norms let every patch stand alone.
+    """
+    options = {"rois": "both", "rois_per_image": 16, "crop_size": 32, "loss_weight": 1.0, "cls_loss_weight": 1.0}
+    model, batch = tiny.detector(pool="modulated", mimic=options), tiny.batch()
+    last = model.roi_pool.offset[-1]
+    last.weight.set_value(0.02 * paddle.randn(last.weight.shape))
+    batch["targets"][1] = {**batch["targets"][0], "boxes": np.float32([[10, 10, 60, 30], [5, 20, 25, 45]])}
+    images, sizes, scales, targets, originals = to_tensors(batch)
+    paddle.seed(1)
+    found = model(images, sizes, scales, targets, originals)
+
+    features = model.neck(model.backbone(images))
+    proposals = model.rpn.propose(model.rpn.make_anchors(features), *model.rpn(features), sizes)
+    paddle.seed(1)
+    sampled = model.roi_sampler(proposals, targets, tiny.NUM_CLASSES)
+    cosines, surprise, start = [], [], 0
+    for i, count in enumerate(sampled.rois.counts.tolist()):
+        for row in range(start, start + count):
+            if not sampled.is_proposal[row].item():
+                continue
+            x1, y1, x2, y2 = sampled.rois.boxes[row].numpy().astype(np.float64)
+            single = Rois(sampled.rois.boxes[row : row + 1], tiny.int32([j == i for j in range(2)]))
+            student = model.box_head(model.roi_pool(features, single)).numpy()[0]
+            if batch["flipped"][i]:
+                x1, x2 = batch["image_sizes"][i, 1] - x2, batch["image_sizes"][i, 1] - x1
+            scale = batch["scales"][i]
+            box = [x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]]
+            patch = tiny.slow_crop(batch["original_images"][i], box, 32)
+            patch = patch[:, :, ::-1] if batch["flipped"][i] else patch
+            whole = tiny.rois([[0, 0, 32, 32]])
+            pyramid = model.neck(model.backbone(tiny.float32(patch[None])))
+            teacher = model.box_head(model.roi_pool(pyramid, whole))
+            cosines.append(student @ teacher.numpy()[0] / np.linalg.norm(student) / np.linalg.norm(teacher.numpy()))
+            scores = model.mimic.classify(teacher).numpy()[0].astype(np.float64)
+            surprise.append(np.log(np.exp(scores).sum()) - scores[sampled.target_classes[row].item()])
+        start += count
+    assert sampled.rois.counts.tolist() == [16, 16] and 24 <= len(cosines) < 32
+    assert found.losses["loss_mimic"].item() == pytest.approx(np.mean(1 - np.array(cosines)), rel=1e-4)
+    assert found.losses["loss_mimic_cls"].item() == pytest.approx(np.mean(surprise), rel=1e-4)
+    assert found.metrics["mimic_cosine"].item() == pytest.approx(np.mean(cosines), abs=1e-5)
+
+
 def test_a_patch_of_224_is_pooled_from_the_level_of_stride_16() -> None:
     model = tiny.detector(mimic=MIMIC)
     patches = paddle.randn([1, 3, 224, 224])
