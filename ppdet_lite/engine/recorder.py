@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ppdet_lite.core.log import MetricsWriter, Progress
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
@@ -81,9 +83,12 @@ class Recorder:
     ) -> None:
         """Show some of what the R-CNN teacher, where there is one, saw in the last step, each with its class."""
         if patches is not None:
-            pixels = preprocess.restore(patches.images[:SHOWN_PATCHES].numpy())
+            count = patches.classes.shape[0]
+            shown = min(count, SHOWN_PATCHES)
+            chosen = np.arange(shown) * count // shown  # from all images of the batch
+            pixels = preprocess.restore(patches.images.numpy()[chosen])
             names = [*class_names, "background"]
-            labels = [names[k] for k in patches.classes[:SHOWN_PATCHES].tolist()]
+            labels = [names[k] for k in patches.classes.numpy()[chosen]]
             self._board.add_image("train/mimic_patches", draw_strip(pixels, labels), iteration)
 
     def close(self) -> None:

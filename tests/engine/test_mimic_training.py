@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -18,10 +19,14 @@ from ppdet_lite.core.checkpoint import load_checkpoint
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import read_metrics
 from ppdet_lite.data.shapes import generate
+from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.engine.benchmark import bench_data, bench_train
 from ppdet_lite.engine.export import save_graph
+from ppdet_lite.engine.recorder import Recorder
 from ppdet_lite.engine.setup import build_model, load_config, load_detector, load_pretrained
 from ppdet_lite.engine.train import train
+from ppdet_lite.structures import Patches
+from tests import tiny
 from tests.engine import mimic_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +86,26 @@ def test_what_training_tells(run: Path) -> None:
     tags = LogReader(file_path=str(log)).get_tags()
     assert {"train/mimic_cosine", "train/mimic_accuracy", "train/loss_mimic"} <= set(tags["scalar"])
     assert "train/mimic_patches" in tags["image"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 40])
+def test_the_strip_shows_patches_of_the_whole_batch(count: int, tmp_path: Path) -> None:
+    preprocess, grey = Preprocess(), np.arange(count) * 6
+    pixels = np.broadcast_to(grey[:, None, None, None], (count, 3, 8, 8)) / 255
+    mean, std = (np.array(part).reshape(3, 1, 1) for part in (preprocess.mean, preprocess.std))
+    recorder = Recorder(tmp_path, 1, 0, 1)
+    recorder.patches(
+        1, Patches(tiny.float32((pixels - mean) / std), tiny.int64(np.arange(count) % 3)), CLASSES, preprocess
+    )
+    recorder.close()
+    (log,) = (tmp_path / "vdl").iterdir()
+    (record,) = LogReader(file_path=str(log)).get_data("image", "train/mimic_patches")
+    strip = cv2.imdecode(np.frombuffer(record.image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    shown = min(count, 16)
+    assert strip.shape[1] == shown * 8 + (shown - 1) * 4
+    middles = strip[-4, 4::12, 0].tolist()
+    assert middles[0] == 0 and middles == sorted(set(middles)) and len(middles) == shown
+    assert middles[-1] >= grey[-1] - 6 * (count // 16)
 
 
 @pytest.mark.parametrize(
