@@ -111,3 +111,17 @@ def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:
     assert 0.5 < losses["loss_cls"] < 5  # three classes and background: log 4 = 1.4 to begin with
     moved = {name for name, p in model.named_parameters() if name in watched and (p.numpy() != before[name]).any()}
     assert moved == set(watched)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)
+def test_mimicking_is_trained_as_in_the_paper(path: Path) -> None:
+    """Deformable ConvNets v2, sections 3.3 and 5: 16 epochs at a short side of 1000, 32 RoIs of 224 x 224."""
+    config = load_config(path)
+    mimic, optimizer, schedule = config["model"]["mimic"], config["optimizer"], config["schedule"]
+    assert (mimic["rois_per_image"], mimic["rois"], mimic["crop_size"]) == (32, "foreground", 224)
+    assert (mimic["loss_weight"], mimic["cls_loss_weight"], mimic["backbone"]) == (0.1, 0.1, None)
+    assert (optimizer["base_lr"], optimizer["base_batch"]) == (0.02, 16)
+    assert [str(milestone) for milestone in schedule["milestones"]] == ["10 epochs", "14 epochs"]
+    assert str(config["train"]["length"]) == "16 epochs" and schedule["gamma"] == 0.1
+    assert config["data"]["preprocess"]["short_side"] == 1000
+    assert config["data"]["augment"]["short_sides"] is None

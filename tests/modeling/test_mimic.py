@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.modeling.mimic import RCNNTeacher, network_sources
+from ppdet_lite.modeling.mimic import Omega, RCNNTeacher, network_sources
 from ppdet_lite.structures import Originals, Rois, SampledRois
 from tests import tiny
 
@@ -133,6 +133,30 @@ def test_loss_and_gradients_equal_the_formula_and_finite_differences() -> None:
 def test_features_of_zero_have_finite_gradients() -> None:
     found, *gradients = losses(np.zeros((2, 8), np.float32), features(2, 2))
     assert found["loss_mimic"] == 1 and np.isfinite(gradients).all()
+
+
+def test_metrics_by_hand() -> None:
+    """Cosines 1, -1, 0 and 1; two classes of four told rightly; three patches of one image and one of another."""
+    side = np.eye(8, dtype=np.float32)
+    student, taught = side[[0, 1, 2, 3]], np.stack([2 * side[0], -side[1], side[5], side[3]])
+    logits = side[[0, 2, 1, 1], : K + 1]
+    omega = Omega(tiny.int64(range(4)), tiny.rois([[0, 0, 1, 1]] * 3, [[0, 0, 1, 1]]), tiny.int64([0, 2, K, 0]))
+    found = teacher().metrics(*(paddle.to_tensor(value) for value in (student, taught, logits)), omega)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {"mimic_rois": 2.0, "mimic_cosine": 0.25, "mimic_accuracy": 0.5}
+    )
+
+
+def test_it_starts_as_the_paper_has_it() -> None:
+    """32 foreground proposals of an image, patches of 224, both losses at 0.1; a classifier that knows nothing yet."""
+    paddle.seed(0)
+    mimic = RCNNTeacher(1024, 80)
+    assert (mimic.rois_per_image, mimic.kind, mimic.include_ground_truth) == (32, "foreground", False)
+    assert (mimic.crop_size, mimic.loss_weight, mimic.cls_loss_weight) == (224, 0.1, 0.1)
+    assert (mimic.backbone, mimic.stopped, mimic.start_iteration) == (None, "none", 0)
+    assert mimic.classify.weight.shape == [1024, 81]
+    assert mimic.classify.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not mimic.classify.bias.numpy().any()
 
 
 def test_the_classifier_has_a_loss_of_its_own() -> None:

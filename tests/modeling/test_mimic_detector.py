@@ -57,6 +57,13 @@ def test_either_side_alone_trains_the_backbone(stopped: str) -> None:
     assert model.mimic.classify.weight.grad is None  # it has a loss of its own
 
 
+def test_to_classify_patches_trains_the_backbone_too() -> None:
+    model = tiny.detector(mimic={**MIMIC, "stop_gradient": "teacher"})
+    losses_of(model).losses["loss_mimic_cls"].backward()
+    assert model.backbone.stem.conv.weight.grad.numpy().any()
+    assert model.box_head.fc2.weight.grad.numpy().any()
+
+
 def test_the_other_losses_are_those_of_the_detector_alone() -> None:
     model = tiny.detector("bn", mimic=MIMIC)
     plain = tiny.detector("bn")
@@ -114,13 +121,14 @@ def test_a_patch_is_an_image_with_a_single_roi(pool: str) -> None:
     assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
-def test_the_loss_is_that_of_a_slow_walk_from_roi_to_roi() -> None:
-    """Each RoI alone: its feature, a patch cut by a loop out of the original image, that patch's feature, their cosine.
+@pytest.mark.parametrize("crop_from", ["original", "network"])
+def test_losses_and_metrics_are_those_of_a_slow_walk_from_roi_to_roi(crop_from: str) -> None:
+    """Each RoI alone: its feature, a patch cut out of the image by a loop, that patch's feature, their cosine.
 
     The second image is mirrored and stretched; group norms let every patch stand alone.
     """
     options = {"rois": "both", "rois_per_image": 16, "crop_size": 32, "loss_weight": 1.0, "cls_loss_weight": 1.0}
-    model, batch = tiny.detector(pool="modulated", mimic=options), tiny.batch()
+    model, batch = tiny.detector(pool="modulated", mimic={**options, "crop_from": crop_from}), tiny.batch()
     last = model.roi_pool.offset[-1]
     last.weight.set_value(0.02 * paddle.randn(last.weight.shape))
     batch["targets"][1] = {**batch["targets"][0], "boxes": np.float32([[10, 10, 60, 30], [5, 20, 25, 45]])}
@@ -132,7 +140,7 @@ def test_the_loss_is_that_of_a_slow_walk_from_roi_to_roi() -> None:
     proposals = model.rpn.propose(model.rpn.make_anchors(features), *model.rpn(features), sizes)
     paddle.seed(1)
     sampled = model.roi_sampler(proposals, targets, tiny.NUM_CLASSES)
-    cosines, surprise, start = [], [], 0
+    cosines, surprise, correct, start = [], [], [], 0
     for i, count in enumerate(sampled.rois.counts.tolist()):
         for row in range(start, start + count):
             if not sampled.is_proposal[row].item():
@@ -140,23 +148,27 @@ def test_the_loss_is_that_of_a_slow_walk_from_roi_to_roi() -> None:
             x1, y1, x2, y2 = sampled.rois.boxes[row].numpy().astype(np.float64)
             single = Rois(sampled.rois.boxes[row : row + 1], tiny.int32([j == i for j in range(2)]))
             student = model.box_head(model.roi_pool(features, single)).numpy()[0]
-            if batch["flipped"][i]:
-                x1, x2 = batch["image_sizes"][i, 1] - x2, batch["image_sizes"][i, 1] - x1
-            scale = batch["scales"][i]
-            box = [x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]]
-            patch = tiny.slow_crop(batch["original_images"][i], box, 32)
-            patch = patch[:, :, ::-1] if batch["flipped"][i] else patch
+            height, width = batch["image_sizes"][i].astype(int)
+            if crop_from == "network":
+                patch = tiny.slow_crop(batch["images"][i][:, :height, :width], [x1, y1, x2, y2], 32)
+            else:
+                mirrored, scale = batch["flipped"][i], batch["scales"][i]
+                x1, x2 = (width - x2, width - x1) if mirrored else (x1, x2)
+                box = [x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]]
+                patch = tiny.slow_crop(batch["original_images"][i], box, 32)[:, :, :: -1 if mirrored else 1]
             whole = tiny.rois([[0, 0, 32, 32]])
             pyramid = model.neck(model.backbone(tiny.float32(patch[None])))
             teacher = model.box_head(model.roi_pool(pyramid, whole))
             cosines.append(student @ teacher.numpy()[0] / np.linalg.norm(student) / np.linalg.norm(teacher.numpy()))
             scores = model.mimic.classify(teacher).numpy()[0].astype(np.float64)
             surprise.append(np.log(np.exp(scores).sum()) - scores[sampled.target_classes[row].item()])
+            correct.append(scores.argmax() == sampled.target_classes[row].item())
         start += count
     assert sampled.rois.counts.tolist() == [16, 16] and 24 <= len(cosines) < 32
     assert found.losses["loss_mimic"].item() == pytest.approx(np.mean(1 - np.array(cosines)), rel=1e-4)
     assert found.losses["loss_mimic_cls"].item() == pytest.approx(np.mean(surprise), rel=1e-4)
     assert found.metrics["mimic_cosine"].item() == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert found.metrics["mimic_accuracy"].item() == pytest.approx(np.mean(correct)) and 0 < np.mean(correct) < 1
 
 
 def test_a_patch_of_224_is_pooled_from_the_level_of_stride_16() -> None:
