@@ -28,13 +28,16 @@ def main() -> None:
         return
     log.setup(distributed.get_rank())
     if args.results is not None:
-        metrics = evaluate.score_file(setup.build_dataset(config, "val"), args.results)
+        dataset = setup.build_dataset(config, "val")
+        setup.log_notes(dataset)
+        metrics = evaluate.score_file(dataset, args.results)
         log.get_logger().info(evaluate.format_metrics(metrics))
         evaluate.write_json(args.results.with_name(evaluate.METRICS), metrics)
         return
     setup.use_device(config)
     detector = setup.load_detector(config)
     dataset = setup.build_dataset(config, "val", detector.class_names)
+    setup.log_notes(dataset)
     loader = build(config["data"]["loader"])
     folder = setup.run_folder(config, args.config)
     evaluate.evaluate(detector.model, dataset, detector.preprocess, loader, folder)

@@ -11,6 +11,7 @@ from ppdet_lite.core.errors import RunFailed, UserError
 RUN_FAILED = 1
 USER_CAN_MEND = 2
 INTERRUPTED = 130
+REQUIRED = {"paddle", "cv2", "yaml", "numpy", "pydantic", "safetensors", "pycocotools", "tqdm", "visualdl"}
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -38,12 +39,21 @@ def overrides(args: argparse.Namespace) -> list[str]:
 def run(main: Callable[[], None]) -> None:
     """Run a tool: UserError becomes one line and exit code 2, RunFailed code 1, Ctrl-C code 130.
 
-    Other errors are bugs and keep their traceback.
+    A required package that is not installed is the user's to mend too. Other errors are bugs and keep their traceback.
     """
     try:
         main()
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_CAN_MEND if isinstance(error, UserError) else RUN_FAILED)
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        print(
+            f"error: {sys.executable} has no {error.name}: pip install -r requirements.txt, "
+            "or activate what make has set up, . .venv/bin/activate",
+            file=sys.stderr,
+        )
+        sys.exit(USER_CAN_MEND)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

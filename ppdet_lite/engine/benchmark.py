@@ -24,7 +24,7 @@ from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.engine.export import save_graph
 from ppdet_lite.engine.optimizer import clip_gradients
 from ppdet_lite.engine.predictor import Predictor
-from ppdet_lite.engine.setup import build_dataset, build_model, load_detector, use_device
+from ppdet_lite.engine.setup import build_dataset, build_model, load_detector, log_notes, use_device
 from ppdet_lite.engine.train import to_tensors
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
@@ -119,6 +119,7 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
     config's model takes them.
     """
     dataset = build_dataset(config, "train")
+    log_notes(dataset)
     keep_original = build_model(config, dataset.class_names).needs_originals
     data = build(config["data"], train=dataset, val=None)
     rates = {}

@@ -44,10 +44,13 @@ def build_dataset(
     config: Config, split: Literal["train", "val"], class_names: Sequence[str] | None = None
 ) -> CocoDataset:
     """Read the annotations of a split; its classes are matched by name with `class_names` where given."""
-    dataset = build(config["data"][split], class_names=class_names)
+    return build(config["data"][split], class_names=class_names)
+
+
+def log_notes(dataset: CocoDataset) -> None:
+    """Log what was mended, dropped or noticed in a dataset's annotations."""
     for note in dataset.notes:
-        get_logger().info(note)
-    return dataset
+        get_logger().info("%s", note)
 
 
 def build_model(config: Config, class_names: Sequence[str] | None = None, for_training: bool = True) -> FasterRCNN:
@@ -98,18 +101,32 @@ def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
     """
     weights = read_weights(resolve_weights(spec))
     wanted = state_shapes(model)
-    as_detector = match_weights(wanted, weights.arrays)
+    arrays = {
+        name: array for name, array in weights.arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)
+    }
+    as_detector = match_weights(wanted, arrays)
     as_backbone = match_weights(
         {name: shape for name, shape in wanted.items() if name.startswith("backbone.")},
-        weights.arrays,
+        arrays,
         lambda name: f"backbone.{model.backbone.upstream_name(name)}",
     )
     report = max(as_detector, as_backbone, key=lambda candidate: len(candidate.matched))
     report.require_any(weights.source)
     report = _with_teacher(report, wanted)
     get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
+    lacking = [name for name in (*report.missing, *(each.name for each in report.mis_shaped)) if _is_pretrained(name)]
+    if lacking:
+        get_logger().warning(
+            "%s lacks %d arrays of the backbone, such as %s: they start at random. Is it for another depth or norm?",
+            *(weights.source, len(lacking), lacking[0]),
+        )
     model.set_state_dict({**model.state_dict(), **report.matched})
     return report
+
+
+def _is_pretrained(name: str) -> bool:
+    """Whether pretrained weights are expected to have an array: the backbone's, but for what moves its samples."""
+    return name.startswith("backbone.") and ".offset." not in name
 
 
 def _with_teacher(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:

@@ -1,9 +1,10 @@
 """How far a run has come: written into checkpoints, and read back to go on."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import paddle
+import yaml
 
 from ppdet_lite import __version__
 from ppdet_lite.core.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -11,6 +12,7 @@ from ppdet_lite.core.config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.weights import match_weights
+from ppdet_lite.core.yaml_loader import flow
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.engine.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.engine.setup import state_shapes
@@ -81,9 +83,18 @@ def restore_state(
     report.require_complete(str(path))
     model.set_state_dict(report.matched)
     restore_optimizer(optimizer, model, groups["optimizer"])
-    changed = set(meta["config"].splitlines()) ^ set(config.dump().splitlines())
-    if changed:
-        differences = "; ".join(sorted(line.strip() for line in changed))
-        get_logger().warning("the config differs from the checkpoint's: %s", differences)
+    if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):
+        get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
     return Progression(meta["iteration"], meta["best"])
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What changed between two configs, each as "a.b: old -> new"."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        prefix = f"{path}." if path else ""
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{prefix}{key}")]
+    return [f"{path}: {flow(old)} -> {flow(new)}"]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from ppdet_lite.engine.duration import to_iterations
 from ppdet_lite.engine.evaluate import evaluate
 from ppdet_lite.engine.optimizer import clip_gradients
 from ppdet_lite.engine.recorder import Recorder, Step
-from ppdet_lite.engine.setup import build_dataset, build_model, load_pretrained, use_device
+from ppdet_lite.engine.setup import build_dataset, build_model, load_pretrained, log_notes, use_device
 from ppdet_lite.engine.state import Progression, restore_state, save_state, starting_point
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import FrozenBatchNorm
@@ -55,6 +55,7 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
     Raises UserError for what the user can mend, RunFailed when a loss is not finite.
     """
     rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+    setup(rank)  # the log file comes when nothing of the user's is left to refuse: then there may be a folder
     start = starting_point(folder, resume)
     device = use_device(config)
     train_set = build_dataset(config, "train")
@@ -65,6 +66,9 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
     for setting in runtime.applied():
         get_logger().info("%s", setting)
+    for dataset in (train_set, val_set):
+        if dataset is not None:
+            log_notes(dataset)
     if world > 1:
         paddle.distributed.init_parallel_env()
 
@@ -81,6 +85,7 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
     if start is None and config["pretrain_weights"] is not None:
         load_pretrained(model, config["pretrain_weights"])
     warn_about_norms(model, data.loader.batch_size, from_random)
+    _warn_about_sizes(data.augment.short_sides, data.preprocess.short_side)
     settings, schedule = build(config["optimizer"]), build(config["schedule"])
     optimizer = settings.build(model)
     lr = settings.scaled_lr(data.loader.batch_size * world)
@@ -206,6 +211,16 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
             "bn is trained on %d images per device; its statistics are poor below 8: consider gn, or frozen_bn with "
             "pretrain_weights",
             images_per_device,
+        )
+
+
+def _warn_about_sizes(trained: Sequence[int] | None, evaluated: int) -> None:
+    """Log a warning where evaluation's size is none that training draws from, as when a config changes one of two."""
+    if trained is not None and not min(trained) <= evaluated <= max(trained):
+        get_logger().warning(
+            "training resizes short sides to %d..%d (data.augment.short_sides), evaluation to %d "
+            "(data.preprocess.short_side): set data.augment.short_sides=null to train at the latter",
+            *(min(trained), max(trained), evaluated),
         )
 
 

@@ -29,6 +29,16 @@ def test_ctrl_c_is_quiet_and_code_130(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_package_that_is_not_installed_is_told_in_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(raising(ModuleNotFoundError("No module named 'paddle'", name="paddle")))
+    assert caught.value.code == 2
+    told = capsys.readouterr().err
+    assert "has no paddle: pip install -r requirements.txt" in told and told.count("\n") == 1
+    with pytest.raises(ModuleNotFoundError):  # our own bug
+        run(raising(ModuleNotFoundError("No module named 'ppdet_lite.x'", name="ppdet_lite.x")))
+
+
 def test_other_errors_stay():
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))

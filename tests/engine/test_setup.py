@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ppdet_lite.engine.setup import (
     load_config,
     load_detector,
     load_pretrained,
+    log_notes,
     run_folder,
     use_device,
 )
@@ -213,6 +215,7 @@ class TestDataset:
         (tmp_path / "train.json").write_text(json.dumps(content))
         with caplog.at_level(logging.INFO):
             dataset = build_dataset(load(tmp_path), "train")
+            log_notes(dataset)
         assert dataset.notes
         assert [record.getMessage() for record in caplog.records] == dataset.notes
 
@@ -307,6 +310,26 @@ class TestPretrained:
         assert (report.missing, report.unexpected) == ([], [])
         assert all((after[name] == before[name]).all() for name in misfits)
         assert same({k: v for k, v in after.items() if k not in misfits}, report.matched)
+
+    def test_a_backbone_that_is_partly_left_to_chance_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        theirs = arrays(models.resnet18())
+        whole = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
+        save_file(whole, tmp_path / "whole.safetensors")
+        deformable = ["model.backbone.norm=frozen_bn", "model.backbone.deformable={version: 2, stages: [4]}"]
+        load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "whole.safetensors"))
+        assert "of the backbone" not in caplog.text  # offsets start at zero, whatever the weights
+        part = {name: array for name, array in whole.items() if not name.startswith("layer2.")}
+        save_file(part, tmp_path / "part.safetensors")
+        load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "part.safetensors"))
+        assert re.search(r"lacks \d+ arrays of the backbone, such as backbone\.res3\.0\..*at random", caplog.text)
+
+    def test_what_only_training_had_is_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        mimic = {"mimic.classify.weight": np.zeros((4, 3), np.float32)}
+        save_file({**arrays(trained), **mimic}, tmp_path / "detector.safetensors")
+        report = load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "detector.safetensors"))
+        assert (report.missing, report.unexpected) == ([], [])
 
     def test_nothing_fits(self, tmp_path: Path) -> None:
         save_file({"a.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")

@@ -134,6 +134,39 @@ def test_a_new_run_does_not_overwrite_an_old_one(overrides, tmp_path):
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
 
 
+def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path, shapes, capsys):
+    content = json.loads((shapes / "annotations/instances_train.json").read_text())
+    content["annotations"][0]["bbox"] = [5, 5, -3, 20]
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    odd = [f"data.train.annotations={tmp_path}/odd.json", "data.augment.short_sides=[96, 128]"]
+    train(quickstart(overrides, *odd, "train.length=1 iterations"), tmp_path / "run")
+    told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
+    for line in ("1 boxes without", "training resizes short sides to 96..128", "set data.augment.short_sides=null"):
+        assert told.count(line) == log.count(line) == 1
+
+
+def test_resuming_tells_what_has_changed(overrides, tmp_path, capsys):
+    short = [*overrides, "train.checkpoint_every=null"]
+    train(quickstart(short, "train.length=1 iterations"), tmp_path / "run")
+    longer = ["train.length=2 iterations", "optimizer.base_lr=0.0005", "model.backbone.deformable={version: 1}"]
+    with pytest.raises(UserError, match="weights of another model"):
+        train(quickstart(short, *longer), tmp_path / "run", resume="auto")
+    assert "the config differs" not in capsys.readouterr().out
+    train(quickstart(short, *longer[:2]), tmp_path / "run", resume="auto")
+    expected = "the config differs from the checkpoint's: optimizer.base_lr: 0.001 -> 0.0005; train.length: 1"
+    assert f"{expected} iterations -> 2 iterations" in capsys.readouterr().out
+
+
+def test_a_torn_checkpoint_that_is_passed_over_is_told(overrides, tmp_path, capsys):
+    train(quickstart(overrides), tmp_path / "run")
+    torn = tmp_path / "run/checkpoints/iter_00000004/model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    capsys.readouterr()
+    train(quickstart(overrides), tmp_path / "run", resume="auto")
+    told = capsys.readouterr().out
+    assert "skipped a torn checkpoint" in told and "iter_00000004" in told and "after iteration 2" in told
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(overrides):
     config = quickstart(overrides)
     model = build_model(config, CLASSES)
