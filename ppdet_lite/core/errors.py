@@ -8,6 +8,17 @@ class UserError(Exception):
     """
 
 
+class Misfit(ValueError):
+    """Arguments of a component that do not go together, each right by itself.
+
+    key: dotted, below the component, names the one to change; `build_model` tells where a config says it.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key, self.reason = key, reason
+
+
 class RunFailed(Exception):
     """A run that cannot go on though nothing was asked wrongly: a loss that is not finite, a failed comparison.
 

@@ -47,7 +47,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
     samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
     preprocess = build(config["data"]["preprocess"])
-    patches = []
+    patch_counts = []
 
     def step() -> list[float]:
         marks = [_now()]
@@ -63,7 +63,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
         optimizer.clear_grad()
         marks.append(_now())
         if "mimic_rois" in output.metrics:
-            patches.append(output.metrics["mimic_rois"].item())
+            patch_counts.append(output.metrics["mimic_rois"].item())
         return marks
 
     marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
@@ -71,7 +71,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     return {
         "step_seconds": _summary(marks[:, -1] - marks[:, 0]),
         **{f"{name}_seconds": _summary(seconds) for name, seconds in phases.items()},
-        **({"mimic_rois": float(np.median(patches))} if patches else {}),
+        **({"mimic_rois": float(np.median(patch_counts))} if patch_counts else {}),
         **_surroundings(size, batch, iterations),
     }
 

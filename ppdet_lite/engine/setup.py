@@ -8,7 +8,7 @@ import paddle
 
 from ppdet_lite.core.config import Config, check, load_tree
 from ppdet_lite.core.download import resolve_weights
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import Misfit, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.registry import build
 from ppdet_lite.core.weights import LoadReport, match_weights, read_weights
@@ -63,6 +63,9 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
     paddle.seed(config["runtime"]["seed"])
     try:
         model = FasterRCNN.from_config(config["model"], len(class_names), for_training)
+    except Misfit as error:
+        place = config.origin(f"model.{error.key}")
+        raise UserError(f"{place}: model.{error.key}: {error.reason}") from error
     except ValueError as error:  # a combination that no type hint can express
         raise UserError(f"{config['model'].place}: {error}") from error
     stride = config["data"]["preprocess"]["stride"]
@@ -126,7 +129,7 @@ def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
 
 def _is_pretrained(name: str) -> bool:
     """Whether pretrained weights are expected to have an array: the backbone's, but for what moves its samples."""
-    return name.startswith("backbone.") and ".offset." not in name
+    return name.removeprefix(TRAINING_ONLY).startswith("backbone.") and ".offset." not in name
 
 
 def _with_teacher(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:

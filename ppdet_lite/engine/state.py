@@ -80,7 +80,11 @@ def restore_state(
             f"{path} has no optimizer state; resume from an iter_ checkpoint, or use it as pretrain_weights"
         )
     report = match_weights(state_shapes(model), groups["model"])
-    report.require_complete(str(path))
+    try:
+        report.require_complete(str(path))
+    except UserError as error:
+        way = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
+        raise UserError(f"{error}; {way}") from error
     model.set_state_dict(report.matched)
     restore_optimizer(optimizer, model, groups["optimizer"])
     if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):

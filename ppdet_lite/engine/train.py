@@ -197,11 +197,14 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
         if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)):
             counts[type(layer).__name__] = counts.get(type(layer).__name__, 0) + 1
     get_logger().info("norms: %s", ", ".join(f"{count} {name}" for name, count in counts.items()) or "none")
-    if from_random and model.backbone.frozen_stages:
-        get_logger().warning(
-            "frozen stages of a backbone from random initialisation never learn: set model.backbone.frozen_stages=0, "
-            "or pretrain_weights"
-        )
+    own = None if model.mimic is None else model.mimic.backbone
+    for name, backbone in {"model.backbone": model.backbone, "model.mimic.backbone": own}.items():
+        if from_random and backbone is not None and backbone.frozen_stages:
+            get_logger().warning(
+                "frozen stages of a backbone from random initialisation never learn: set %s.frozen_stages=0, "
+                "or pretrain_weights",
+                name,
+            )
     if from_random and counts.get("FrozenBatchNorm"):
         get_logger().warning(
             "frozen_bn from random initialisation normalises nothing: set pretrain_weights, or another norm (gn, bn)"

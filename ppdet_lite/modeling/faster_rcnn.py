@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor, nn
 
+from ppdet_lite.core.errors import Misfit
 from ppdet_lite.core.registry import build, build_offered, register
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
@@ -145,19 +146,24 @@ class FasterRCNN(nn.Layer):
     def _check_mimic(self, mimic: RCNNTeacher) -> None:
         known, own = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))
         if own != known:
-            raise ValueError(
-                f"mimic.backbone gives (channels, strides) {own}, but the neck takes {known}; "
-                "choose a backbone like the detector's, or null to share that"
+            raise Misfit(
+                "mimic.backbone",
+                f"gives (channels, strides) {own}, but the neck takes {known}; "
+                "choose a backbone like the detector's, or null to share that",
             )
         stride = self.neck.size_divisor
         if mimic.crop_size % stride:
             nearest = max(round(mimic.crop_size / stride), 1) * stride
-            raise ValueError(
-                f"mimic.crop_size {mimic.crop_size} is no multiple of {stride}, the neck's coarsest stride; "
-                f"choose {nearest}"
-            )
+            reason = f"{mimic.crop_size} is no multiple of {stride}, the neck's coarsest stride; choose {nearest}"
+            raise Misfit("mimic.crop_size", reason)
+        if mimic.include_ground_truth and not self.roi_sampler.append_ground_truth:
+            reason = "there is none among the RoIs: set it to false, or roi_sampler.append_ground_truth to true"
+            raise Misfit("mimic.include_ground_truth", reason)
+        if mimic.include_ground_truth and mimic.kind == "background":
+            raise Misfit("mimic.include_ground_truth", "ground truth is no background: set it to false")
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.sublayers()):
-            raise ValueError(
-                "mimic cannot go with sync_bn: a device without positive RoIs has no patches, and the others would "
-                "wait for it; choose frozen_bn, gn or bn"
+            raise Misfit(
+                "mimic",
+                "cannot go with sync_bn: a device without positive RoIs has no patches, and the others would wait for "
+                "it; choose frozen_bn, gn or bn",
             )

@@ -18,13 +18,14 @@ from visualdl import LogReader
 from ppdet_lite.core.checkpoint import load_checkpoint
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import read_metrics
+from ppdet_lite.data import loader
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.engine.benchmark import bench_data, bench_train
 from ppdet_lite.engine.export import save_graph
 from ppdet_lite.engine.recorder import Recorder
 from ppdet_lite.engine.setup import build_model, load_config, load_detector, load_pretrained
-from ppdet_lite.engine.train import train
+from ppdet_lite.engine.train import train, warn_about_norms
 from ppdet_lite.engine.visualize import draw_strip
 from ppdet_lite.structures import Patches
 from tests import tiny
@@ -207,8 +208,12 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.mimic.crop_size=100", "mimic.crop_size 100 is no multiple of 32"),
-        ("model.mimic.backbone={type: ResNet, depth: 50}", "mimic.backbone gives (channels, strides)"),
+        ("model.mimic.crop_size=100", "command line: model.mimic.crop_size: 100 is no multiple of 32"),
+        (
+            "model.mimic.backbone={type: ResNet, depth: 50}",
+            "command line: model.mimic.backbone: gives (chan",
+        ),
+        ("model.roi_sampler.append_ground_truth=false", "model.mimic.include_ground_truth: there is none"),
         ("model.mimic.rois=fg", "model.mimic.rois: expected 'foreground', 'background' or 'both', got 'fg'"),
         ("model.mimic.num_classes=3", "model.mimic.num_classes"),
         ("model.mimic.loss_weight=-1", "model.mimic.loss_weight"),
@@ -216,7 +221,7 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
 )
 def test_mistakes_are_told_in_one_line(override: str, told: str, data: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        build_model(load_config(CONFIG, [*data, *SMALL, override]), CLASSES)
+        build_model(load_config(CONFIG, [*data, *SMALL, *MIMIC, override]), CLASSES)
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -224,7 +229,37 @@ def test_the_benchmark_counts_the_patches(data: list[str]) -> None:
     both = load_config(CONFIG, [*SMALL, *MIMIC, "model.mimic.rois=both", "model.mimic.rois_per_image=5"])
     assert bench_train(both, (64, 96), 2, 1, 3)["mimic_rois"] == 5
     assert "mimic_rois" not in bench_train(load_config(PLAIN, SMALL), (64, 96), 1, 1, 3)
-    assert bench_data(load_config(CONFIG, [*data, *SMALL]), 2, [0])["images_per_second"]["0"] > 0
+
+
+@pytest.mark.parametrize(("path", "kept"), [(CONFIG, True), (PLAIN, False)], ids=["with", "without"])
+def test_the_benchmark_of_loading_loads_what_training_does(
+    path: Path, kept: bool, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(loader, "collate", lambda samples, preprocess: loaded.extend(samples))
+    assert bench_data(load_config(path, [*data, *SMALL]), 2, [0])["images_per_second"]["0"] > 0
+    assert loaded and all(("original_image" in sample) is kept for sample in loaded)
+
+
+def test_what_goes_on_from_another_model_is_told_how(run: Path, data: list[str], tmp_path: Path) -> None:
+    early = run / "checkpoints/iter_00000003"
+    with pytest.raises(UserError, match=r"2 unexpected.*resume with the model it was trained with, or start a new run"):
+        train(load_config(PLAIN, [*data, *SMALL, "train.length=4 iterations"]), tmp_path / "run", resume=str(early))
+
+
+def test_a_teachers_backbone_that_stays_random_is_told(
+    data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frozen = "model.mimic.backbone={type: ResNet, depth: 18, norm: gn}"
+    model = build_model(load_config(CONFIG, [*data, *SMALL, frozen]), CLASSES)
+    warn_about_norms(model, 8, from_random=True)
+    assert "set model.mimic.backbone.frozen_stages=0" in caplog.text
+    assert "set model.backbone.frozen_stages=0" not in caplog.text
+    arrays = {name: value.numpy() for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    part = {name: array for name, array in arrays.items() if "res3.0.conv1.conv" not in name}
+    save_file(part, tmp_path / "part.safetensors")
+    load_pretrained(model, str(tmp_path / "part.safetensors"))
+    assert "lacks" in caplog.text and "arrays of the backbone, such as backbone.res3.0.conv1.conv.weight" in caplog.text
 
 
 def test_two_processes_one_of_them_without_a_positive_roi(tmp_path: Path) -> None:

@@ -225,6 +225,19 @@ def test_crops_of_the_originals_equal_a_slow_loop(flipped: list[bool]) -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
+def test_crops_are_exact_far_to_the_right_in_a_large_image() -> None:
+    """Where positions in float32 would be 1e-4 pixels off; noise makes the most of it."""
+    rng = np.random.default_rng(2)
+    image, scale = rng.standard_normal((3, 24, 4000)).astype(np.float32), np.float32(0.37)
+    width, box = round(4000 * 0.37), np.float32([12.3, 1.1, 31.7, 7.9])
+    sources = Originals([paddle.to_tensor(image)], paddle.to_tensor([True]))
+    sizes, scales = tiny.float32([[round(24 * 0.37), width]]), tiny.float32([[scale, scale]])
+    found = teacher(crop_size=10).crop(tiny.rois([box.tolist()]), sources, sizes, scales)
+    x1, y1, x2, y2 = box.astype(np.float64)
+    place = np.array([width - x2, y1, width - x1, y2]) / np.float64(scale)
+    np.testing.assert_allclose(found.numpy()[0], tiny.slow_crop(image, place, 10)[:, :, ::-1], atol=3e-6)
+
+
 def test_crops_of_the_networks_input_end_at_the_image_not_at_the_padding() -> None:
     images = np.random.default_rng(0).standard_normal((2, 3, 40, 48)).astype(np.float32)
     sources = network_sources(paddle.to_tensor(images), tiny.float32(SIZES))

@@ -1,12 +1,18 @@
 """The R-CNN teacher within a detector: what it trains, what it leaves alone, and that detection knows nothing of it."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import paddle
+import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
 from ppdet_lite.engine.train import to_tensors
+from ppdet_lite.modeling.box_head import ConvFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.fpn import FPN
 from ppdet_lite.modeling.matching import Matcher
 from ppdet_lite.modeling.mimic import RCNNTeacher
 from ppdet_lite.modeling.resnet import ResNet
@@ -91,6 +97,42 @@ def test_batch_norms_keep_the_statistics_of_whole_images() -> None:
             moved += (value != fresh[name]).any()
     assert moved == 40  # means and variances of 20 norms: training does count images
     assert {layer._momentum for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)} == {0.9}
+
+
+def test_norms_of_all_shared_parts_keep_their_statistics() -> None:
+    """Those of neck and box head too."""
+    model = tiny.detector("bn", mimic=MIMIC)
+    model.neck = FPN(model.backbone.out_channels, model.backbone.out_strides, 32, norm="bn")
+    model.box_head = ConvFCHead(32, 3, convs=1, conv_channels=32, width=64, norm="bn")
+    before = state(model)
+    model._embed_patches(paddle.randn([2, 3, 32, 32]))
+    statistics = [name for name in before if name.endswith(("._mean", "._variance"))]
+    assert {name.split(".")[0] for name in statistics} == {"backbone", "neck", "box_head"}
+    assert all((state(model)[name] == before[name]).all() for name in statistics)
+
+
+@pytest.mark.parametrize("guarded", ["grid_sample", "cosine_similarity", "cross_entropy"])
+def test_crops_and_losses_are_kept_out_of_mixed_precision(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU Paddle ignores `auto_cast`, so what is looked at is that it is switched off around them."""
+    states, seen = [True], []
+    plain = getattr(F, guarded)
+
+    @contextlib.contextmanager
+    def auto_cast(enable: bool = True) -> Iterator[None]:
+        states.append(enable)
+        yield
+        states.pop()
+
+    def watched(*arguments: object, **options: object) -> paddle.Tensor:
+        seen.append(states[-1])
+        return plain(*arguments, **options)
+
+    model = tiny.detector(mimic=MIMIC)
+    monkeypatch.setattr(paddle.amp, "auto_cast", auto_cast)
+    monkeypatch.setattr(F, guarded, watched)
+    assert losses_of(model).patches is not None
+    assert seen and seen[-1] is False
+    assert guarded == "cross_entropy" or not any(seen)  # the box head has a cross entropy too
 
 
 def test_patches_are_normalised_by_their_own_statistics() -> None:
@@ -271,11 +313,20 @@ def test_the_original_images_are_asked_for() -> None:
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mimic.crop_size 100 is no multiple of 32.* choose 96$"):
+    with pytest.raises(ValueError, match=r"mimic.crop_size: 100 is no multiple of 32.* choose 96$"):
         tiny.detector(mimic={**MIMIC, "crop_size": 100})
-    with pytest.raises(ValueError, match=r"mimic.backbone gives .*256.* but the neck takes .*64, 128, 256, 512"):
+    with pytest.raises(ValueError, match=r"mimic.backbone: gives .*256.* but the neck takes .*64, 128, 256, 512"):
         tiny.detector(mimic={**MIMIC, "backbone": ResNet(50)})
+    with pytest.raises(ValueError, match=r"mimic.include_ground_truth: ground truth is no background"):
+        tiny.detector(mimic={**MIMIC, "rois": "background"})
+    parts = tiny.detector(mimic=MIMIC)
+    with pytest.raises(ValueError, match=r"mimic.include_ground_truth: there is none .*append_ground_truth to true"):
+        FasterRCNN(
+            *(parts.backbone, parts.neck, parts.rpn, parts.roi_pool, parts.box_head, parts.predictor),
+            roi_sampler=RoISampler(append_ground_truth=False),
+            mimic=parts.mimic,
+        )
     synchronised = ResNet(18, norm="gn")
     synchronised.stem.norm = nn.SyncBatchNorm(64)
-    with pytest.raises(ValueError, match=r"mimic cannot go with sync_bn"):
+    with pytest.raises(ValueError, match=r"mimic: cannot go with sync_bn"):
         tiny.detector(mimic={**MIMIC, "backbone": synchronised})
