@@ -60,7 +60,8 @@ class _Checker:
     def component(self, node: Node, slot: Slot, path: str) -> Config | None:
         """Check a mapping that stands for a component; None if its class cannot be told."""
         if not isinstance(node.value, dict):
-            expected = "a mapping" if slot.settings else f"a mapping with type: {_choices(slot)}"
+            kind = f"of arguments of {slot.settings.__name__}" if slot.settings else f"with type: {_choices(slot)}"
+            expected = f"a mapping {kind}" + (", or null" if slot.optional else "")
             self.fail(node, path, f"expected {expected}, got {shown(plain(node))}")
             return None
         cls = self.choose(node, slot, path)

@@ -168,7 +168,7 @@ def test_a_section_may_leave_out_its_type_and_a_missing_one_is_made_of_defaults(
             ["x.yml:1: neck: expected a mapping with type: FPN, Identity or PAFPN, got 'FPN' (text)"],
         ),
         ("neck: null", ["x.yml:1: neck: expected a mapping with type: FPN, Identity or PAFPN, got null"]),
-        ("neck: {type: Identity}\nloader: 3", ["x.yml:2: loader: expected a mapping, got 3"]),
+        ("neck: {type: Identity}\nloader: 3", ["x.yml:2: loader: expected a mapping of arguments of Loader, got 3"]),
         (
             "neck: {type: Identity}\nloader: {type: Train}",
             ["x.yml:2: loader.type: expected Loader, got 'Train' (text)"],

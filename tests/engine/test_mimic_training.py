@@ -214,6 +214,7 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
             "command line: model.mimic.backbone: gives (chan",
         ),
         ("model.roi_sampler.append_ground_truth=false", "model.mimic.include_ground_truth: there is none"),
+        ("model.mimic=true", "model.mimic: expected a mapping of arguments of RCNNTeacher, or null, got true"),
         ("model.mimic.rois=fg", "model.mimic.rois: expected 'foreground', 'background' or 'both', got 'fg'"),
         ("model.mimic.num_classes=3", "model.mimic.num_classes"),
         ("model.mimic.loss_weight=-1", "model.mimic.loss_weight"),
