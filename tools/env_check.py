@@ -11,13 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ppdet_lite import __version__
 from ppdet_lite.core import runtime
+from ppdet_lite.core.cli import PACKAGES
 
-PACKAGES = {  # what is imported -> the distributions that may bring it
-    "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
-    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
-    "yaml": ("PyYAML",),
-    **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "tqdm", "visualdl")},
-}
 VARIABLES = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "FLAGS_", "CUDA_VISIBLE_DEVICES", "PPDET_LITE_")
 
 

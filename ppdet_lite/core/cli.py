@@ -11,7 +11,12 @@ from ppdet_lite.core.errors import RunFailed, UserError
 RUN_FAILED = 1
 USER_CAN_MEND = 2
 INTERRUPTED = 130
-REQUIRED = {"paddle", "cv2", "yaml", "numpy", "pydantic", "safetensors", "pycocotools", "tqdm", "visualdl"}
+PACKAGES = {  # what is imported -> the distributions that may bring it
+    "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
+    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    "yaml": ("PyYAML",),
+    **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "tqdm", "visualdl")},
+}
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -47,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_CAN_MEND if isinstance(error, UserError) else RUN_FAILED)
     except ModuleNotFoundError as error:
-        if error.name not in REQUIRED:
+        if error.name not in PACKAGES:
             raise
         print(
             f"error: {sys.executable} has no {error.name}: pip install -r requirements.txt, "

@@ -288,6 +288,21 @@ def test_two_processes_one_of_them_without_a_positive_roi(tmp_path: Path) -> Non
         np.testing.assert_allclose(first, expected, rtol=1e-3, atol=1e-5 * max(1, np.abs(expected).max()), err_msg=name)
 
 
+def test_watching_without_training_disturbs_nothing(data: list[str], tmp_path: Path) -> None:
+    """Both weights 0: the detector ends, bit for bit, as without the branch, running statistics included."""
+    length = ["train.length=3 iterations", "train.log_every=1", "schedule.warmup_iterations=1"]
+    still = ["model.mimic.loss_weight=0", "model.mimic.cls_loss_weight=0"]
+    train(load_config(CONFIG, [*data, *SMALL, *MIMIC, *length, *still]), tmp_path / "watched")
+    train(load_config(PLAIN, [*data, *SMALL, *length]), tmp_path / "plain")
+    watched, plain = (
+        load_checkpoint(tmp_path / name / "checkpoints/iter_00000003").groups["model"] for name in ("watched", "plain")
+    )
+    rows = read_metrics(tmp_path / "watched/metrics.jsonl")
+    assert all(row["mimic_rois"] > 0 and row["loss_mimic"] == row["loss_mimic_cls"] == 0 for row in rows)
+    assert {name for name in watched if not name.startswith("mimic.")} == set(plain)
+    assert all((value == watched[name]).all() for name, value in plain.items())
+
+
 def test_a_resumed_run_equals_the_straight_one(data: list[str], tmp_path: Path) -> None:
     """Bit for bit: when the branch comes in, what is drawn, and the optimizer's state of the branch's own weights."""
     length = ["train.log_every=1", "train.checkpoint_every=2 iterations", "train.length=4 iterations"]
