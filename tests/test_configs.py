@@ -8,13 +8,13 @@ import paddle
 import pytest
 from paddle.vision import models
 
-from ppdet_lite.core.config import Config
-from ppdet_lite.core.registry import build
-from ppdet_lite.engine.optimizer import Optimizer
-from ppdet_lite.engine.schedule import Schedule
-from ppdet_lite.engine.setup import build_model, load_config
-from ppdet_lite.engine.train import train_step
+from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.config.load import Config
+from ppdet_lite.config.registry import build
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import Optimizer
+from ppdet_lite.optimization.schedule import Schedule
+from ppdet_lite.training.loop import train_step
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

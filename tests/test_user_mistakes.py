@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.data.shapes import generate
-from ppdet_lite.engine.setup import build_model, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"

@@ -43,7 +43,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
     with runtime.quiet_import():
-        from ppdet_lite.engine import benchmark, setup
+        from ppdet_lite.assembly import setup
+        from ppdet_lite.inspection import benchmark
     config = None if args.what == "ops" else setup.load_config(args.config, cli.overrides(args))
     if config is not None and args.print_config:
         print(config.dump(origins=True), end="")

@@ -20,8 +20,9 @@ def main() -> None:
     with runtime.quiet_import():
         from paddle import distributed
 
-        from ppdet_lite.core.registry import build
-        from ppdet_lite.engine import evaluate, setup
+        from ppdet_lite.assembly import setup
+        from ppdet_lite.config.registry import build
+        from ppdet_lite.evaluation import evaluate
     config = setup.load_config(args.config, cli.overrides(args))
     if args.print_config:
         print(config.dump(origins=True), end="")

@@ -26,8 +26,8 @@ def main() -> None:
     with runtime.quiet_import():
         import paddle
 
-        from ppdet_lite.engine import setup
-        from ppdet_lite.engine.export import choose_images, export
+        from ppdet_lite.assembly import setup
+        from ppdet_lite.deployment.export import choose_images, export
     config = setup.load_config(args.config, cli.overrides(args))
     if args.print_config:
         print(config.dump(origins=True), end="")

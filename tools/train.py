@@ -14,8 +14,8 @@ def main() -> None:
     parser.add_argument("--eval", action="store_true", help="evaluate the final model in any case")
     args = parser.parse_args()
     with runtime.quiet_import():
-        from ppdet_lite.engine.setup import load_config, run_folder
-        from ppdet_lite.engine.train import train
+        from ppdet_lite.assembly.setup import load_config, run_folder
+        from ppdet_lite.training.loop import train
     config = load_config(args.config, cli.overrides(args))
     if args.print_config:
         print(config.dump(origins=True), end="")

@@ -35,8 +35,8 @@ def main() -> None:
     if not args.print_config and (args.input is None or args.output is None):
         parser.error("--input and --output are needed")
     with runtime.quiet_import():
-        from ppdet_lite.engine import setup
-        from ppdet_lite.engine.offsets import draw_offsets
+        from ppdet_lite.assembly import setup
+        from ppdet_lite.inspection.offsets import draw_offsets
     config = setup.load_config(args.config, cli.overrides(args))
     if args.print_config:
         print(config.dump(origins=True), end="")

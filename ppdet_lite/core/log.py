@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.core.files import atomic_writer
+from ppdet_lite.storage.files import atomic_writer
 
 ROOT = "ppdet_lite"
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")

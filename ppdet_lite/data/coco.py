@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.core.registry import Derived, register
 
 MIN_SIDE = 1e-3  # pixels; a box that is narrower or lower inside its image has nothing to learn from
 

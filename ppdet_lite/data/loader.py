@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.core.registry import register
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, collate, image_sample, train_sample
 

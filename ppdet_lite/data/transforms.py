@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ppdet_lite.core.registry import register
+from ppdet_lite.config.registry import register
 from ppdet_lite.data.coco import CocoDataset
 
 Sample = dict[str, Any]  # see the table in DESIGN.md

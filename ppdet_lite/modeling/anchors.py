@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor
 from pydantic import Field, PositiveFloat
 
-from ppdet_lite.core.registry import register
+from ppdet_lite.config.registry import register
 
 
 @register

@@ -5,9 +5,9 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import PositiveFloat, PositiveInt
 
-from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.config.registry import Derived, register
+from ppdet_lite.modeling.bounds import DeltaWeights
 from ppdet_lite.modeling.components import BoxHead
-from ppdet_lite.modeling.hints import DeltaWeights
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, init_normal, init_uniform
 from ppdet_lite.ops.boxes import encode_boxes

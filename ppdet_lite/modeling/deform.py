@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from ppdet_lite.core.registry import register
+from ppdet_lite.config.registry import register
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor, nn
 
+from ppdet_lite.config.registry import build, build_offered, register
 from ppdet_lite.core.errors import Misfit
-from ppdet_lite.core.registry import build, build_offered, register
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
 from ppdet_lite.modeling.mimic import Mimicry, RCNNTeacher, network_sources

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import PositiveInt
 
-from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Neck
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_uniform
 

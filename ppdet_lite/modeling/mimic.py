@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.matching import draw
 from ppdet_lite.modeling.norm import init_normal

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import Field
 
-from ppdet_lite.core.registry import register
+from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal

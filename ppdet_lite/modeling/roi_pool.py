@@ -7,7 +7,7 @@ import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import slow_zeros
 from ppdet_lite.modeling.norm import init_normal

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.core.registry import register
+from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.matching import Matcher, Sampler, split_crowds
 from ppdet_lite.structures import Rois, SampledRois, Targets
 

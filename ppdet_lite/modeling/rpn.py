@@ -11,9 +11,9 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ppdet_lite.core.registry import Derived, register
+from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
-from ppdet_lite.modeling.hints import DeltaWeights, Share
+from ppdet_lite.modeling.bounds import DeltaWeights, Share
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler, split_crowds
 from ppdet_lite.modeling.norm import init_normal

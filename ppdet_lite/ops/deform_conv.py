@@ -7,8 +7,8 @@ import paddle
 import paddle.vision.ops as native_ops
 from paddle import Tensor
 
-from ppdet_lite.ops.arguments import Pair, as_pair, full_precision, require, require_shape
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
+from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
 
 
 def deform_conv2d(

@@ -6,9 +6,9 @@ import paddle.nn.functional as F
 import pytest
 from paddle import Tensor, nn
 
-from ppdet_lite.engine.optimizer import SGD, AdamW, Optimizer
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.optimization.optimizer import SGD, AdamW, Optimizer
 
 
 def layer(

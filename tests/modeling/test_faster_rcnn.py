@@ -5,12 +5,12 @@ import paddle
 import pytest
 
 from ppdet_lite.core.errors import RunFailed
-from ppdet_lite.engine.optimizer import SGD
-from ppdet_lite.engine.train import to_tensors, train_step
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.matching import Sampler
 from ppdet_lite.modeling.roi_sampler import RoISampler
+from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.structures import Detections
+from ppdet_lite.training.loop import to_tensors, train_step
 from tests import tiny
 
 LOSSES = ["loss_rpn_objectness", "loss_rpn_box", "loss_cls", "loss_box"]

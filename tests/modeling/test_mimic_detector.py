@@ -9,7 +9,6 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from ppdet_lite.engine.train import to_tensors
 from ppdet_lite.modeling.box_head import ConvFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.fpn import FPN
@@ -18,6 +17,7 @@ from ppdet_lite.modeling.mimic import RCNNTeacher
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.structures import Rois, Targets
+from ppdet_lite.training.loop import to_tensors
 from tests import tiny
 
 LOSSES = ("loss_mimic", "loss_mimic_cls")

@@ -5,8 +5,8 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from ppdet_lite.engine.optimizer import SGD
 from ppdet_lite.modeling.roi_pool import DeformRoIPool, RoIAlign
+from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.structures import Rois
 from tests import tiny
 

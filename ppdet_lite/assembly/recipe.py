@@ -1,0 +1,81 @@
+"""The root of a config: what may stand in a recipe, section by section."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from ppdet_lite.config.registry import register
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.loader import Loader
+from ppdet_lite.data.transforms import Augment, Preprocess
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.duration import Duration
+from ppdet_lite.optimization.optimizer import Optimizer
+from ppdet_lite.optimization.schedule import Schedule
+
+
+@register
+@dataclass(frozen=True)
+class Data:
+    """Where the images come from and how they become batches."""
+
+    train: CocoDataset
+    val: CocoDataset
+    preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
+    loader: Loader = Loader()
+
+
+@register
+@dataclass(frozen=True)
+class Train:
+    """The course of training.
+
+    length: of the whole run.
+    log_every: iterations between two log lines.
+    checkpoint_every, evaluate_every: a checkpoint and an evaluation; both also happen at the end. Null: only there.
+    keep_last: checkpoints kept, beside the best one.
+    preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
+    """
+
+    length: Duration
+    log_every: PositiveInt = 20
+    checkpoint_every: Duration | None = "1 epoch"
+    evaluate_every: Duration | None = "1 epoch"
+    keep_last: PositiveInt = 2
+    preview_images: NonNegativeInt = 4
+
+
+@register
+@dataclass(frozen=True)
+class Runtime:
+    """Where it runs, and the seed of everything random.
+
+    device: auto takes a GPU if this Paddle and this machine have one, else the CPU.
+    """
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    seed: NonNegativeInt = 0
+
+
+@register
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a config says.
+
+    weights: a trained model for evaluation, inference and export: a run or checkpoint folder, .safetensors, .pdparams.
+    pretrain_weights: what training starts from: a local path, or https://...#sha256=... (also #md5=...); null for
+        random initialisation.
+    output: the folder below which each run has a folder named after its config.
+    """
+
+    model: FasterRCNN
+    data: Data
+    optimizer: Optimizer
+    schedule: Schedule
+    train: Train
+    runtime: Runtime = Runtime()
+    weights: str | None = None
+    pretrain_weights: str | None = None
+    output: str = "output"

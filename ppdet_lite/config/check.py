@@ -1,0 +1,157 @@
+"""The check of a whole tree against the constructors of its components, before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import PurePath
+from typing import Any
+
+from ppdet_lite.config.checked import Config
+from ppdet_lite.config.messages import did_you_mean, either, shown
+from ppdet_lite.config.registry import Parameter, Slot, parameters, slot_of
+from ppdet_lite.config.type_hints import mistakes
+from ppdet_lite.config.yaml_nodes import Node, plain
+from ppdet_lite.core.errors import UserError
+
+
+def check(tree: Node, root: type) -> Config:
+    """Check a tree against a registered root class and fill in the defaults.
+
+    Raises UserError with one line for each mistake: "configs/x.yml:12: model.neck: what is wrong, how to mend it".
+    """
+    slot = slot_of(root)
+    if slot is None:
+        raise TypeError(f"{root} is not registered")
+    checker = _Checker()
+    config = checker.component(tree, slot, "")
+    if checker.errors:
+        raise UserError("\n".join(checker.errors))
+    return config
+
+
+class _Checker:
+    """Walks a tree beside the hints; collects mistakes, and returns what a Config holds."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def fail(self, node: Node, path: str, message: str) -> None:
+        self.errors.append(": ".join(part for part in (node.origin, path, message) if part))
+
+    def value(self, node: Node, hint: Any, path: str) -> Any:
+        """Check the value of one parameter."""
+        slot = slot_of(hint)
+        if slot is None:
+            for location, message in mistakes(hint, plain(node)).items():
+                place = node
+                for part in location:
+                    place = place.value[part]
+                self.fail(place, ".".join([path, *map(str, location)]), message)
+            return _settled(node, path)
+        if node.value is None and slot.optional:
+            return None
+        if not slot.many:
+            return self.component(node, slot, path)
+        if not isinstance(node.value, list):
+            self.fail(node, path, f"expected a list of {_choices(slot)}, got {shown(plain(node))}")
+            return None
+        return [self.component(item, slot, f"{path}.{index}") for index, item in enumerate(node.value)]
+
+    def component(self, node: Node, slot: Slot, path: str) -> Config | None:
+        """Check a mapping that stands for a component; None if its class cannot be told."""
+        if not isinstance(node.value, dict):
+            kind = f"of arguments of {slot.settings.__name__}" if slot.settings else f"with type: {_choices(slot)}"
+            expected = f"a mapping {kind}" + (", or null" if slot.optional else "")
+            self.fail(node, path, f"expected {expected}, got {shown(plain(node))}")
+            return None
+        cls = self.choose(node, slot, path)
+        return None if cls is None else self.arguments(node, cls, path)
+
+    def choose(self, node: Node, slot: Slot, path: str) -> type | None:
+        """The class that a component's mapping names."""
+        if "type" not in node.value:
+            if slot.settings is None:
+                self.fail(node, path, f"type is missing; choose {_choices(slot)}")
+            return slot.settings
+        kind = node.value["type"]
+        if isinstance(kind.value, str) and kind.value in slot.choices:
+            return slot.choices[kind.value]
+        hint = did_you_mean(kind.value, slot.choices) if isinstance(kind.value, str) else ""
+        self.fail(kind, _join(path, "type"), f"expected {_choices(slot)}, got {shown(plain(kind))}{hint}")
+        return None
+
+    def arguments(self, node: Node, cls: type, path: str) -> Config:
+        """Check a component's keys and values against its constructor, in the constructor's order."""
+        known = parameters(cls)
+        for key, child in node.value.items():
+            if key not in known and key != "type":
+                names = [name for name, parameter in known.items() if not parameter.derived]
+                hint = did_you_mean(key, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
+                self.fail(child, _join(path, key), f"unknown key of {cls.__name__}{hint}")
+            elif key in known and known[key].derived:
+                self.fail(child, _join(path, key), "is derived from other parts of the config, remove it")
+        nodes = {"type": node.value["type"]} if "type" in node.value else {}
+        for name, parameter in known.items():
+            if parameter.derived:
+                continue
+            child = node.value.get(name) or _default(parameter, cls)
+            if child is None:
+                slot = slot_of(parameter.hint)
+                choices = f" ({_choices(slot)})" if slot else ""
+                self.fail(node, _join(path, name), f"is missing, {cls.__name__} needs it{choices}")
+            else:
+                value = self.value(child, parameter.hint, _join(path, name))
+                nodes[name] = Node(value, child.origin)
+        return Config(nodes, node.origin, path, cls)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _choices(slot: Slot) -> str:
+    return either(slot.choices)
+
+
+def _settled(node: Node, path: str) -> Any:
+    """A plain value as a Config holds it: mappings become Configs, lists hold bare values."""
+    if isinstance(node.value, dict):
+        nodes = {key: Node(_settled(child, _join(path, key)), child.origin) for key, child in node.value.items()}
+        return Config(nodes, node.origin, path)
+    if isinstance(node.value, list):
+        return [_settled(item, f"{path}.{index}") for index, item in enumerate(node.value)]
+    return node.value
+
+
+def _default(parameter: Parameter, cls: type) -> Node | None:
+    """The node of an argument that the tree leaves out; None if it is needed."""
+    origin, slot = f"default of {cls.__name__}", slot_of(parameter.hint)
+    settings = slot.settings if slot and not slot.many else None
+    if not parameter.required:
+        node = _node_of(parameter.default, origin, f"{cls.__name__}.{parameter.name}")
+        if settings and type(parameter.default) is settings:  # a plain section, which goes without a type
+            return Node({key: child for key, child in node.value.items() if key != "type"}, origin)
+        return node
+    if settings is None or slot.optional or _needs_arguments(settings):
+        return None
+    return Node({}, origin)
+
+
+def _needs_arguments(cls: type) -> bool:
+    return any(not p.derived and _default(p, cls) is None for p in parameters(cls).values())
+
+
+def _node_of(value: Any, origin: str, name: str) -> Node:
+    """A default value as a tree; a dataclass instance becomes the mapping that builds it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        content = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        derived = {key for key, parameter in parameters(type(value)).items() if parameter.derived}
+        content = {"type": type(value).__name__} | {key: content[key] for key in content if key not in derived}
+        return _node_of(content, origin, name)
+    if isinstance(value, dict):
+        return Node({str(key): _node_of(item, origin, name) for key, item in value.items()}, origin)
+    if isinstance(value, (list, tuple)):
+        return Node([_node_of(item, origin, name) for item in value], origin)
+    if value is None or isinstance(value, (bool, int, float, str, PurePath)):
+        return Node(str(value) if isinstance(value, PurePath) else value, origin)
+    raise TypeError(f"the default of {name} is {value!r}, which YAML cannot hold")

@@ -1,0 +1,144 @@
+"""Layers of a config: a file over its `_base_` files, command-line overrides over all."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import partial, reduce
+from pathlib import Path
+
+from ppdet_lite.config.yaml_nodes import Node, parse, plain
+from ppdet_lite.core.errors import UserError
+
+BASE = "_base_"
+COMMAND_LINE = "command line"
+_OVERRIDE = re.compile(r"([^\s.=]+(?:\.[^\s.=]+)*)=(.*)", re.DOTALL)
+
+
+def read(path: str | Path) -> Node:
+    """A file merged over its bases.
+
+    Bases come first in the order given, each after its own bases; a file reached by two ways counts once, where it is
+    reached first, so that what two variants of one base change both holds.
+    """
+    layers: dict[Path, Node] = {}
+    _collect(Path(path), (), layers)
+    *_, own = layers.values()
+    return Node(reduce(merge, layers.values()).value, own.origin)
+
+
+def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
+    """A tree with "a.b.0.c=value" overrides applied; values are YAML, whole numbers in a path count items of a list.
+
+    All overrides together make one layer, later ones over earlier: their order matters only where two set the same.
+    """
+    if not overrides:
+        return tree
+    # Within the layer a new `type` drops nothing: whatever the user wrote counts, or is refused.
+    layer = reduce(partial(merge, into_lists=True, start_clean=False), map(_override, overrides))
+    return merge(tree, layer, into_lists=True)
+
+
+def merge(base: Node, over: Node, path: str = "", into_lists: bool = False, start_clean: bool = True) -> Node:
+    """One layer over another: mappings merge key by key, anything else is replaced whole.
+
+    With `start_clean` the arguments of a component go where its `type` changes. With `into_lists` a mapping over a
+    list replaces single items, its keys being their numbers; UserError if there is no such item.
+    """
+
+    def merged(old: Node, new: Node, key: str) -> Node:
+        return merge(old, new, f"{path}.{key}" if path else key, into_lists, start_clean)
+
+    if not isinstance(over.value, dict):
+        return over
+    if isinstance(base.value, list) and into_lists:
+        items = list(base.value)
+        for key, child in over.value.items():
+            index = _index(key, child, len(items), path)
+            items[index] = merged(items[index], child, key)
+        return Node(items, over.origin)
+    if not isinstance(base.value, dict) or (start_clean and _type_changes(base, over)):
+        return over
+    children = dict(base.value)
+    for key, child in over.value.items():
+        children[key] = merged(children[key], child, key) if key in children else child
+    return Node(children, base.origin)
+
+
+def _type_changes(base: Node, over: Node) -> bool:
+    return "type" in base.value and "type" in over.value and base.value["type"] != over.value["type"]
+
+
+def _index(key: str, node: Node, length: int, path: str) -> int:
+    if key.isdecimal() and int(key) < length:
+        return int(key)
+    has = f"items 0 to {length - 1}" if length else "no items"
+    raise UserError(f"{node.origin}: {path}.{key}: {path} is a list and has {has}")
+
+
+def _override(text: str) -> Node:
+    match = _OVERRIDE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{COMMAND_LINE}: {text!r} is not of the form a.b.c=value")
+    path, value = match.groups()
+    if not value.strip():
+        raise UserError(f"{COMMAND_LINE}: {text!r} has no value; write {path}=null for none, {path}='\"\"' for no text")
+    try:
+        node = parse(value, lambda line: COMMAND_LINE)
+    except UserError as error:
+        raise UserError(f"{error}, in {text!r}") from None
+    for part in reversed(path.split(".")):
+        node = Node({part: node}, COMMAND_LINE)
+    return node
+
+
+def _collect(path: Path, chain: tuple[Path, ...], layers: dict[Path, Node], named: str = "") -> None:
+    """Add a file's layer after those of its bases; `named` is where another file names it, as a message begins."""
+    key = path.resolve()
+    if key in layers:
+        return
+    if key in chain:
+        names = " -> ".join(_display(step) for step in (*chain[chain.index(key) :], key))
+        raise UserError(f"{named}the files are bases of each other: {names}")
+    node = _read_file(path, named)
+    bases = node.value.get(BASE)
+    if bases is not None:
+        for base in _base_paths(bases):
+            _collect(path.parent / base, (*chain, key), layers, f"{bases.origin}: {BASE}: ")
+    layers[key] = Node({name: child for name, child in node.value.items() if name != BASE}, node.origin)
+
+
+def _base_paths(node: Node) -> list[str]:
+    value = plain(node)
+    paths = value if isinstance(value, list) else [value]
+    if not all(isinstance(path, str) and path for path in paths):
+        raise UserError(f"{node.origin}: {BASE}: expected a path or a list of paths")
+    return paths
+
+
+def _read_file(path: Path, named: str) -> Node:
+    name = _display(path)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{named}{name}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{named}{name}: is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{named}{name}: cannot be read: {error.strerror}") from None
+    node = parse(content, lambda line: f"{name}:{line}")
+    if node.value is None:
+        raise UserError(f"{name}:1: the file is empty")
+    if not isinstance(node.value, dict):
+        raise UserError(f"{node.origin}: expected a mapping (key: value) at the top of the file")
+    return node
+
+
+def _display(path: Path) -> str:
+    """A path as messages show it: relative to the working directory if below it."""
+    full = Path(os.path.abspath(path))
+    try:
+        return full.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return full.as_posix()

@@ -1,0 +1,82 @@
+"""References between values of a config: ${a.b.c} stands for the value at that path."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ppdet_lite.config.messages import nearest
+from ppdet_lite.config.yaml_nodes import Node, flow
+from ppdet_lite.core.errors import UserError
+
+_REFERENCE = re.compile(r"\$\{([^${}]+)\}")
+
+
+def resolve(tree: Node) -> Node:
+    """The tree with every reference replaced.
+
+    A value that is one reference takes the target's value with its type, mappings and lists too; inside other text
+    the target is written out. Raises UserError for an unknown target and for references in a circle.
+    """
+    return _Resolver(tree).value(tree, "", ())
+
+
+@dataclass(frozen=True)
+class _Resolver:
+    """`active` is the chain of references that are being resolved, a circle if one comes up twice."""
+
+    root: Node
+
+    def value(self, node: Node, path: str, active: tuple[str, ...]) -> Node:
+        def below(key: str | int) -> str:
+            return f"{path}.{key}" if path else str(key)
+
+        if isinstance(node.value, dict):
+            children = {key: self.value(child, below(key), active) for key, child in node.value.items()}
+            return Node(children, node.origin)
+        if isinstance(node.value, list):
+            return Node([self.value(c, below(i), active) for i, c in enumerate(node.value)], node.origin)
+        if isinstance(node.value, str) and "${" in node.value:
+            return self.text(node, f"{node.origin}: {path}", active)
+        return node
+
+    def text(self, node: Node, place: str, active: tuple[str, ...]) -> Node:
+        whole = _REFERENCE.fullmatch(node.value)
+        if whole:
+            return Node(self.target(whole[1], place, active).value, node.origin)
+        if "${" in _REFERENCE.sub("", node.value):
+            raise UserError(f"{place}: {node.value!r}: a reference is written ${{a.b.c}}")
+
+        def written(match: re.Match[str]) -> str:
+            value = self.target(match[1], place, active).value
+            if isinstance(value, (dict, list)):
+                kind = "mapping" if isinstance(value, dict) else "list"
+                raise UserError(f"{place}: {match[0]} is a {kind} and cannot stand inside text")
+            return value if isinstance(value, str) else flow(value)
+
+        return Node(_REFERENCE.sub(written, node.value), node.origin)
+
+    def target(self, path: str, place: str, active: tuple[str, ...]) -> Node:
+        """The resolved value at the path that a reference at `place` names."""
+        if path in active:
+            circle = " -> ".join(f"${{{step}}}" for step in (*active[active.index(path) :], path))
+            raise UserError(f"{place}: the references go in a circle: {circle}")
+        active = (*active, path)
+        node, parts = self.root, path.split(".")
+        for depth, part in enumerate(parts):
+            children = _children(node)
+            if part not in children:
+                near = nearest(part, children)
+                guess = ".".join([*parts[:depth], near, *parts[depth + 1 :]]) if near else ""
+                hint = f"; did you mean ${{{guess}}}?" if near else "; only what the files set can be referred to"
+                raise UserError(f"{place}: ${{{path}}} is not set{hint}")
+            node, at = children[part], ".".join(parts[: depth + 1])
+            if depth < len(parts) - 1 and isinstance(node.value, str):  # the way leads through another reference
+                node = self.value(node, at, active)
+        return self.value(node, path, active)
+
+
+def _children(node: Node) -> dict[str, Node]:
+    if isinstance(node.value, list):
+        return {str(index): child for index, child in enumerate(node.value)}
+    return node.value if isinstance(node.value, dict) else {}

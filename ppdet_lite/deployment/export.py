@@ -1,0 +1,282 @@
+"""Export: a detector as a static graph in PaddleDetection's deployment format, compared before it is put in place.
+
+A folder holds model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and counts, see
+`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads.
+"""
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import paddle
+import yaml
+from paddle import Tensor, nn
+from paddle.static import InputSpec
+
+from ppdet_lite import __version__
+from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.config.load import Config
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.shapes import scene
+from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
+from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
+from ppdet_lite.evaluation.evaluate import ImageDetections, detect
+from ppdet_lite.evaluation.infer import ImageFiles
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.postprocess import Postprocess
+
+FILES = (GRAPH, WEIGHTS, DESCRIPTION)
+BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
+BATCH_SIZES = (1, 2)
+DRAWN_IMAGES = 4
+FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
+INPUTS = (
+    InputSpec([-1, 3, -1, -1], "float32", "image"),
+    InputSpec([-1, 2], "float32", "im_shape"),
+    InputSpec([-1, 2], "float32", "scale_factor"),
+)
+
+log = get_logger()
+
+
+class Agreement(NamedTuple):
+    """How far the exported model and the trained one are apart."""
+
+    images: int
+    detections: int  # pairs of one detection of each
+    box_gap: float  # the largest, in original pixels
+    score_gap: float
+
+
+class Deployed(nn.Layer):
+    """A detector with the inputs and outputs that PaddleDetection's deployment code expects."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Predictor.__call__`."""
+        found = self.model(image, im_shape, scale_factor)
+        columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
+        # joined in float64, for which oneDNN has no kernel: its own crashes when there is no row
+        return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
+
+
+def export(detector: Detector, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
+    """Write a detector for deployment, once its graph agrees with it on images, each alone and in pairs.
+
+    images: the files to compare on; None draws some.
+
+    The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
+    else or cannot be written, and RunFailed, with image and difference, if graph and detector disagree.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and (folder.is_file() or {path.name for path in folder.iterdir()} - set(FILES)):
+        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_graph(detector.model, partial)
+        (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
+        agreement = compare(detector, Predictor(partial), images)
+        log.info(
+            "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
+            *agreement,
+        )
+        if agreement.detections == 0:
+            log.warning("neither found anything, so little was compared; name better images by --images")
+        _put(partial, folder)
+        log.info("exported to %s: %s", folder, ", ".join(FILES))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return agreement
+
+
+def choose_images(config: Config, source: Path | None, count: int) -> list[Path] | None:
+    """Up to `count` image files, evenly spread, of a source or else of the validation images; None if there are none.
+
+    Raises UserError if a source is given and has no image.
+    """
+    if source is None:
+        folder = Path(config["data"]["val"]["images"])
+        try:
+            files = ImageFiles.find(folder)
+        except UserError:
+            log.info("no images in %s; comparing on drawn ones instead (name others by --images)", folder)
+            return None
+    else:
+        files = ImageFiles.find(source)
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    return [Path(files.info(i).path) for i in chosen.tolist()]
+
+
+def save_graph(model: FasterRCNN, folder: Path) -> None:
+    """Trace a model in evaluation mode and write model.json and model.pdiparams.
+
+    Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take.
+    """
+    deployed = Deployed(model)
+    deployed.eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
+        static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
+        paddle.jit.save(static, str(folder / Path(GRAPH).stem))
+    if bad := sorted(name for name in operators(folder) if any(part in name for part in FORBIDDEN)):
+        raise RunFailed(f"the exported graph has {', '.join(bad)}, for which there is no ONNX or no oneDNN operator")
+
+
+def operators(folder: Path) -> set[str]:
+    """The operator names of an exported graph, such as "pd_op.conv2d", those in branches and loops included."""
+
+    def names(block: Any) -> Iterator[str]:
+        for operator in block.ops:
+            yield operator.name()
+            for inner in operator.blocks():
+                yield from names(inner)
+
+    layer = paddle.jit.load(str(folder / Path(GRAPH).stem))
+    program = layer.program()  # has to outlive its blocks
+    return set(names(program.global_block()))
+
+
+def describe(detector: Detector) -> str:
+    """The infer_cfg.yml of a detector: PaddleDetection's keys, and a section of our own for what they leave out."""
+    preprocess = detector.preprocess
+    content = {
+        "mode": "paddle",
+        "draw_threshold": 0.5,
+        "metric": "COCO",
+        "use_dynamic_shape": True,
+        "arch": "RCNN",
+        "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
+        "Preprocess": [
+            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": cv2.INTER_LINEAR},
+            {
+                "type": "NormalizeImage",
+                "mean": list(preprocess.mean),
+                "std": list(preprocess.std),
+                "is_scale": True,
+                "norm_type": "mean_std",
+            },
+            {"type": "Permute"},
+            {"type": "PadStride", "stride": preprocess.stride},
+        ],
+        "label_list": list(detector.class_names),
+        "ppdet_lite": {
+            "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
+            "category_ids": list(detector.category_ids),
+            "preprocess": {
+                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(preprocess).items()
+            },
+        },
+    }
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
+    """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
+
+    Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
+    BOX_TOLERANCE pixels of the image or of the network input, whichever are larger.
+    """
+    if images:
+        names, pictures = [str(path) for path in images], (load_image(path) for path in images)
+    else:
+        names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
+        pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
+    samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
+    paired, gaps = 0, []
+    for size in BATCH_SIZES:
+        for start in range(0, len(samples), size):
+            chosen = [samples[(start + k) % len(samples)] for k in range(size)]
+            batch = collate(chosen, detector.preprocess)
+            for sample, trained, exported in zip(
+                chosen, detect(detector.model, [batch]), _run(predictor, batch), strict=True
+            ):
+                tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
+                try:
+                    count, *gap = _pair(detector, trained, exported, tolerance)
+                except RunFailed as error:
+                    raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
+                paired += count
+                gaps.append(gap)
+    return Agreement(len(samples), paired, *np.max(gaps, axis=0).tolist())
+
+
+def _pair(
+    detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
+) -> tuple[int, float, float]:
+    """Pair the detections of an image: the number of pairs, and the largest differences of boxes and scores in one.
+
+    The order does not matter: equal scores may swap places. RunFailed if a detection is left over, unless its score is
+    so near the threshold, or near the last of a full set, that rounding decides whether it is in.
+    """
+    box_gaps = np.abs(trained.boxes[:, None] - exported.boxes).max(axis=2)  # [D, D']
+    score_gaps = np.abs(trained.scores[:, None] - exported.scores)
+    same_class = trained.classes[:, None] == exported.classes
+    pairs = same_class & (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
+    for name, found, others, alone in (
+        ("trained", trained, exported, ~pairs.any(axis=1)),
+        ("exported", exported, trained, ~pairs.any(axis=0)),
+    ):
+        if (alone := alone & ~_at_the_edge(found.scores, detector.model.postprocess)).any():
+            k = int(alone.argmax())
+            what = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
+            raise RunFailed(f"only the {name} model finds {what}; {_nearest(found, k, others)}")
+    return int(pairs.sum()), box_gaps[pairs].max(initial=0.0), score_gaps[pairs].max(initial=0.0)
+
+
+def _at_the_edge(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
+    full = len(scores) == postprocess.max_detections
+    return scores <= (scores.min() if full else postprocess.score_threshold) + SCORE_TOLERANCE
+
+
+def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
+    """How far the k-th detection is from the nearest other one of its class."""
+    rows = np.flatnonzero(others.classes == found.classes[k])
+    if not rows.size:
+        return "the other finds none of that class"
+    gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
+    score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
+    return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
+
+
+def _run(predictor: Predictor, batch: Batch) -> list[ImageDetections]:
+    """The detections of each image of a batch, by an exported model."""
+    rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
+    parts = np.split(rows, np.cumsum(counts)[:-1])
+    return [
+        ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
+        for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True)
+    ]
+
+
+def _target_size(preprocess: Preprocess) -> list[int]:
+    """PaddleDetection's name for (short side, long side); it takes the smaller number for the short one."""
+    return [min(preprocess.short_side, preprocess.long_side), preprocess.long_side]
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Give a finished folder its name, in place of an earlier one."""
+    old = new.with_suffix(".old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

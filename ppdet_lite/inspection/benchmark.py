@@ -1,0 +1,230 @@
+"""Benchmarks: a training step and its parts, inference before and after export, and the loader.
+
+Images are noise, and models have random weights unless the config names some: they do the work of real ones, but for
+the last NMS, which has next to nothing to do.
+"""
+
+import dataclasses
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import paddle
+
+from ppdet_lite.assembly.setup import build_dataset, build_model, load_detector, log_notes, use_device
+from ppdet_lite.config.load import Config
+from ppdet_lite.config.registry import build
+from ppdet_lite.data.loader import TrainBatches
+from ppdet_lite.data.transforms import Sample, collate
+from ppdet_lite.deployment.export import save_graph
+from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import clip_gradients
+from ppdet_lite.training.loop import to_tensors
+
+WARM_UP = 2  # rounds that are not counted
+BOXES = 8  # objects in a synthetic image, about COCO's mean
+PHASES = ("data", "forward", "backward", "optimizer")
+Report = dict[str, Any]
+
+
+def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
+    """Time training steps on synthetic images of a size (h, w), from uint8 pixels to updated weights.
+
+    Returns `step_seconds` and, for each of PHASES, `<phase>_seconds`: median, min and max; and the peak memory.
+    "data" is normalising, padding and handing over, without decoding a file. Of a model that mimics an R-CNN, also
+    `mimic_rois`, how many patches an image had: with random weights few RoIs are foreground, model.mimic.rois=both
+    gives it all it may have.
+    """
+    model = build_model(config, _class_names(classes))
+    model.train()
+    optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
+    samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
+    preprocess = build(config["data"]["preprocess"])
+    patch_counts = []
+
+    def step() -> list[float]:
+        marks = [_now()]
+        arguments = to_tensors(collate(samples, preprocess))
+        marks.append(_now())
+        output = model(*arguments)
+        loss = sum(output.losses.values())
+        marks.append(_now())
+        loss.backward()
+        marks.append(_now())
+        clip_gradients(model, None)  # as training does, which checks the norm
+        optimizer.step()
+        optimizer.clear_grad()
+        marks.append(_now())
+        if "mimic_rois" in output.metrics:
+            patch_counts.append(output.metrics["mimic_rois"].item())
+        return marks
+
+    marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
+    phases = dict(zip(PHASES, np.diff(marks, axis=1).T, strict=True))
+    return {
+        "step_seconds": _summary(marks[:, -1] - marks[:, 0]),
+        **{f"{name}_seconds": _summary(seconds) for name, seconds in phases.items()},
+        **({"mimic_rois": float(np.median(patch_counts))} if patch_counts else {}),
+        **_surroundings(size, batch, iterations),
+    }
+
+
+def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
+    """Time detection by the training-side model and by its exported graph, both on the CPU; size is (h, w).
+
+    The two take turns, so that whatever else the machine does slows both. Returns `training_side` and `exported`, each
+    with `step_seconds`; `ratio`, exported / training-side, of the medians; and the peak memory of both together.
+    """
+    paddle.set_device("cpu")
+    if config["weights"] is None:
+        model = build_model(config, _class_names(classes), for_training=False)
+        model.eval()
+    else:
+        model = load_detector(config).model
+    samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
+    network_input = collate(samples, build(config["data"]["preprocess"]))
+    arrays = [network_input[key] for key in ("images", "image_sizes", "scales")]
+    with tempfile.TemporaryDirectory() as folder:
+        save_graph(model, Path(folder))
+        predictor = Predictor(Path(folder))
+    ways: dict[str, Callable[[], Any]] = {
+        "training_side": lambda: _detect(model, arrays),
+        "exported": lambda: predictor(*arrays),
+    }
+    seconds = {name: [] for name in ways}
+    for _ in range(WARM_UP + iterations):
+        for name, run in ways.items():
+            began = _now()
+            run()
+            seconds[name].append(_now() - began)
+    summaries = {name: _summary(values[WARM_UP:]) for name, values in seconds.items()}
+    return {
+        **{name: {"step_seconds": summary} for name, summary in summaries.items()},
+        "ratio": summaries["exported"]["median"] / summaries["training_side"]["median"],
+        **_surroundings(size, batch, iterations),
+    }
+
+
+def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2)) -> Report:
+    """Measure how many training images per second the loader makes, with different numbers of threads.
+
+    Returns `images_per_second` by the number of threads, and the peak memory. Original images go along where the
+    config's model takes them.
+    """
+    dataset = build_dataset(config, "train")
+    log_notes(dataset)
+    keep_original = build_model(config, dataset.class_names).needs_originals
+    data = build(config["data"], train=dataset, val=None)
+    rates = {}
+    for count in threads:
+        loader = dataclasses.replace(data.loader, threads=count)
+        seed = config["runtime"]["seed"]
+        batches = TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
+        stream = batches.iterate()
+        warm_up = max(WARM_UP, 2 * count)  # what is loaded ahead
+        for _ in range(warm_up):
+            next(stream)
+        began = time.perf_counter()
+        for _ in range(iterations):
+            next(stream)
+        rates[str(count)] = iterations * loader.batch_size / (time.perf_counter() - began)
+        stream.close()
+    return {"images_per_second": rates, "batch": data.loader.batch_size, "peak_rss_mb": peak_rss_mb()}
+
+
+def run(
+    what: Literal["train", "infer", "data", "ops"],
+    config: Config | None,
+    iterations: int,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    classes: int = 80,
+) -> Report:
+    """Run a benchmark by its name on the config's device; `ops` needs no config.
+
+    A size of None is 320x427 for training and 640x640 for inference.
+    """
+    if what == "ops":
+        from ppdet_lite.inspection import bench_ops  # the other benchmarks do without the deformable operators
+
+        return bench_ops.run(iterations)
+    use_device(config)
+    if what == "data":
+        return bench_data(config, iterations)
+    if what == "train":
+        return bench_train(config, size or (320, 427), batch, iterations, classes)
+    return bench_infer(config, size or (640, 640), batch, iterations, classes)
+
+
+def peak_rss_mb() -> float:
+    """The largest memory that this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+
+
+def format_report(report: Report, indent: str = "") -> str:
+    """A report as aligned lines: seconds in milliseconds, the rest as it is."""
+    lines = []
+    for name, value in report.items():
+        if isinstance(value, dict) and "median" in value:
+            numbers = "  ".join(f"{key} {seconds * 1e3:.1f}" for key, seconds in value.items())
+            lines.append(f"{indent}{name.removesuffix('_seconds'):<26} {numbers}  ms")
+        elif isinstance(value, dict):
+            lines += [f"{indent}{name}", format_report(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<26} {f'{value:.3g}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def _class_names(count: int) -> list[str]:
+    return [f"c{i}" for i in range(count)]
+
+
+def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_original: bool = False) -> Sample:
+    """Noise with boxes on it, as the loader would make it."""
+    corners = rng.uniform(0, 1, (BOXES, 2, 2)) * size[::-1]
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    return {
+        "image": image,
+        "image_id": 0,
+        "image_size": np.array(size, np.float32),
+        "scale": np.ones(2, np.float32),
+        "gt_boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32),
+        "gt_classes": rng.integers(0, classes, BOXES),
+        "gt_is_crowd": np.zeros(BOXES, bool),
+        **({"original_image": image, "flipped": False} if keep_original else {}),
+    }
+
+
+def _detect(model: FasterRCNN, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    with paddle.no_grad():
+        return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+
+
+def _now() -> float:
+    """Seconds, once the device has done all it was given."""
+    if paddle.get_device() != "cpu":
+        paddle.device.synchronize()
+    return time.perf_counter()
+
+
+def _summary(seconds: Sequence[float]) -> dict[str, float]:
+    return {"median": float(np.median(seconds)), "min": float(np.min(seconds)), "max": float(np.max(seconds))}
+
+
+def _surroundings(size: tuple[int, int], batch: int, iterations: int) -> Report:
+    return {
+        "peak_rss_mb": peak_rss_mb(),
+        "size": list(size),
+        "batch": batch,
+        "iterations": iterations,
+        "device": paddle.get_device(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+    }

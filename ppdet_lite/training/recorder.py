@@ -1,0 +1,102 @@
+"""What a training run tells while it goes on: progress, metrics.jsonl, VisualDL."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppdet_lite.core.log import MetricsWriter, Progress
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.transforms import Preprocess, collate, image_sample
+from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
+from ppdet_lite.evaluation.evaluate import detect
+from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.structures import Patches
+
+SHOWN_PATCHES = 16
+
+
+class Step(NamedTuple):
+    """What a training step tells."""
+
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
+
+
+class Recorder:
+    """Writes metrics.jsonl and vdl/ into a run's folder and shows the progress.
+
+    Every `log_every`-th of `total` iterations is recorded, and the last one; `start` of them were done before.
+    `visualdl --logdir FOLDER/vdl` shows the scalars and pictures in a browser.
+    """
+
+    def __init__(self, folder: Path, total: int, start: int, log_every: int) -> None:
+        from visualdl import LogWriter  # heavy: only training needs it
+
+        self._total, self._log_every = total, log_every
+        self._metrics = MetricsWriter(folder / "metrics.jsonl", start)
+        self._board = LogWriter(str(folder / "vdl"))
+        self._progress = Progress(total, start, log_every)
+
+    def step(
+        self,
+        iteration: int,
+        epoch: int,
+        lr: float,
+        step: Step,
+        seconds: float,
+        data_seconds: float,
+    ) -> None:
+        """Tell of an iteration, counted from 1."""
+        self._progress.update(iteration, step.losses, lr, seconds, data_seconds)
+        if iteration % self._log_every == 0 or iteration == self._total:
+            times = {"seconds": seconds, "data_seconds": data_seconds}
+            row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **times}
+            self._metrics.write(iteration, row)
+            self._scalars(iteration, "train", row)
+
+    def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
+        """Tell of the metrics on the validation images."""
+        self._scalars(iteration, "val", {name: value for name, value in results.items() if name.startswith("A")})
+
+    def preview(
+        self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess, count: int
+    ) -> None:
+        """Show the first `count` images of a dataset with true and predicted boxes."""
+        for index in range(min(count, len(dataset))):
+            image, image_id = dataset.load(index), dataset.info(index).id
+            (found,) = detect(model, [collate([image_sample(image, preprocess, image_id)], preprocess)])
+            picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
+            self._board.add_image(f"val/{image_id}", picture, iteration)
+
+    def offsets(self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess) -> None:
+        """Tell how far deformable parts, where there are any, move their samples in the first image of a dataset."""
+        if deformable_parts(model):
+            batch = collate([image_sample(dataset.load(0), preprocess, 0)], preprocess)
+            self._scalars(iteration, "offsets", offset_statistics(model, batch))
+
+    def patches(
+        self, iteration: int, patches: Patches | None, class_names: Sequence[str], preprocess: Preprocess
+    ) -> None:
+        """Show some of what the R-CNN teacher, where there is one, saw in the last step, each with its class."""
+        if patches is not None:
+            count = patches.classes.shape[0]
+            shown = min(count, SHOWN_PATCHES)
+            chosen = np.arange(shown) * count // shown  # from all images of the batch
+            pixels = preprocess.restore(patches.images.numpy()[chosen])
+            names = [*class_names, "background"]
+            labels = [names[k] for k in patches.classes.numpy()[chosen]]
+            self._board.add_image("train/mimic_patches", draw_strip(pixels, labels), iteration)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._progress.close()
+        self._metrics.close()
+        self._board.close()
+
+    def _scalars(self, iteration: int, group: str, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(f"{group}/{name}", value, iteration)

@@ -1,0 +1,104 @@
+"""How far a run has come: written into checkpoints, and read back to go on."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paddle
+import yaml
+
+from ppdet_lite import __version__
+from ppdet_lite.assembly.setup import state_shapes
+from ppdet_lite.config.load import Config
+from ppdet_lite.config.yaml_nodes import flow
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
+from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ppdet_lite.storage.weights import match_weights
+
+
+class Progression(NamedTuple):
+    """The part of a run's state that is neither weights nor optimizer; randomness needs none (see `train`)."""
+
+    iteration: int = 0  # how many are done
+    best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
+
+
+def starting_point(folder: Path, resume: str | None) -> Path | None:
+    """The checkpoint to go on from; None for a new run.
+
+    resume: None, "auto" (the latest of the run's folder, if there is one) or a checkpoint's folder. Raises UserError
+    when a new run would overwrite an old one.
+    """
+    if resume is not None and resume != "auto":
+        return Path(resume)
+    latest = latest_checkpoint(folder / "checkpoints")
+    if latest is not None and resume is None:
+        raise UserError(
+            f"{folder} holds a run ({latest.name}): go on with --resume auto, "
+            "or choose another place with -o output=FOLDER"
+        )
+    return latest
+
+
+def save_state(
+    folder: Path,
+    model: FasterRCNN,
+    optimizer: paddle.optimizer.Optimizer | None,
+    config: Config,
+    dataset: CocoDataset,
+    done: Progression,
+) -> None:
+    """Write a checkpoint with all that is needed to use the model and, given the optimizer, to go on training it."""
+    groups = {"model": {name: value.numpy() for name, value in model.state_dict().items()}}
+    if optimizer is not None:
+        groups["optimizer"] = optimizer_state(optimizer, model)
+    meta = {
+        **done._asdict(),
+        "class_names": dataset.class_names,
+        "category_ids": dataset.category_ids.tolist(),
+        "config": config.dump(),
+        "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
+    }
+    save_checkpoint(folder, groups, meta)
+
+
+def restore_state(
+    path: Path, model: FasterRCNN, optimizer: paddle.optimizer.Optimizer, config: Config, dataset: CocoDataset
+) -> Progression:
+    """Put a checkpoint back into a model and its optimizer. Raises UserError where they do not belong together."""
+    groups, meta = load_checkpoint(path)
+    if meta["class_names"] != dataset.class_names:
+        raise UserError(
+            f"{path} was trained on {', '.join(meta['class_names'])}; "
+            f"{dataset.file} has {', '.join(dataset.class_names)}"
+        )
+    if "optimizer" not in groups:
+        raise UserError(
+            f"{path} has no optimizer state; resume from an iter_ checkpoint, or use it as pretrain_weights"
+        )
+    report = match_weights(state_shapes(model), groups["model"])
+    try:
+        report.require_complete(str(path))
+    except UserError as error:
+        way = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
+        raise UserError(f"{error}; {way}") from error
+    model.set_state_dict(report.matched)
+    restore_optimizer(optimizer, model, groups["optimizer"])
+    if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):
+        get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
+    get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
+    return Progression(meta["iteration"], meta["best"])
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """What changed between two configs, each as "a.b: old -> new"."""
+    if old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        prefix = f"{path}." if path else ""
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{prefix}{key}")]
+    return [f"{path}: {flow(old)} -> {flow(new)}"]

@@ -1,0 +1,341 @@
+"""From a config to models, data sets and devices; weights that fit and weights that do not."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle.vision import models
+from safetensors.numpy import save_file
+
+from ppdet_lite.assembly.setup import (
+    build_dataset,
+    build_model,
+    load_config,
+    load_detector,
+    load_pretrained,
+    log_notes,
+    run_folder,
+    use_device,
+)
+from ppdet_lite.config.load import Config
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.modeling.box_head import ConvFCHead
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.storage.checkpoint import save_checkpoint
+
+CLASSES = ["cat", "dog", "cow"]
+META = {"class_names": ["x", "y", "z"], "category_ids": [7, 8, 2]}  # of a checkpoint
+IDS = {"cow": 9, "cat": 3, "dog": 5}  # in the order of ids: cat, dog, cow
+CONFIG = """
+model:
+  type: FasterRCNN
+  backbone: {{type: ResNet, depth: 18, norm: gn, frozen_stages: 0, out_stages: [3, 4]}}
+  neck: {{type: FPN, out_channels: 32}}
+  rpn: {{anchors: {{sizes: [32, 64, 128], ratios: [0.5, 1.0]}}, delta_weights: [1, 1, 2, 2]}}
+  roi_pool: {{type: RoIAlign, output_size: 3, levels: 2, canonical_stride: 16}}
+  box_head: {{type: TwoFCHead, width: 64}}
+  predictor: {{class_agnostic: true}}
+  postprocess: {{max_detections: 7}}
+data:
+  train: {{images: {folder}, annotations: {folder}/train.json}}
+  val: {{images: {folder}, annotations: {folder}/val.json}}
+  preprocess: {{short_side: 64, long_side: 96, stride: 32}}
+optimizer: {{type: SGD}}
+schedule: {{type: CosineSchedule}}
+train: {{length: 1 epoch}}
+runtime: {{seed: 3}}
+output: {folder}/runs
+"""
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path) -> None:
+    """A config for two pyramid levels, and annotations without images: their ids differ from those of val.json."""
+    (tmp_path / "tiny.yml").write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
+    for name, shift in (("train", 0), ("val", 100)):
+        write_annotations(tmp_path / f"{name}.json", {key: value + shift for key, value in IDS.items()})
+
+
+def write_annotations(path: Path, ids: Mapping[str, int]) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 64, "width": 64}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": key, "bbox": [1, 1, 20, 20 + i], "area": 400, "iscrowd": 0}
+            for i, key in enumerate(ids.values(), start=1)
+        ],
+        "categories": [{"id": key, "name": name} for name, key in ids.items()],
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def load(tmp_path: Path, *overrides: str) -> Config:
+    return load_config(tmp_path / "tiny.yml", overrides)
+
+
+def arrays(model: paddle.nn.Layer) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
+    return set(first) == set(second) and all((first[name] == second[name]).all() for name in first)
+
+
+def message(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+class TestConfig:
+    def test_overrides_count(self, tmp_path: Path) -> None:
+        config = load(tmp_path, "model.neck.out_channels=64", "runtime.seed=8")
+        assert (config["model"]["neck"]["out_channels"], config["runtime"]["seed"]) == (64, 8)
+        assert config.origin("runtime.seed") == "command line"
+
+    def test_run_folder_is_named_after_the_config(self, tmp_path: Path) -> None:
+        assert run_folder(load(tmp_path), tmp_path / "tiny.yml") == tmp_path / "runs" / "tiny"
+
+    @pytest.mark.parametrize(
+        ("override", "parts"),
+        [
+            ("model.backbone.depht=50", ("command line", "depht", "depth")),
+            ("model.backbone.depth=20", ("command line", "model.backbone.depth", "20")),
+            ("model.neck.type=FNP", ("command line", "FNP", "FPN")),
+            ("model.neck.in_channels=[1]", ("command line", "in_channels", "derived")),
+            ("train.length=12 steps", ("command line", "train.length", "12 epochs")),
+            ("model.predictor.num_classes=3", ("command line", "num_classes", "derived")),
+        ],
+    )
+    def test_mistakes_are_told_before_anything_is_built(
+        self, override: str, parts: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError) as error:
+            load(tmp_path, override)
+        assert all(part in message(error) for part in parts), message(error)
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "model.rpn.pre_nms_train=0",
+            "model.rpn.nms_iou=7",
+            "model.rpn.beta=0",
+            "model.rpn.delta_weights=[1, 1]",
+            "model.rpn.matcher.foreground_iou=70",
+            "model.rpn.anchors.ratios=[]",
+            "model.neck.out_channels=0",
+            "model.roi_pool.output_size=0",
+            "model.roi_pool.sampling_ratio=-2",
+            "model.box_head.width=-1",
+            "model.predictor.beta=0",
+            "model.predictor.delta_weights=[10, 10, 5]",
+        ],
+    )
+    def test_senseless_numbers_are_refused(self, override: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError):
+            load(tmp_path, override)
+
+
+class TestModel:
+    def test_every_part_knows_what_it_needs_of_the_others(self, tmp_path: Path) -> None:
+        """The config says nothing of channels, strides and classes."""
+        model = build_model(load(tmp_path), CLASSES)
+        assert [block.conv.weight.shape[1] for block in model.neck.lateral] == [128, 256]
+        assert model.rpn.strides == [8, 16, 32]
+        assert model.rpn.conv.weight.shape == [32, 32, 3, 3]
+        assert model.rpn.objectness.weight.shape[0] == 2
+        assert model.roi_pool.strides == [8, 16]
+        assert model.box_head.fc1.weight.shape == [32 * 9, 64]
+        assert model.predictor.classify.weight.shape == [64, 4]
+        assert model.predictor.regress.weight.shape == [64, 4]
+
+    def test_settings_of_the_config_reach_their_parts(self, tmp_path: Path) -> None:
+        model = build_model(load(tmp_path), CLASSES)
+        assert model.rpn.delta_weights == (1.0, 1.0, 2.0, 2.0)
+        assert model.postprocess.max_detections == 7
+        assert model.rpn.anchors.sizes == [32, 64, 128]
+        assert model.roi_sampler.sampler.count == 512
+        head = build_model(load(tmp_path, "model.box_head={type: ConvFCHead, convs: 2, norm: gn}"), CLASSES).box_head
+        assert isinstance(head, ConvFCHead)
+        assert len(head.convs) == 2
+
+    def test_classes_are_those_of_the_training_annotations(self, tmp_path: Path) -> None:
+        write_annotations(tmp_path / "train.json", {"cat": 1, "dog": 2, "cow": 3, "hen": 4, "pig": 8})
+        assert build_model(load(tmp_path)).predictor.num_classes == 5
+
+    def test_one_seed_makes_one_model(self, tmp_path: Path) -> None:
+        first, second = (arrays(build_model(load(tmp_path), CLASSES)) for _ in range(2))
+        assert same(first, second)
+        assert not same(first, arrays(build_model(load(tmp_path, "runtime.seed=4"), CLASSES)))
+
+    def test_channels_that_gn_cannot_divide(self, tmp_path: Path) -> None:
+        config = load(tmp_path, "model.neck.norm=gn", "model.neck.out_channels=48")
+        with pytest.raises(UserError) as error:
+            build_model(config, CLASSES)
+        assert "model: gn has 32 groups: 48 channels cannot be divided among them" in message(error)
+
+    def test_thresholds_that_contradict_each_other(self, tmp_path: Path) -> None:
+        config = load(tmp_path, "model.rpn.matcher={foreground_iou: 0.3, background_iou: 0.7}")
+        with pytest.raises(UserError, match=r"background_iou 0\.7 is above foreground_iou 0\.3"):
+            build_model(config, CLASSES)
+
+    def test_padding_must_suit_the_coarsest_map(self, tmp_path: Path) -> None:
+        config = load(tmp_path, "data.preprocess.stride=8")
+        with pytest.raises(UserError) as error:
+            build_model(config, CLASSES)
+        assert "stride 8 is no multiple of 16, which the model's coarsest feature map needs" in message(error)
+        build_model(load(tmp_path, "data.preprocess.stride=16"), CLASSES)
+
+    def test_a_size_is_needed_for_every_level(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="anchor sizes for 3 pyramid levels"):
+            build_model(load(tmp_path, "model.rpn.anchors.sizes=[32, 64, 128, 256, 512]"), CLASSES)
+
+    def test_pooling_levels_must_exist(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError):
+            build_model(load(tmp_path, "model.roi_pool.levels=4"), CLASSES)
+
+
+class TestDataset:
+    def test_order_of_ids_makes_the_classes(self, tmp_path: Path) -> None:
+        dataset = build_dataset(load(tmp_path), "train")
+        assert dataset.class_names == CLASSES
+        assert dataset.annotations(0).classes.tolist() == [2, 0, 1]
+
+    def test_classes_are_matched_by_name(self, tmp_path: Path) -> None:
+        dataset = build_dataset(load(tmp_path), "val", ["dog", "cow", "cat"])
+        assert dataset.category_ids.tolist() == [105, 109, 103]
+        assert dataset.annotations(0).classes.tolist() == [1, 2, 0]
+
+    def test_what_was_mended_is_logged(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        content = json.loads((tmp_path / "train.json").read_text())
+        content["annotations"][0]["bbox"] = [1, 1, 0, 20]
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        with caplog.at_level(logging.INFO):
+            dataset = build_dataset(load(tmp_path), "train")
+            log_notes(dataset)
+        assert dataset.notes
+        assert [record.getMessage() for record in caplog.records] == dataset.notes
+
+
+class TestDevice:
+    @pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="needs a CPU build")
+    def test_a_cpu_build(self, tmp_path: Path) -> None:
+        assert use_device(load(tmp_path)) == paddle.CPUPlace() or paddle.device.get_device() == "cpu"
+        use_device(load(tmp_path, "runtime.device=cpu"))
+        assert paddle.device.get_device() == "cpu"
+        with pytest.raises(UserError) as error:
+            use_device(load(tmp_path, "runtime.device=gpu"))
+        expected = "command line: runtime.device: gpu, but this Paddle is a CPU build; install paddlepaddle-gpu"
+        assert message(error) == expected
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> FasterRCNN:
+    """A model unlike the one that the config's seed makes."""
+    return build_model(load(tmp_path, "runtime.seed=77"), CLASSES)
+
+
+class TestDetector:
+    def test_from_a_checkpoint(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        """Names and ids come with the weights, not from the data."""
+        save_checkpoint(tmp_path / "run" / "checkpoints" / "best", {"model": arrays(trained)}, META)
+        detector = load_detector(load(tmp_path, f"weights={tmp_path}/run"))
+        assert same(arrays(detector.model), arrays(trained))
+        assert (detector.class_names, detector.category_ids) == (["x", "y", "z"], [7, 8, 2])
+        assert detector.preprocess.short_side == 64
+        assert detector.source == str(tmp_path / "run" / "checkpoints" / "best")
+        assert not any(layer.training for layer in detector.model.sublayers(include_self=True))
+
+    def test_bare_weights_take_the_names_of_the_data(
+        self, trained: FasterRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        save_file(arrays(trained), tmp_path / "bare.safetensors")
+        detector = load_detector(load(tmp_path, f"weights={tmp_path}/bare.safetensors"))
+        assert (detector.class_names, detector.category_ids) == (CLASSES, [3, 5, 9])
+        assert same(arrays(detector.model), arrays(trained))
+        assert "bare.safetensors names no classes; taking those of" in caplog.text
+
+    def test_no_weights(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no weights given; add -o weights="):
+            load_detector(load(tmp_path))
+
+    def test_weights_of_another_model(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        save_checkpoint(tmp_path / "ckpt", {"model": arrays(trained)}, META)
+        with pytest.raises(UserError) as error:
+            load_detector(load(tmp_path, f"weights={tmp_path}/ckpt", "model.neck.out_channels=64"))
+        assert f"{tmp_path}/ckpt: weights of another model" in message(error)
+        assert "wanted [64, 128, 1, 1], found [32, 128, 1, 1]" in message(error)
+
+    def test_an_array_is_missing(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        partial = arrays(trained)
+        del partial["rpn.conv.bias"]
+        save_checkpoint(tmp_path / "ckpt", {"model": partial}, META)
+        with pytest.raises(UserError, match=r"missing rpn\.conv\.bias"):
+            load_detector(load(tmp_path, f"weights={tmp_path}/ckpt"))
+
+
+class TestPretrained:
+    def test_a_classifier_fills_the_backbone(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Stage 5 and the classifier are left over, and said so; neck and heads keep their first weights."""
+        paddle.seed(1)
+        theirs = arrays(models.resnet18())
+        save_file(theirs, tmp_path / "resnet18.safetensors")
+        model = build_model(load(tmp_path, "model.backbone.norm=frozen_bn"), CLASSES)
+        before = arrays(model)
+        with caplog.at_level(logging.INFO):
+            report = load_pretrained(model, str(tmp_path / "resnet18.safetensors"))
+        after = arrays(model)
+        np.testing.assert_array_equal(after["backbone.stem.conv.weight"], theirs["conv1.weight"])
+        np.testing.assert_array_equal(
+            after["backbone.res4.0.shortcut.norm._variance"], theirs["layer3.0.downsample.1._variance"]
+        )
+        assert set(report.matched) == {name for name in after if name.startswith("backbone.")}
+        assert (report.missing, report.mis_shaped) == ([], [])
+        assert {name.split(".")[1] for name in report.unexpected} == {"res5", "fc"}
+        assert all((after[name] == before[name]).all() for name in after if name not in report.matched)
+        assert "backbone.fc.weight" in caplog.text
+
+    def test_a_detector_with_other_classes(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        """All but the classifier fits; that keeps its first weights."""
+        save_file(arrays(trained), tmp_path / "detector.safetensors")
+        model = build_model(load(tmp_path), ["one", "two"])
+        before = arrays(model)
+        report = load_pretrained(model, str(tmp_path / "detector.safetensors"))
+        after = arrays(model)
+        misfits = {"predictor.classify.weight", "predictor.classify.bias"}
+        assert {item.name for item in report.mis_shaped} == misfits
+        assert (report.missing, report.unexpected) == ([], [])
+        assert all((after[name] == before[name]).all() for name in misfits)
+        assert same({k: v for k, v in after.items() if k not in misfits}, report.matched)
+
+    def test_a_backbone_that_is_partly_left_to_chance_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        theirs = arrays(models.resnet18())
+        whole = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
+        save_file(whole, tmp_path / "whole.safetensors")
+        deformable = ["model.backbone.norm=frozen_bn", "model.backbone.deformable={version: 2, stages: [4]}"]
+        load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "whole.safetensors"))
+        assert "of the backbone" not in caplog.text  # offsets start at zero, whatever the weights
+        part = {name: array for name, array in whole.items() if not name.startswith("layer2.")}
+        save_file(part, tmp_path / "part.safetensors")
+        load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "part.safetensors"))
+        assert re.search(r"lacks \d+ arrays of the backbone, such as backbone\.res3\.0\..*at random", caplog.text)
+
+    def test_what_only_training_had_is_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
+        mimic = {"mimic.classify.weight": np.zeros((4, 3), np.float32)}
+        save_file({**arrays(trained), **mimic}, tmp_path / "detector.safetensors")
+        report = load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "detector.safetensors"))
+        assert (report.missing, report.unexpected) == ([], [])
+
+    def test_nothing_fits(self, tmp_path: Path) -> None:
+        save_file({"a.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+        with pytest.raises(UserError, match=r"other\.safetensors: no array fits this model"):
+            load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "other.safetensors"))
+
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"nowhere\.pdparams"):
+            load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "nowhere.pdparams"))

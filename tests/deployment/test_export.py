@@ -1,0 +1,327 @@
+"""The exported model against the trained one, what stands beside it, and what becomes of a failed export."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+import yaml
+from paddle import nn
+
+import ppdet_lite
+from ppdet_lite.assembly.setup import Detector, build_model, load_config
+from ppdet_lite.config.registry import build
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.data.shapes import scene
+from ppdet_lite.deployment import export as export_module
+from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, describe, export, operators, save_graph
+from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.evaluation.evaluate import ImageDetections
+from ppdet_lite.storage.checkpoint import save_checkpoint
+from ppdet_lite.structures import Detections
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
+NAMES = ["cat", "dog", "naïve"]
+SMALL = [
+    "model.neck.out_channels=32",
+    "model.box_head.width=64",
+    "model.rpn.pre_nms_test=50",
+    "model.rpn.post_nms_test=40",
+    "model.postprocess.score_threshold=0.2",
+    "model.postprocess.max_detections=30",
+    "data.preprocess.short_side=96",
+    "data.preprocess.long_side=160",
+]
+
+
+def make_detector(*overrides: str) -> Detector:
+    """A small detector whose last layers are drawn so widely that it finds many things."""
+    config = load_config(CONFIG, [*SMALL, *overrides])
+    model = build_model(config, NAMES)
+    nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
+    nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
+    model.eval()
+    return Detector(model, NAMES, [7, 3, 90], build(config["data"]["preprocess"]), "nowhere")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures of different shapes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, (height, width) in enumerate([(96, 128), (150, 100), (64, 64)]):
+        picture = cv2.resize(scene(np.random.default_rng(i), 160)[0], (width, height))
+        cv2.imwrite(str(folder / f"{i}.png"), picture[..., ::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return make_detector()
+
+
+@pytest.fixture(scope="module")
+def exported(detector: Detector, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "deep" / "model"
+    agreement = export(detector, folder, sorted(pictures.iterdir()))
+    assert agreement.images == 3 and agreement.detections > 30
+    assert agreement.box_gap < 1e-3 and agreement.score_gap < 1e-4
+    return folder
+
+
+def assert_same(detector: Detector, predictor: Predictor, batch: int, height: int, width: int) -> int:
+    """Compare raw outputs on noise; returns how many detections there were."""
+    rng = np.random.default_rng(height)
+    images = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
+    sizes = np.stack([[height - 5 * i, width - 3 * i] for i in range(batch)]).astype(np.float32)
+    scales = np.stack([[0.5 + i, 0.75] for i in range(batch)]).astype(np.float32)
+    rows, counts = predictor(images, sizes, scales)
+    with paddle.no_grad():
+        found = detector.model(*map(paddle.to_tensor, (images, sizes, scales)))
+    assert rows.dtype == np.float32 and rows.shape == (counts.sum(), 6) and counts.dtype == np.int32
+    np.testing.assert_array_equal(counts, found.counts.numpy())
+    image = np.repeat(np.arange(batch), counts)
+    columns = [found.classes.numpy()[:, None], found.scores.numpy()[:, None], found.boxes.numpy()]
+    expected = np.concatenate(columns, axis=1)
+    ours, theirs = (table[np.lexsort((table[:, 2], table[:, 0], image))] for table in (rows, expected))
+    np.testing.assert_allclose(ours[:, :2], theirs[:, :2], atol=1e-4)
+    np.testing.assert_allclose(ours[:, 2:], theirs[:, 2:], atol=1e-3)
+    return len(rows)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_same_on_any_batch_and_size(detector: Detector, exported: Path, onednn: bool) -> None:
+    predictor = Predictor(exported, onednn=onednn)
+    for shape in ((1, 64, 64), (2, 96, 160), (3, 160, 96), (1, 64, 64)):
+        assert assert_same(detector, predictor, *shape) > 0
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "gn"])
+def test_nothing_found(norm: str, tmp_path: Path) -> None:
+    detector = make_detector(f"model.backbone.norm={norm}", "model.postprocess.score_threshold=1.0")
+    save_graph(detector.model, tmp_path)
+    predictor = Predictor(tmp_path)
+    assert [assert_same(detector, predictor, *shape) for shape in ((1, 64, 96), (2, 96, 64))] == [0, 0]
+    rows, counts = predictor(np.zeros((2, 3, 64, 64)), np.full((2, 2), 64), np.ones((2, 2)))
+    assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
+
+
+def test_graph_is_made_of_plain_operators(exported: Path) -> None:
+    names = operators(exported)
+    assert {"pd_op.nms", "pd_op.roi_align", "pd_op.topk", "pd_op.conv2d"} <= names
+    assert not [name for name in names for part in FORBIDDEN if part in name]
+
+
+class Interpolating(nn.Layer):
+    """No detector, but it has the inputs, the outputs and an operator that is refused."""
+
+    def forward(self, images, image_sizes, scales):
+        scores = F.interpolate(images, scale_factor=2).flatten(1).mean(axis=1)
+        boxes = paddle.concat([image_sizes, scales], axis=1)
+        return Detections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
+
+
+def test_an_operator_that_onednn_refuses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"has pd_op\.nearest_interp, for which"):
+        save_graph(Interpolating(), tmp_path)
+
+
+def test_description_is_paddle_detections(detector: Detector, exported: Path) -> None:
+    content = yaml.safe_load((exported / "infer_cfg.yml").read_bytes().decode("ascii"))
+    ours = content.pop("ppdet_lite")
+    assert content == {
+        "mode": "paddle",
+        "draw_threshold": 0.5,
+        "metric": "COCO",
+        "use_dynamic_shape": True,
+        "arch": "RCNN",
+        "min_subgraph_size": 40,
+        "Preprocess": [
+            {"type": "Resize", "target_size": [96, 160], "keep_ratio": True, "interp": 1},
+            {
+                "type": "NormalizeImage",
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+                "is_scale": True,
+                "norm_type": "mean_std",
+            },
+            {"type": "Permute"},
+            {"type": "PadStride", "stride": 32},
+        ],
+        "label_list": ["cat", "dog", "naïve"],
+    }
+    assert ours["versions"] == {"ppdet_lite": ppdet_lite.__version__, "paddle": paddle.__version__}
+    assert ours["category_ids"] == [7, 3, 90]
+    assert type(detector.preprocess)(**ours["preprocess"]).resize(np.zeros((200, 100, 3), np.uint8))[0].shape == (
+        160,
+        80,
+        3,
+    )
+
+
+def test_long_side_limit_below_the_short_side(detector: Detector) -> None:
+    # PaddleDetection takes the smaller number of target_size for the short side
+    preprocess = type(detector.preprocess)(short_side=200, long_side=160)
+    content = yaml.safe_load(describe(detector._replace(preprocess=preprocess)))
+    assert content["Preprocess"][0]["target_size"] == [160, 160]
+
+
+class OffPredictor(Predictor):
+    """Runs an exported model and spoils what it says."""
+
+    def __call__(self, images, image_sizes, scales):
+        rows, counts = super().__call__(images, image_sizes, scales)
+        if len(images) == 2:
+            rows[counts[0] + 3, 4] += 0.25  # x2 of the fourth detection in the second image
+        return rows, counts
+
+
+def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
+    detector: Detector, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "Predictor", OffPredictor)
+    text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other's nearest differs by 0\.25 px"
+    with pytest.raises(RunFailed, match=text):
+        export(detector, tmp_path / "new", sorted(pictures.iterdir()))
+    assert list(tmp_path.iterdir()) == []
+    copy_model(exported, tmp_path / "old")
+    with pytest.raises(RunFailed, match=text):
+        export(detector, tmp_path / "old", sorted(pictures.iterdir()))
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old/model.json").read_bytes() == (exported / "model.json").read_bytes()
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.yml"))
+
+
+def test_only_an_export_is_replaced(
+    detector: Detector, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").touch()
+    (tmp_path / "file").touch()
+    for name in ("mine", "file"):
+        with pytest.raises(UserError, match=f"{name} exists and is not an exported model"):
+            export(detector, tmp_path / name)
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        export(detector, tmp_path / "file" / "below")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.json").write_text("of an earlier export")
+    assert export(detector, tmp_path / "model").images == 4  # drawn ones
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "infer_cfg.yml",
+        "model.json",
+        "model.pdiparams",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "model"]
+
+
+def detections(*rows: tuple[int, float, float]) -> ImageDetections:
+    """(class, score, x1) of boxes of 10 x 20 pixels."""
+    classes, scores, x = np.array(rows).reshape(-1, 3).T
+    boxes = np.stack([x, 0 * x, x + 10, 0 * x + 20], axis=1)
+    return ImageDetections(0, boxes.astype(np.float32), scores.astype(np.float32), classes.astype(np.int64))
+
+
+def pair(detector: Detector, trained: ImageDetections, exported: ImageDetections) -> tuple[int, float, float]:
+    return export_module._pair(detector, trained, exported, 1e-3)
+
+
+def test_pairing_does_not_depend_on_the_order(detector: Detector) -> None:
+    trained = detections((0, 0.9, 50), (1, 0.8, 10), (1, 0.8, 70))
+    exported = detections((0, 0.90005, 50), (1, 0.8, 70.0005), (1, 0.8, 10))
+    count, box_gap, score_gap = pair(detector, trained, exported)
+    assert count == 3
+    assert box_gap == pytest.approx(0.0005, rel=0.02) and score_gap == pytest.approx(0.00005, rel=0.02)
+    assert pair(detector, detections(), detections()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("trained", "exported", "text"),
+    [
+        (
+            [(0, 0.9, 50)],
+            [(0, 0.9, 50.5)],
+            r"only the trained model finds cat 0\.90000 at \[50\.0, 0\.0, 60\.0, 20\.0\]; the other's nearest differs "
+            r"by 0\.5 px and 0 in score",
+        ),
+        ([(0, 0.9, 50)], [(0, 0.89, 50)], r"nearest differs by 0 px and 0\.01 in score"),
+        ([(0, 0.9, 50)], [(1, 0.9, 50)], "trained model finds cat .* the other finds none of that class"),
+        ([(0, 0.9, 50)], [(0, 0.9, 50), (1, 0.5, 9)], "only the exported model finds dog 0.5"),
+        ([(0, 0.9, 50)], [(0, np.nan, 50)], "only the trained model finds cat"),
+        ([], [(2, 0.3, np.nan)], "only the exported model finds naïve"),
+    ],
+)
+def test_what_differs_is_told(detector: Detector, trained: list, exported: list, text: str) -> None:
+    with pytest.raises(RunFailed, match=text):
+        pair(detector, detections(*trained), detections(*exported))
+
+
+def test_rounding_may_decide_at_the_edge(detector: Detector) -> None:
+    # 0.2 is the threshold; with 30 detections an image is full
+    assert pair(detector, detections((0, 0.9, 50), (1, 0.20004, 0)), detections((0, 0.9, 50)))[0] == 1
+    full = [(0, 0.9, 20 * i) for i in range(29)]
+    assert pair(detector, detections(*full, (1, 0.5, 0)), detections(*full, (2, 0.49996, 0)))[0] == 29
+    with pytest.raises(RunFailed):
+        pair(detector, detections(*full[:28], (1, 0.5, 0)), detections(*full[:28], (2, 0.49996, 0)))
+
+
+def test_large_images_are_compared_in_network_pixels(detector: Detector, exported: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(scene(np.random.default_rng(5), 160)[0], (1600, 960)))
+
+    class Shifted(Predictor):
+        def __call__(self, images, image_sizes, scales):
+            rows, counts = super().__call__(images, image_sizes, scales)
+            rows[0, 2] += shift
+            return rows, counts
+
+    shift = 0.008  # 0.0008 pixels of the network input, which is a tenth of the image
+    compare(detector, Shifted(exported), [tmp_path / "large.png"])
+    shift = 0.02
+    with pytest.raises(RunFailed, match=r"large\.png, batch size 1"):
+        compare(detector, Shifted(exported), [tmp_path / "large.png"])
+
+
+def test_predictor_needs_an_exported_model(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no exported model, model\.json is missing"):
+        Predictor(tmp_path)
+    shutil.copy(exported / "model.json", tmp_path)
+    with pytest.raises(UserError, match=r"model\.pdiparams is missing"):
+        Predictor(tmp_path)
+
+
+def test_images_to_compare_on(pictures: Path, tmp_path: Path) -> None:
+    config = load_config(CONFIG, [f"data.val.images={pictures}"])
+    names = [path.name for path in choose_images(config, None, 2)]
+    assert names == ["0.png", "2.png"]
+    assert len(choose_images(config, pictures / "1.png", 8)) == 1
+    with pytest.raises(UserError, match="holds no image"):
+        choose_images(config, tmp_path, 8)
+    assert choose_images(load_config(CONFIG, [f"data.val.images={tmp_path / 'absent'}"]), None, 8) is None
+
+
+def test_the_tool(
+    detector: Detector, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = {name: value.numpy() for name, value in detector.model.state_dict().items()}
+    save_checkpoint(tmp_path / "weights", {"model": arrays}, {"class_names": NAMES, "category_ids": [7, 3, 90]})
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    weights, output = f"weights={tmp_path / 'weights'}", str(tmp_path / "out")
+    arguments = ["-c", str(CONFIG), "-o", *SMALL, weights, "--output", output, "--images", str(pictures)]
+    tool = str(ROOT / "tools/export_model.py")
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    runpy.run_path(tool, run_name="__main__")
+    assert yaml.safe_load((tmp_path / "out/infer_cfg.yml").read_text())["label_list"] == NAMES
+    monkeypatch.setattr(export_module, "Predictor", OffPredictor)
+    monkeypatch.setattr(sys, "argv", [tool, *arguments, "--output", str(tmp_path / "other")])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(tool, run_name="__main__")
+    assert stop.value.code == 1 and not (tmp_path / "other").exists()

@@ -1,0 +1,167 @@
+"""Inference on files: what is found, what is written, and what is refused."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.loader import Loader
+from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.evaluation import infer as module
+from ppdet_lite.evaluation.drawing import draw_detections
+from ppdet_lite.evaluation.infer import infer
+from ppdet_lite.modeling.postprocess import Postprocess
+from tests.training.tiny_detector import Oracle
+
+NAMES, IDS = ["猫", "dog"], [40, 7]
+CAT = ([[10, 20, 30.5, 40]], [0.75], [0])
+NOTHING = ([], [], [])
+
+
+def write_image(path, height=48, width=64, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
+
+
+def oracle(answers):
+    model = Oracle(answers)
+    model.postprocess = Postprocess()
+    model.eval()
+    return Detector(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test")
+
+
+def run(answers, source, output, score=0.5, threads=1):
+    infer(oracle(answers), source, output, Loader(batch_size=2, threads=threads), score)
+    return json.loads((output / "detections.json").read_text(encoding="utf-8"))
+
+
+def files(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_file(tmp_path):
+    write_image(tmp_path / "a.png")
+    found = run([([[10, 20, 30.5, 40], [1, 2, 3, 4]], [0.75, 0.25], [0, 1])], tmp_path / "a.png", tmp_path / "out")
+    cat = {"class": "猫", "category_id": 40, "score": 0.75, "bbox": [10, 20, 30.5, 40]}
+    assert found == [{"file": "a.png", "width": 64, "height": 48, "detections": [cat]}]
+    assert files(tmp_path / "out") == ["a.png", "detections.json"]
+    drawn = draw_detections(
+        load_image(str(tmp_path / "a.png")), np.float32(CAT[0]), np.array([0]), np.float32([0.75]), NAMES
+    )
+    np.testing.assert_array_equal(load_image(str(tmp_path / "out" / "a.png")), drawn)
+
+
+def test_a_folder_is_searched_in_order_and_its_sub_folders_are_kept(tmp_path):
+    source = tmp_path / "in"
+    names = ["a.png", "sub/a.png", "sub/deeper/b.JPG", "z.bmp", "z.webp"]
+    for seed, name in enumerate(reversed(names)):
+        write_image(source / name, seed=seed)
+    for name in (".hidden.png", ".git/c.png", "notes.txt", "folder.png/d.txt"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("not an image")
+    found = run([CAT, NOTHING, CAT, NOTHING, CAT], source, tmp_path / "out")
+    assert [image["file"] for image in found] == names
+    assert [len(image["detections"]) for image in found] == [1, 0, 1, 0, 1]
+    assert files(tmp_path / "out") == sorted([*names, "detections.json"])
+    for name in names[1::2]:  # nothing found, nothing drawn; jpg would not be lossless
+        np.testing.assert_array_equal(load_image(str(source / name)), load_image(str(tmp_path / "out" / name)))
+
+
+def test_size_is_that_of_the_image_as_exif_turns_it(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.jpg", exif=exif)
+    (found,) = run([NOTHING], tmp_path / "a.jpg", tmp_path / "out")
+    assert (found["width"], found["height"]) == (48, 64)
+    assert load_image(str(tmp_path / "out" / "a.jpg")).shape == (64, 48, 3)
+
+
+def test_the_score_is_that_of_picture_and_json(tmp_path):
+    write_image(tmp_path / "a.png")
+    (high,) = run([CAT], tmp_path / "a.png", tmp_path / "high", score=0.76)
+    assert high["detections"] == []
+    np.testing.assert_array_equal(load_image(str(tmp_path / "high" / "a.png")), load_image(str(tmp_path / "a.png")))
+    (equal,) = run([CAT], tmp_path / "a.png", tmp_path / "equal", score=0.75)
+    assert len(equal["detections"]) == 1
+
+
+@pytest.mark.parametrize("score", [0.04, 1.5, float("nan")])
+def test_a_score_that_cannot_be_honoured_is_refused(tmp_path, score):
+    write_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"score .* is not between model\.postprocess\.score_threshold, 0\.05, and 1"):
+        run([CAT], tmp_path / "a.png", tmp_path / "out", score)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_image_is_named_and_every_file_written_is_whole(tmp_path, threads):
+    source, output = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "b.png", "c.png", "e.png"):
+        write_image(source / name)
+    (source / "d.png").write_bytes((source / "a.png").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"d\.png cannot be decoded"):
+        run([CAT] * 5, source, output, threads=threads)
+    assert files(output) == ["a.png", "b.png"]  # the batch before
+    assert load_image(str(output / "b.png")).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no.png", r"no\.png: no such image or folder, correct the path"),
+        ("notes.txt", r"notes\.txt: not an image by its name; known are \.jpg"),
+        ("empty", r"empty: holds no image \(\.jpg.*, correct the path"),
+    ],
+)
+def test_a_source_without_images_is_told(tmp_path, source, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=message):
+        run([], tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "output"), [("in", "in"), ("in", "in/out"), ("in/a.png", "in"), ("in", "in/../in/x"), ("link", "in")]
+)
+def test_originals_are_never_overwritten(tmp_path, source, output):
+    write_image(tmp_path / "in" / "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = (tmp_path / "in" / "a.png").read_bytes()
+    with pytest.raises(UserError, match=r"lies within .* where the images are; choose another folder"):
+        run([CAT], tmp_path / source, tmp_path / output)
+    assert files(tmp_path / "in") == ["a.png"]
+    assert (tmp_path / "in" / "a.png").read_bytes() == before
+
+
+def test_one_files_output_may_be_beside_it(tmp_path):
+    write_image(tmp_path / "a.png")
+    assert len(run([CAT], tmp_path / "a.png", tmp_path / "drawn")) == 1
+
+
+def test_an_output_that_is_a_file_is_told_before_detecting(tmp_path):
+    write_image(tmp_path / "in" / "a.png")
+    (tmp_path / "out").write_text("mine")
+    detector = oracle([CAT])
+    with pytest.raises(UserError, match=r"out/detections\.json: cannot be written: File exists"):
+        infer(detector, tmp_path / "in", tmp_path / "out", Loader(threads=0))
+    assert detector.model.calls == [] and (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
+    write_image(tmp_path / "in" / "a.png")
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "atomic_writer", full)
+    with pytest.raises(UserError, match=r"out/a\.png: cannot be written: No space left on device; free space"):
+        run([CAT], tmp_path / "in", tmp_path / "out")
+    assert files(tmp_path / "out") == []
