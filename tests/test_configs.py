@@ -9,12 +9,12 @@ import pytest
 from paddle.vision import models
 
 from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.config.load import Config
+from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer
 from ppdet_lite.optimization.schedule import Schedule
-from ppdet_lite.training.loop import train_step
+from ppdet_lite.training.step import train_step
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

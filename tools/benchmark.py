@@ -43,13 +43,12 @@ def main() -> None:
     args = parser.parse_args()
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
     with runtime.quiet_import():
-        from ppdet_lite.assembly import setup
+        from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.inspection import benchmark
-    config = None if args.what == "ops" else setup.load_config(args.config, cli.overrides(args))
-    if config is not None and args.print_config:
-        print(config.dump(origins=True), end="")
-        return
-    log.setup()
+    config = None if args.what == "ops" else load_config(args.config, cli.overrides(args))
+    if config is not None:
+        cli.stop_if_printed(args, config)
+    log.configure()
     options = {key: value for key, value in vars(args).items() if key in ("size", "batch", "classes")}
     report = benchmark.run(args.what, config, args.iters, **options)
     print(benchmark.format_report(report))

@@ -22,18 +22,18 @@ def main() -> None:
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
-        from ppdet_lite.evaluation import evaluate
+        from ppdet_lite.evaluation.coco_metric import format_metrics, score_file
+        from ppdet_lite.evaluation.evaluate import METRICS, evaluate
+        from ppdet_lite.storage.files import write_json
     config = setup.load_config(args.config, cli.overrides(args))
-    if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
-    log.setup(distributed.get_rank())
+    cli.stop_if_printed(args, config)
+    log.configure(distributed.get_rank())
     if args.results is not None:
         dataset = setup.build_dataset(config, "val")
         setup.log_notes(dataset)
-        metrics = evaluate.score_file(dataset, args.results)
-        log.get_logger().info(evaluate.format_metrics(metrics))
-        evaluate.write_json(args.results.with_name(evaluate.METRICS), metrics)
+        metrics = score_file(dataset, args.results)
+        log.get_logger().info(format_metrics(metrics))
+        write_json(args.results.with_name(METRICS), metrics)
         return
     setup.use_device(config)
     detector = setup.load_detector(config)
@@ -41,7 +41,7 @@ def main() -> None:
     setup.log_notes(dataset)
     loader = build(config["data"]["loader"])
     folder = setup.run_folder(config, args.config)
-    evaluate.evaluate(detector.model, dataset, detector.preprocess, loader, folder)
+    evaluate(detector.model, dataset, detector.preprocess, loader, folder)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,8 @@ def main() -> None:
         from ppdet_lite.assembly import setup
         from ppdet_lite.deployment.export import choose_images, export
     config = setup.load_config(args.config, cli.overrides(args))
-    if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
-    log.setup()
+    cli.stop_if_printed(args, config)
+    log.configure()
     paddle.set_device("cpu")
     images = choose_images(config, args.images, args.count)
     export(setup.load_detector(config), args.output, images)

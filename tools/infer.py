@@ -21,10 +21,8 @@ def main() -> None:
         from ppdet_lite.config.registry import build
         from ppdet_lite.evaluation.infer import infer
     config = setup.load_config(args.config, cli.overrides(args))
-    if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
-    log.setup()
+    cli.stop_if_printed(args, config)
+    log.configure()
     setup.use_device(config)
     infer(setup.load_detector(config), args.input, args.output, build(config["data"]["loader"]), args.score)
 

@@ -17,9 +17,7 @@ def main() -> None:
         from ppdet_lite.assembly.setup import load_config, run_folder
         from ppdet_lite.training.loop import train
     config = load_config(args.config, cli.overrides(args))
-    if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
+    cli.stop_if_printed(args, config)
     train(config, run_folder(config, args.config), args.resume, args.eval)
 
 

@@ -38,10 +38,8 @@ def main() -> None:
         from ppdet_lite.assembly import setup
         from ppdet_lite.inspection.offsets import draw_offsets
     config = setup.load_config(args.config, cli.overrides(args))
-    if args.print_config:
-        print(config.dump(origins=True), end="")
-        return
-    log.setup()
+    cli.stop_if_printed(args, config)
+    log.configure()
     setup.use_device(config)
     draw_offsets(setup.load_detector(config), args.input, args.output, args.points, args.stage)
 

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 import paddle
 
 from ppdet_lite.assembly.recipe import Recipe
-from ppdet_lite.config.load import Config, check, load_tree
+from ppdet_lite.config.check import check
+from ppdet_lite.config.checked import Config
+from ppdet_lite.config.load import load_tree
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import Misfit, UserError
 from ppdet_lite.core.log import get_logger

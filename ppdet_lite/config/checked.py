@@ -10,7 +10,7 @@ from ppdet_lite.config.yaml_nodes import Node, flow
 
 
 class Config(Mapping[str, Any]):
-    """A read-only nested mapping, as `ppdet_lite.config.load.check` returns it.
+    """A read-only nested mapping, as `ppdet_lite.config.check` makes it.
 
     Values are scalars, lists and Configs. `component` is the class that `build` makes of this mapping, or None where
     the mapping is a plain value; `place` says where it stands, as messages do: "configs/x.yml:12: model.neck".

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -113,29 +113,27 @@ def slot_of(hint: Any) -> Slot | None:
     return None
 
 
-def build(node: Config, **derived: Any) -> Any:
+def build(node: Config, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
     """Make the component of a checked node.
 
-    `derived` supplies the Derived arguments, and may supply any other in place of what the config says. Components
-    inside are built first, from the config alone. A UserError of the constructor gains the node's place in front.
+    given: Derived arguments, and any others in place of what the config says; TypeError for one it does not take.
+    offered: values of which the component gets those that it declares as Derived; it need not want them all.
+
+    Components inside are built first, from the config alone. A UserError of the constructor gains the node's place in
+    front.
     """
     if node.component is None:
         raise TypeError(f"{node.place}: not a component but a plain mapping")
     known = parameters(node.component)
-    arguments = dict(derived)
+    wanted = {key: value for key, value in (offered or {}).items() if key in known and known[key].derived}
+    arguments = {**wanted, **given}
     for key in node:
-        if key in known and key not in derived:
+        if key in known and key not in given:
             arguments[key] = _argument(node[key], known[key].hint)
     try:
         return node.component(**arguments)
     except UserError as error:
         raise UserError(f"{node.place}: {error}") from error
-
-
-def build_offered(node: Config, **offered: Any) -> Any:
-    """`build` with those of the offered values that the component declares as Derived; it need not want them all."""
-    known = parameters(node.component)
-    return build(node, **{key: value for key, value in offered.items() if key in known and known[key].derived})
 
 
 def _argument(value: Any, hint: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from ppdet_lite.core.errors import RunFailed, UserError
 
@@ -39,6 +40,13 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 def overrides(args: argparse.Namespace) -> list[str]:
     """All -o arguments in the order given."""
     return [text for group in args.override for text in group]
+
+
+def stop_if_printed(args: argparse.Namespace, config: Any) -> None:
+    """With --print-config: print a checked config, each value with its origin, and end the program."""
+    if args.print_config:
+        print(config.dump(origins=True), end="")
+        sys.exit(0)
 
 
 def run(main: Callable[[], None]) -> None:

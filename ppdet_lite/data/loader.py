@@ -67,9 +67,9 @@ class TrainBatches:
         self.iterations_per_epoch = max(len(dataset) // (loader.batch_size * world), 1)
         self._epoch = (-1, np.empty(0))  # (number, its batches), the one used last
 
-    def iterate(self, start_iteration: int = 0) -> "Stream":
+    def iterate(self, start_iteration: int = 0) -> "BatchIterator":
         """Return the batches from an iteration on, the same ones an uninterrupted run would meet there."""
-        return Stream(self._jobs(start_iteration), self.dataset, self.preprocess, self.loader)
+        return BatchIterator(self._jobs(start_iteration), self.dataset, self.preprocess, self.loader)
 
     def indices(self, iteration: int) -> np.ndarray:
         """Return the dataset indices [batch_size] of this rank's batch at an iteration."""
@@ -118,11 +118,11 @@ class EvalBatches:
         """The number of batches; the last one may be smaller."""
         return -(-len(self._share) // self.loader.batch_size)
 
-    def iterate(self) -> "Stream":
+    def iterate(self) -> "BatchIterator":
         """Return the batches."""
         size = self.loader.batch_size
         jobs = (_Job(self._share[start : start + size], self._sample) for start in range(0, len(self._share), size))
-        return Stream(jobs, self.dataset, self.preprocess, self.loader)
+        return BatchIterator(jobs, self.dataset, self.preprocess, self.loader)
 
     def _sample(self, index: int) -> Sample:
         return image_sample(self.dataset.load(index), self.preprocess, self.dataset.info(index).id)
@@ -138,10 +138,10 @@ class _Job:
     answer: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # one Batch or Exception
 
 
-class Stream:
+class BatchIterator:
     """An iterator of batches that are loaded ahead, two per thread, and come in their order.
 
-    An error in loading ends the stream and is raised where its batch was due: UserError as it is, anything else as
+    An error in loading ends it and is raised where its batch was due: UserError as it is, anything else as
     RuntimeError with the image's path, also when a batch takes longer than the timeout. `close()` ends the threads;
     garbage collection and the end of the program do so too.
     """
@@ -151,8 +151,8 @@ class Stream:
         self._pending: deque[_Job] = deque()
         self._todo: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
-        # Daemons, so that a stuck one does not keep the program from ending. They must not refer to the stream itself,
-        # or it would never be collected.
+        # Daemons, so that a stuck one does not keep the program from ending. They must not refer to the iterator, or it
+        # would never be collected.
         arguments = (self._todo, self._stop, dataset, preprocess)
         name = "ppdet_lite loader"
         threads = [
@@ -162,7 +162,7 @@ class Stream:
             thread.start()
         self._end = weakref.finalize(self, _shut_down, self._stop, self._todo, threads)
 
-    def __iter__(self) -> "Stream":
+    def __iter__(self) -> "BatchIterator":
         return self
 
     def __next__(self) -> Batch:

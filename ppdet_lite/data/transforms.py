@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.data.coco import CocoDataset
 
-Sample = dict[str, Any]  # see the table in DESIGN.md
+Sample = dict[str, Any]  # see docs/architecture.md
 Batch = dict[str, Any]
 
 
@@ -143,7 +143,7 @@ def train_sample(
 
 
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
-    """Normalise samples and stack them (see DESIGN.md), padded right and bottom with zeros to multiples of the stride.
+    """Normalise samples and stack them into a batch, padded right and bottom with zeros to multiples of the stride.
 
     `targets` is there when the samples have objects; `original_images` (list of [3, H, W], normalised too) and
     `flipped` (bool [N]) when they keep their originals.

@@ -21,15 +21,15 @@ from paddle.static import InputSpec
 
 from ppdet_lite import __version__
 from ppdet_lite.assembly.setup import Detector
-from ppdet_lite.config.load import Config
+from ppdet_lite.config.checked import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
 from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
-from ppdet_lite.evaluation.evaluate import ImageDetections, detect
-from ppdet_lite.evaluation.infer import ImageFiles
+from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
 

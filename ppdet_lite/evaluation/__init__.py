@@ -1,0 +1,4 @@
+"""A trained detector on images: detections, the COCO metric, pictures.
+
+May import assembly and below.
+"""

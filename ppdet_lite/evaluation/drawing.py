@@ -3,12 +3,14 @@
 import colorsys
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ppdet_lite.data.coco import Objects
-from ppdet_lite.evaluation.evaluate import ImageDetections
+from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.storage.files import output_file
 
 Colour = tuple[int, int, int]  # RGB
 
@@ -58,6 +60,13 @@ def draw_strip(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndar
     columns = [titled(picture, label) for picture, label in zip(pictures, labels, strict=True)]
     gap = np.full((len(columns[0]), GAP, 3), WHITE, np.uint8)
     return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture in the format that the name says, whole or not at all."""
+    encoded = cv2.imencode(path.suffix, picture[..., ::-1])[1]
+    with output_file(path) as file:
+        file.write(encoded.tobytes())
 
 
 def class_colour(class_index: int) -> Colour:

@@ -1,67 +1,19 @@
 """Detection in image files: pictures with boxes, names and scores, and detections.json."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import cv2
-import numpy as np
+from typing import Any
 
 from ppdet_lite.assembly.setup import Detector
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.evaluation.drawing import draw_detections
-from ppdet_lite.evaluation.evaluate import ImageDetections, detect, tell_progress, write_json_list
-from ppdet_lite.storage.files import atomic_writer
+from ppdet_lite.evaluation.detect import ImageDetections, detect, tell_progress
+from ppdet_lite.evaluation.drawing import draw_detections, write_picture
+from ppdet_lite.storage.files import write_json_list
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 DETECTIONS = "detections.json"
-
-
-class ImageFile(NamedTuple):
-    """One file among the images."""
-
-    id: int  # its position
-    path: str
-
-
-class ImageFiles:
-    """Image files below a folder, in the role of a dataset for `EvalBatches`; names are relative to the folder."""
-
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
-        self.root, self.names = root, list(names)
-
-    @classmethod
-    def find(cls, source: Path) -> "ImageFiles":
-        """Take one file, or all images of a folder and its sub-folders in the order of their names.
-
-        Hidden files and folders are left out. Raises UserError if there is nothing, or no image.
-        """
-        if source.is_file():
-            if source.suffix.lower() not in SUFFIXES:
-                raise UserError(f"{source}: not an image by its name; known are {', '.join(SUFFIXES)}")
-            return cls(source.parent, [source.name])
-        if not source.is_dir():
-            raise UserError(f"{source}: no such image or folder, correct the path")
-        files = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        shown = (path.relative_to(source) for path in files)
-        names = sorted(path.as_posix() for path in shown if not any(part.startswith(".") for part in path.parts))
-        if not names:
-            raise UserError(f"{source}: holds no image ({', '.join(SUFFIXES)}), correct the path")
-        return cls(source, names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def info(self, index: int) -> ImageFile:
-        """Return the position and path of an image."""
-        return ImageFile(index, str(self.root / self.names[index]))
-
-    def load(self, index: int) -> np.ndarray:
-        """Return RGB uint8 [H, W, 3]. Raises UserError, naming the file, if it is damaged."""
-        return load_image(self.info(index).path)
 
 
 def infer(detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5) -> None:
@@ -107,14 +59,3 @@ def _draw_each(
             for k, score, box in rows
         ]
         yield {"file": name, "width": pixels.shape[1], "height": pixels.shape[0], "detections": detections}
-
-
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an RGB picture in the format that the name says, whole or not at all."""
-    encoded = cv2.imencode(path.suffix, picture[..., ::-1])[1]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            file.write(encoded.tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another output") from error

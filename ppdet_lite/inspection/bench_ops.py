@@ -16,9 +16,9 @@ import paddle
 from paddle import Tensor
 from paddle.vision.ops import roi_align
 
+from ppdet_lite.inspection.timing import WARM_UP, summary
 from ppdet_lite.ops import deform_conv2d, deform_roi_pool
 
-WARM_UP = 2  # rounds that are not counted
 Report = dict[str, dict[str, float | dict[str, float]]]
 Round = Callable[[], object]
 
@@ -143,9 +143,7 @@ def _time(rounds: dict[str, Round], repeats: int) -> dict[str, list[float]]:
 
 
 def _seconds(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {
-        f"{name}_seconds": {"median": float(np.median(v)), "min": min(v), "max": max(v)} for name, v in times.items()
-    }
+    return {f"{name}_seconds": summary(values) for name, values in times.items()}
 
 
 def _ratio(times: dict[str, list[float]], paddles: str, ours: str) -> float:

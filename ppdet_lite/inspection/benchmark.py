@@ -18,17 +18,17 @@ import numpy as np
 import paddle
 
 from ppdet_lite.assembly.setup import build_dataset, build_model, load_detector, log_notes, use_device
-from ppdet_lite.config.load import Config
+from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.inspection.timing import WARM_UP, summary
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import clip_gradients
-from ppdet_lite.training.loop import to_tensors
 
-WARM_UP = 2  # rounds that are not counted
 BOXES = 8  # objects in a synthetic image, about COCO's mean
 PHASES = ("data", "forward", "backward", "optimizer")
 Report = dict[str, Any]
@@ -51,7 +51,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
 
     def step() -> list[float]:
         marks = [_now()]
-        arguments = to_tensors(collate(samples, preprocess))
+        arguments = training_arguments(collate(samples, preprocess))
         marks.append(_now())
         output = model(*arguments)
         loss = sum(output.losses.values())
@@ -69,8 +69,8 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
     phases = dict(zip(PHASES, np.diff(marks, axis=1).T, strict=True))
     return {
-        "step_seconds": _summary(marks[:, -1] - marks[:, 0]),
-        **{f"{name}_seconds": _summary(seconds) for name, seconds in phases.items()},
+        "step_seconds": summary(marks[:, -1] - marks[:, 0]),
+        **{f"{name}_seconds": summary(seconds) for name, seconds in phases.items()},
         **({"mimic_rois": float(np.median(patch_counts))} if patch_counts else {}),
         **_surroundings(size, batch, iterations),
     }
@@ -104,9 +104,9 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
             began = _now()
             run()
             seconds[name].append(_now() - began)
-    summaries = {name: _summary(values[WARM_UP:]) for name, values in seconds.items()}
+    summaries = {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
     return {
-        **{name: {"step_seconds": summary} for name, summary in summaries.items()},
+        **{name: {"step_seconds": times} for name, times in summaries.items()},
         "ratio": summaries["exported"]["median"] / summaries["training_side"]["median"],
         **_surroundings(size, batch, iterations),
     }
@@ -213,10 +213,6 @@ def _now() -> float:
     if paddle.get_device() != "cpu":
         paddle.device.synchronize()
     return time.perf_counter()
-
-
-def _summary(seconds: Sequence[float]) -> dict[str, float]:
-    return {"median": float(np.median(seconds)), "min": float(np.min(seconds)), "max": float(np.max(seconds))}
 
 
 def _surroundings(size: tuple[int, int], batch: int, iterations: int) -> Report:

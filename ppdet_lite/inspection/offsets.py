@@ -20,9 +20,8 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.transforms import Batch, collate, image_sample
-from ppdet_lite.evaluation.drawing import Colour, titled
-from ppdet_lite.evaluation.evaluate import ImageDetections, detect
-from ppdet_lite.evaluation.infer import write_picture
+from ppdet_lite.evaluation.detect import ImageDetections, detect
+from ppdet_lite.evaluation.drawing import Colour, titled, write_picture
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.roi_pool import DeformRoIPool

@@ -1,4 +1,7 @@
-"""The detector's parts; importing the package registers them."""
+"""The detector's parts; importing the package registers them.
+
+May import ops, config and core, and never data.
+"""
 
 from ppdet_lite.modeling import box_head, faster_rcnn, fpn, resnet, roi_pool
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor, nn
 
-from ppdet_lite.config.registry import build, build_offered, register
+from ppdet_lite.config.registry import build, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
@@ -62,13 +62,14 @@ class FasterRCNN(nn.Layer):
         """
         backbone = build(config["backbone"])
         neck = build(config["neck"], in_channels=backbone.out_channels, in_strides=backbone.out_strides)
-        roi_pool = build_offered(config["roi_pool"], in_strides=neck.out_strides, in_channels=neck.out_channels)
+        pyramid = {"in_channels": neck.out_channels, "in_strides": neck.out_strides}
+        roi_pool = build(config["roi_pool"], offered=pyramid)
         box_head = build(config["box_head"], in_channels=neck.out_channels, output_size=roi_pool.output_size)
         known = {"in_features": box_head.out_features, "num_classes": num_classes}
         return cls(
             backbone,
             neck,
-            build(config["rpn"], in_channels=neck.out_channels, in_strides=neck.out_strides),
+            build(config["rpn"], **pyramid),
             roi_pool,
             box_head,
             build(config["predictor"], **known),

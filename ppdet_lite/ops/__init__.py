@@ -1,3 +1,8 @@
+"""Operators on tensors: boxes, NMS, bilinear sampling, deformable convolution and RoI pooling.
+
+May import core and structures.
+"""
+
 from ppdet_lite.ops.deform_conv import deform_conv2d
 from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
 

@@ -50,8 +50,7 @@ def deform_roi_pool(
     Paddle's own RoIAlign with the bins as its RoIs: for inference only, since no gradient would reach the offsets.
 
     Raises ValueError naming the shapes when they do not fit together.
-    Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.2; Deformable ConvNets v2 (Zhu et al. 2019),
-    section 3.2.
+    Sources: Dai et al. 2017 (Deformable ConvNets), section 2.2; Zhu et al. 2019 (version 2), section 3.2.
     """
     features, scales = (x, spatial_scale) if isinstance(x, list | tuple) else ([x], [spatial_scale])
     output_size = as_pair("output_size", output_size, 1)

@@ -2,10 +2,13 @@
 
 import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from ppdet_lite.core.errors import UserError
 
 
 @contextlib.contextmanager
@@ -26,6 +29,44 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # it is the first error that matters
             partial.unlink()
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """`atomic_writer` for what a user asked for: makes the folder, raises UserError where that cannot be written."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(path) as file:
+            yield file
+    except OSError as error:
+        if error.errno is None:  # from within the block, such as CUDA's, which Paddle raises as OSError
+            raise
+        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another output") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all. Raises UserError when it cannot be written."""
+    with output_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write an indented JSON file, whole or not at all. Raises UserError when it cannot be written."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON list while its records come in, one on a line; the file appears whole or not at all.
+
+    It is opened before the first record is asked for. Raises UserError when it cannot be written.
+    """
+    with output_file(path) as file:
+        separator = "[\n"
+        for record in records:
+            file.write(f"{separator}{json.dumps(record, ensure_ascii=False, allow_nan=False)}".encode())
+            separator = ",\n"
+        file.write(b"\n]\n" if separator == ",\n" else b"[]\n")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.files import atomic_writer
+from ppdet_lite.storage.files import output_file
 
 NAME_TABLE = "StructuredToParameterName@@"  # structured name -> Paddle's internal name
 CHUNKS = "UnpackBigParamInfor@@"  # protocols 2 and 3 cut arrays above 1 GiB into pieces "<name>@@.<i>"
@@ -113,13 +113,8 @@ def write_pdparams(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     Raises UserError when the folder cannot be written.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_writer(path) as file:
-            pickle.dump({**arrays, NAME_TABLE: {}}, file, protocol=4)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}; choose another folder or free space") from error
+    with output_file(path) as file:
+        pickle.dump({**arrays, NAME_TABLE: {}}, file, protocol=4)
 
 
 def _joined(content: Any) -> dict[str, Any]:

@@ -2,28 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ppdet_lite.core.log import MetricsWriter, Progress
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
+from ppdet_lite.evaluation.detect import detect
 from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
-from ppdet_lite.evaluation.evaluate import detect
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.metrics_file import MetricsWriter
+from ppdet_lite.training.progress import Progress
+from ppdet_lite.training.step import Step
 
 SHOWN_PATCHES = 16
-
-
-class Step(NamedTuple):
-    """What a training step tells."""
-
-    losses: dict[str, float]
-    metrics: dict[str, float]
-    patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
 
 
 class Recorder:

@@ -8,7 +8,7 @@ import yaml
 
 from ppdet_lite import __version__
 from ppdet_lite.assembly.setup import state_shapes
-from ppdet_lite.config.load import Config
+from ppdet_lite.config.checked import Config
 from ppdet_lite.config.yaml_nodes import flow
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger

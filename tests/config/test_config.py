@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from ppdet_lite.config import registry
-from ppdet_lite.config.load import Config, check, load_tree
+from ppdet_lite.config.check import check
+from ppdet_lite.config.checked import Config
+from ppdet_lite.config.load import load_tree
 from ppdet_lite.config.registry import Derived, build, register
 from ppdet_lite.config.yaml_nodes import flow, parse
 from ppdet_lite.core.errors import UserError

@@ -21,7 +21,7 @@ from ppdet_lite.data.shapes import scene
 from ppdet_lite.deployment import export as export_module
 from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, describe, export, operators, save_graph
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.evaluation.evaluate import ImageDetections
+from ppdet_lite.evaluation.detect import ImageDetections
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.structures import Detections
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ppdet_lite.data.coco import Objects
+from ppdet_lite.evaluation.detect import ImageDetections
 from ppdet_lite.evaluation.drawing import GAP, _label, class_colour, draw_comparison, draw_detections, draw_strip
-from ppdet_lite.evaluation.evaluate import ImageDetections
 
 GROUND = 128
 NAMES = ["cat", "dog", "a class with quite a long name, grüner Specht", "猫 и кошка 🐈"]

@@ -11,10 +11,10 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.loader import Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation import infer as module
 from ppdet_lite.evaluation.drawing import draw_detections
 from ppdet_lite.evaluation.infer import infer
 from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.storage import files as storage
 from tests.training.tiny_detector import Oracle
 
 NAMES, IDS = ["猫", "dog"], [40, 7]
@@ -158,10 +158,14 @@ def test_an_output_that_is_a_file_is_told_before_detecting(tmp_path):
 def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
     write_image(tmp_path / "in" / "a.png")
 
-    def full(path):
-        raise OSError(28, "No space left on device")
+    writer = storage.atomic_writer
 
-    monkeypatch.setattr(module, "atomic_writer", full)
+    def full(path):
+        if path.suffix == ".png":
+            raise OSError(28, "No space left on device")
+        return writer(path)
+
+    monkeypatch.setattr(storage, "atomic_writer", full)
     with pytest.raises(UserError, match=r"out/a\.png: cannot be written: No space left on device; free space"):
         run([CAT], tmp_path / "in", tmp_path / "out")
     assert files(tmp_path / "out") == []

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.config.load import Config
+from ppdet_lite.config.checked import Config
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.inspection import bench_ops, benchmark
 from ppdet_lite.inspection.benchmark import PHASES, bench_data, bench_infer, bench_train, format_report

@@ -17,7 +17,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.data.transforms import collate, image_sample
-from ppdet_lite.evaluation.evaluate import detect
+from ppdet_lite.evaluation.detect import detect
 from ppdet_lite.inspection.offsets import (
     MAGENTA,
     SIDE,

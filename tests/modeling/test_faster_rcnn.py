@@ -4,13 +4,14 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.matching import Sampler
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.structures import Detections
-from ppdet_lite.training.loop import to_tensors, train_step
+from ppdet_lite.training.step import train_step
 from tests import tiny
 
 LOSSES = ["loss_rpn_objectness", "loss_rpn_box", "loss_cls", "loss_box"]
@@ -40,7 +41,7 @@ def same_draws() -> None:
 
 
 def inputs(seed: int = 0) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
-    return to_tensors(tiny.batch(seed))[:3]
+    return training_arguments(tiny.batch(seed))[:3]
 
 
 def detect(model: FasterRCNN, *arguments: paddle.Tensor) -> Detections:

@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
+from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.modeling.box_head import ConvFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.fpn import FPN
@@ -17,7 +18,6 @@ from ppdet_lite.modeling.mimic import RCNNTeacher
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.structures import Rois, Targets
-from ppdet_lite.training.loop import to_tensors
 from tests import tiny
 
 LOSSES = ("loss_mimic", "loss_mimic_cls")
@@ -29,7 +29,7 @@ def state(model: nn.Layer) -> dict[str, np.ndarray]:
 
 
 def losses_of(model: FasterRCNN, targets: list[Targets] | None = None, iteration: int | None = None):
-    images, sizes, scales, truth, originals = to_tensors(tiny.batch())
+    images, sizes, scales, truth, originals = training_arguments(tiny.batch())
     paddle.seed(1)
     return model(images, sizes, scales, truth if targets is None else targets, originals, iteration)
 
@@ -174,7 +174,7 @@ def test_losses_and_metrics_are_those_of_a_slow_walk_from_roi_to_roi(crop_from: 
     last = model.roi_pool.offset[-1]
     last.weight.set_value(0.02 * paddle.randn(last.weight.shape))
     batch["targets"][1] = {**batch["targets"][0], "boxes": np.float32([[10, 10, 60, 30], [5, 20, 25, 45]])}
-    images, sizes, scales, targets, originals = to_tensors(batch)
+    images, sizes, scales, targets, originals = training_arguments(batch)
     paddle.seed(1)
     found = model(images, sizes, scales, targets, originals)
 
@@ -290,7 +290,7 @@ def test_detection_is_that_of_a_detector_without_it() -> None:
     model, plain = tiny.detector("bn", pool="modulated", mimic=MIMIC), tiny.detector("bn", pool="modulated")
     losses_of(model)  # statistics move
     plain.set_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("mimic.")})
-    images, sizes, scales, *_ = to_tensors(tiny.batch())
+    images, sizes, scales, *_ = training_arguments(tiny.batch())
     for detector in (model, plain):
         detector.eval()
     calls = []
@@ -302,7 +302,7 @@ def test_detection_is_that_of_a_detector_without_it() -> None:
 
 
 def test_the_original_images_are_asked_for() -> None:
-    images, sizes, scales, targets, _ = to_tensors(tiny.batch())
+    images, sizes, scales, targets, _ = training_arguments(tiny.batch())
     model = tiny.detector(mimic=MIMIC)
     assert model.needs_originals
     with pytest.raises(ValueError, match="pass originals, or set crop_from to network"):

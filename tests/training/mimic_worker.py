@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 
 import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
+from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.training.loop import to_tensors
 from tests import tiny
 
 
@@ -23,7 +23,7 @@ def backward(network: paddle.nn.Layer, rank: int) -> list[float]:
     """Gradients of a rank's losses on its image: that of rank 0 has objects, that of rank 1 none."""
     batch = {key: value[rank : rank + 1] for key, value in tiny.batch().items()}
     paddle.seed(rank)
-    losses = network(*to_tensors(batch)).losses
+    losses = network(*training_arguments(batch)).losses
     sum(losses.values()).backward()
     return [losses[name].item() for name in ("loss_mimic", "loss_mimic_cls")]
 

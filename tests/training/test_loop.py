@@ -13,10 +13,14 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.core.log import get_logger, read_metrics
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.training.loop import to_tensors, train, train_step, warn_about_norms
+from ppdet_lite.training.advice import warn_about_norms
+from ppdet_lite.training.loop import train
+from ppdet_lite.training.metrics_file import read_metrics
+from ppdet_lite.training.step import train_step
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["bar", "disc"]
@@ -201,7 +205,7 @@ def test_an_image_without_objects_trains(overrides):
         ],
     }
     model.train()
-    output = model(*to_tensors(batch))
+    output = model(*training_arguments(batch))
     assert output.losses["loss_box"].item() == 0 and output.losses["loss_rpn_box"].item() == 0
     sum(output.losses.values()).backward()
     gradients = [parameter.grad for parameter in model.parameters() if not parameter.stop_gradient]

@@ -17,7 +17,6 @@ from visualdl import LogReader
 
 from ppdet_lite.assembly.setup import build_model, load_config, load_detector, load_pretrained
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.core.log import read_metrics
 from ppdet_lite.data import loader
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.data.transforms import Preprocess
@@ -26,7 +25,9 @@ from ppdet_lite.evaluation.drawing import draw_strip
 from ppdet_lite.inspection.benchmark import bench_data, bench_train
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.structures import Patches
-from ppdet_lite.training.loop import train, warn_about_norms
+from ppdet_lite.training.advice import warn_about_norms
+from ppdet_lite.training.loop import train
+from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.recorder import Recorder
 from tests import tiny
 from tests.training import mimic_worker

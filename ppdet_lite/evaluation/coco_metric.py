@@ -1,0 +1,118 @@
+"""The COCO metric: detections as COCO writes them, and what pycocotools says of such a file."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.evaluation.detect import ImageDetections
+
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
+COLUMNS = 4  # of the table of classes
+
+
+def coco_results(found: Iterable[ImageDetections], category_ids: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The records of a COCO results file, {image_id, category_id, bbox [x, y, w, h], score}, image after image."""
+    for image in found:
+        boxes = image.boxes.astype(np.float64)  # widths are then exact
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+        categories = category_ids[image.classes].tolist()
+        for box, category, score in zip(xywh, categories, image.scores.tolist(), strict=True):
+            yield {"image_id": image.image_id, "category_id": category, "bbox": box, "score": score}
+
+
+def score_file(dataset: CocoDataset, results: Path) -> dict[str, Any]:
+    """Let pycocotools score a COCO results file (bbox) against the objects of a dataset.
+
+    Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, and the numbers of `images` and
+    `detections`. As pycocotools has it, -1 stands where nothing of that size or class is annotated. Without any
+    detection the rest is 0. Raises UserError if the file is missing or not the results of this dataset.
+    """
+    records = _read_results(Path(results), dataset)
+    for number, record in enumerate(records, start=1):  # as COCO.loadRes does, which fails on an empty list
+        record.update(id=number, area=record["bbox"][2] * record["bbox"][3], iscrowd=0)
+    truth, found = COCO(), COCO()
+    truth.dataset = dataset.ground_truth()
+    found.dataset = {**truth.dataset, "annotations": records}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        found.createIndex()
+        scorer = COCOeval(truth, found, "bbox")
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
+    column = {category: k for k, category in enumerate(scorer.params.catIds)}
+    return {
+        **{name: float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
+        "per_class": {
+            name: _mean(precision[:, :, column[category]])
+            for name, category in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)
+        },
+        "images": len(dataset),
+        "detections": len(records),
+    }
+
+
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """Lay out what `score_file` returns as lines for people; -- where there is nothing to measure."""
+    lines = [f"{metrics['detections']} detections in {metrics['images']} images"]
+    lines += [_row((name, metrics[name]) for name in names) for names in (SUMMARY[:6], SUMMARY[6:])]
+    classes = list(metrics["per_class"].items())
+    width = max(len(name) for name, _ in classes)
+    rows = (classes[start : start + COLUMNS] for start in range(0, len(classes), COLUMNS))
+    return "\n".join([*lines, "AP per class", *(_row(row, width) for row in rows)])
+
+
+def _read_results(path: Path, dataset: CocoDataset) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read results {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"results {path} are not JSON: {error}") from None
+    if not isinstance(records, list):
+        raise UserError(f"results {path}: a list of detections is expected, found {type(records).__name__}")
+    images, categories = set(dataset.image_ids.tolist()), set(dataset.category_ids.tolist())
+    for number, record in enumerate(records, start=1):
+        if not _is_detection(record):
+            raise UserError(f"results {path}: entry {number} is no image_id, category_id, bbox [x, y, w, h] and score")
+        for key, known in (("image_id", images), ("category_id", categories)):
+            if record[key] not in known:
+                raise UserError(
+                    f"results {path}: entry {number} has {key} {record[key]}, which is not in {dataset.file}; "
+                    "are they the results of another dataset?"
+                )
+    return records
+
+
+def _is_detection(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("bbox"), list):
+        return False
+    ids = [record.get("image_id"), record.get("category_id")]
+    numbers = [*record["bbox"], record.get("score")]
+    return (
+        len(numbers) == 5
+        and all(type(value) is int for value in ids)
+        and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
+    )
+
+
+def _mean(precision: np.ndarray) -> float:
+    """The mean of what pycocotools could measure (the rest is -1); -1 if there is nothing."""
+    measured = precision[precision > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
+def _row(items: Iterable[tuple[str, float]], width: int = 0) -> str:
+    cells = (f"{name:<{width or 5}} {'--' if value == -1 else f'{value:.3f}':5}" for name, value in items)
+    return "  ".join(cells).rstrip()

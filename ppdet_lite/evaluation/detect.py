@@ -1,0 +1,56 @@
+"""A model over batches of images: the detections of each."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+
+from ppdet_lite.assembly.tensors import detection_arguments
+from ppdet_lite.core.log import format_eta, get_logger
+from ppdet_lite.data.transforms import Batch
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+TELL_EVERY = 10.0  # seconds between two lines about the progress
+
+
+class ImageDetections(NamedTuple):
+    """What was found in one image; D = 0 is legal."""
+
+    image_id: int
+    boxes: np.ndarray  # [D, 4] float32 xyxy, original pixels
+    scores: np.ndarray  # [D] float32, descending
+    classes: np.ndarray  # [D] int64, 0..K-1
+
+
+def detect(model: FasterRCNN, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
+    """Yield the detections of every image of the batches, in their order.
+
+    The model is in evaluation mode meanwhile; in the end each layer returns to the mode it was in.
+    """
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        for batch in batches:
+            with paddle.no_grad():
+                found = model(*detection_arguments(batch))
+            ends = np.cumsum(found.counts.numpy())[:-1]
+            parts = (np.split(part.numpy(), ends) for part in (found.boxes, found.scores, found.classes))
+            yield from map(ImageDetections, batch["image_ids"].tolist(), *parts)
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def tell_progress(found: Iterator[ImageDetections], total: int) -> Iterator[ImageDetections]:
+    """Pass detections on, logging now and then how many of `total` images are done and how long the rest takes."""
+    began = told = time.perf_counter()
+    for count, image in enumerate(found, start=1):
+        yield image
+        now = time.perf_counter()
+        if now - told >= TELL_EVERY:
+            told, rate = now, count / (now - began)
+            get_logger().info(
+                "image %d/%d  eta %s  %.2f images/s", count, total, format_eta((total - count) / rate), rate
+            )

@@ -1,0 +1,48 @@
+"""Warnings of settings that are allowed and can hardly work."""
+
+from collections.abc import Sequence
+
+from paddle import nn
+
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.norm import FrozenBatchNorm
+
+FEW_IMAGES = 8  # per device: below, a batch norm's statistics are poor (Wu and He 2018, figure 1)
+
+
+def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: bool) -> None:
+    """Log which norms a model has, and a warning for each that cannot work as it is used."""
+    counts: dict[str, int] = {}
+    for layer in model.sublayers():
+        if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)):
+            counts[type(layer).__name__] = counts.get(type(layer).__name__, 0) + 1
+    get_logger().info("norms: %s", ", ".join(f"{count} {name}" for name, count in counts.items()) or "none")
+    own = None if model.mimic is None else model.mimic.backbone
+    for name, backbone in {"model.backbone": model.backbone, "model.mimic.backbone": own}.items():
+        if from_random and backbone is not None and backbone.frozen_stages:
+            get_logger().warning(
+                "frozen stages of a backbone from random initialisation never learn: set %s.frozen_stages=0, "
+                "or pretrain_weights",
+                name,
+            )
+    if from_random and counts.get("FrozenBatchNorm"):
+        get_logger().warning(
+            "frozen_bn from random initialisation normalises nothing: set pretrain_weights, or another norm (gn, bn)"
+        )
+    if counts.get("BatchNorm2D") and images_per_device < FEW_IMAGES:
+        get_logger().warning(
+            "bn is trained on %d images per device; its statistics are poor below %d: consider gn, or frozen_bn with "
+            "pretrain_weights",
+            *(images_per_device, FEW_IMAGES),
+        )
+
+
+def warn_about_sizes(trained: Sequence[int] | None, evaluated: int) -> None:
+    """Log a warning where evaluation's size is none that training draws from, as when a config changes one of two."""
+    if trained is not None and not min(trained) <= evaluated <= max(trained):
+        get_logger().warning(
+            "training resizes short sides to %d..%d (data.augment.short_sides), evaluation to %d "
+            "(data.preprocess.short_side): set data.augment.short_sides=null to train at the latter",
+            *(min(trained), max(trained), evaluated),
+        )

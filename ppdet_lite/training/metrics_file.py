@@ -1,0 +1,87 @@
+"""metrics.jsonl: what a training run measured, one JSON object on a line for each recorded iteration."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.storage.files import atomic_writer
+
+
+class MetricsWriter:
+    """Appends one JSON object per line to metrics.jsonl; each line is flushed."""
+
+    def __init__(self, path: Path, resume_iteration: int | None = None) -> None:
+        """Open the file; a torn last line is dropped, and on resume every line beyond `resume_iteration`.
+
+        Raises UserError when the file cannot be written or a line of it is not an object with an iteration.
+        """
+        self._path = Path(path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._tidy(resume_iteration)
+            self._file: TextIO = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def write(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append a line; numpy scalars become plain numbers, NaN and infinities null.
+
+        Raises UserError on a full disk.
+        """
+        line = json.dumps(_plain({"iteration": iteration, **values}), allow_nan=False)
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _tidy(self, resume_iteration: int | None) -> None:
+        if not self._path.exists():
+            return
+        before = self._path.read_bytes()
+        lines = before.splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            lines.pop()
+        if resume_iteration is not None:
+            lines = [line for number, line in enumerate(lines, 1) if self._iteration(line, number) <= resume_iteration]
+        after = b"".join(lines)
+        if after != before:
+            with atomic_writer(self._path) as file:
+                file.write(after)
+
+    def _iteration(self, line: bytes, number: int) -> int:
+        try:
+            return int(json.loads(line)["iteration"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self._path}:{number}: no JSON object with an iteration; remove that line") from error
+
+    def _failure(self, error: OSError) -> UserError:
+        return UserError(f"{self._path}: cannot be written: {error.strerror}; free space or choose another output")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl in order, leaving out a torn last line; UserError when it cannot be read."""
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: a line of it is no JSON ({error}); remove that line") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # numpy scalars and 0-d arrays
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

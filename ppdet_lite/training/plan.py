@@ -1,0 +1,49 @@
+"""When what happens in a run: the lengths of a config's `train:` section in iterations."""
+
+from typing import NamedTuple
+
+from ppdet_lite.config.checked import Config
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.optimization.duration import to_iterations
+
+
+class Plan(NamedTuple):
+    """The lengths of a run, in iterations; None means never, but for the end."""
+
+    total: int
+    per_epoch: int
+    checkpoint_every: int | None
+    evaluate_every: int | None
+
+    def due(self, every: int | None, iteration: int) -> bool:
+        """Whether something that happens `every` so many iterations, and at the end, is due after an iteration."""
+        return iteration == self.total or (every is not None and iteration % every == 0)
+
+
+def make_plan(config: Config, per_epoch: int) -> Plan:
+    """The plan of a config whose epochs have so many iterations; logs a warning of what it never comes to.
+
+    Raises UserError for a length of nothing.
+    """
+
+    def iterations(key: str) -> int | None:
+        duration = config["train"][key]
+        if duration is None:
+            return None
+        count = to_iterations(duration, per_epoch)
+        if count == 0:
+            raise UserError(f"{config.origin(f'train.{key}')}: train.{key}: expected more than nothing, got {duration}")
+        return count
+
+    plan = Plan(iterations("length"), per_epoch, iterations("checkpoint_every"), iterations("evaluate_every"))
+    warmup = config["schedule"]["warmup_iterations"]
+    if warmup >= plan.total:
+        get_logger().warning("the warm-up of %d iterations is not over when training ends after %d", warmup, plan.total)
+    mimic = config["model"]["mimic"]
+    if mimic is not None and mimic["start_iteration"] >= plan.total:
+        get_logger().warning(
+            "mimicking never begins: model.mimic.start_iteration is %d, training ends after %d iterations",
+            *(mimic["start_iteration"], plan.total),
+        )
+    return plan

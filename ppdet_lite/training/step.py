@@ -1,0 +1,66 @@
+"""One training step: a batch forward, its losses backward, the weights moved."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.optimization.optimizer import clip_gradients
+from ppdet_lite.structures import Patches
+
+
+class Step(NamedTuple):
+    """What a training step tells."""
+
+    losses: dict[str, float]
+    metrics: dict[str, float]
+    patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
+
+
+def train_step(
+    network: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    batch: Mapping[str, Any],
+    clip_norm: float | None = None,
+    iteration: int | None = None,
+) -> Step:
+    """One step on a batch of the loader, after `iteration` others (see `FasterRCNN.forward`).
+
+    Raises RunFailed, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
+    tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
+    """
+    output = network(*training_arguments(batch), iteration=iteration)
+    losses = _numbers(output.losses)
+    _require_finite("a loss", losses, losses, batch)
+    sum(output.losses.values()).backward()
+    gradient_norm = clip_gradients(network, clip_norm)
+    _require_finite("a gradient", {"norm": gradient_norm}, losses, batch)
+    optimizer.step()
+    optimizer.clear_grad()
+    return Step(losses, {**_numbers(output.metrics), "gradient_norm": gradient_norm}, output.patches)
+
+
+def iteration_seed(seed: int, iteration: int, rank: int) -> int:
+    """Every iteration's sampling has a seed of its own, so that resuming needs no generator's state."""
+    return int(np.random.SeedSequence((seed, iteration, rank)).generate_state(1)[0])
+
+
+def _require_finite(
+    what: str, values: Mapping[str, float], losses: Mapping[str, float], batch: Mapping[str, Any]
+) -> None:
+    if not np.isfinite(list(values.values())).all():
+        shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        raise RunFailed(
+            f"{what} is not finite: {shown}; image ids {batch['image_ids'].tolist()}; "
+            "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
+        )
+
+
+def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalar tensors as floats, with one transfer from the device."""
+    stacked = paddle.stack([value.detach().astype("float32") for value in values.values()]).numpy()
+    return dict(zip(values, stacked.tolist(), strict=True))

@@ -1,0 +1,87 @@
+"""The progress of the training loop, as lines and as a bar."""
+
+import io
+import logging
+import math
+import re
+
+import numpy as np
+import pytest
+
+from ppdet_lite.core.log import configure
+from ppdet_lite.training.progress import Progress, SmoothedMeters
+
+
+@pytest.fixture(autouse=True)
+def logger():
+    """The package's logger as a fresh process has it, put back afterwards."""
+    root = logging.getLogger("ppdet_lite")
+    before = (root.handlers[:], root.level, root.propagate)
+    root.handlers[:], root.propagate = [], True
+    yield root
+    root.handlers[:], root.level, root.propagate = before
+
+
+def test_meters_look_back_one_window():
+    meters = SmoothedMeters(window=3)
+    for value in (100.0, 1.0, 2.0, 6.0):
+        meters.update({"loss": value})
+    meters.update({"late": np.float32(4)})
+    assert meters.means() == {"loss": 3.0, "late": 4.0}
+    assert meters.medians() == {"loss": 2.0, "late": 4.0}
+    meters.update({"loss": math.nan})
+    assert math.isnan(meters.medians()["loss"]) and math.isnan(meters.means()["loss"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def run(progress, first, last):
+    for iteration in range(first, last + 1):
+        progress.update(iteration, {"a": 0.25, "b": 1.0}, lr=0.01, seconds=0.5, data_seconds=0.125)
+
+
+def test_plain_progress():
+    stream = io.StringIO()
+    progress = Progress(total=113, start=40, log_every=20, stream=stream)
+    run(progress, 41, 113)
+    progress.write("saved")
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split("/")[0] for line in lines] == [
+        "iter  45",
+        "iter  60",
+        "iter  80",
+        "iter 100",
+        "iter 113",
+        "saved",
+    ]
+    assert lines[1] == "iter  60/113  eta 0:00:26  lr 0.01  loss 1.25  a 0.25  b 1  0.500 s/iter (data 0.125)"
+
+
+def test_plain_progress_goes_to_the_log(capsys):
+    configure()
+    run(Progress(total=20), 1, 20)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:4] for line in lines] == [["INFO", "iter", "5/20"], ["INFO", "iter", "20/20"]]
+
+
+def test_a_diverged_loss_is_visible():
+    stream = io.StringIO()
+    progress = Progress(total=1, stream=stream)
+    progress.update(1, {"a": math.nan}, 0.01, 0.5, 0.1)
+    assert "loss nan" in stream.getvalue()
+
+
+def test_a_terminal_gets_a_bar():
+    stream = Terminal()
+    progress = Progress(total=60, start=40, stream=stream)
+    run(progress, 41, 60)
+    progress.write("saved")
+    progress.close()
+    shown = re.split(r"[\r\n]+", stream.getvalue())
+    assert any(line.startswith("40/60") for line in shown)
+    assert any(line.startswith("60/60") and "loss 1.25" in line and "(data 0.125)" in line for line in shown)
+    assert "saved" in shown
