@@ -32,6 +32,7 @@ from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predict
 from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.storage.files import replace_folder
 
 FILES = (GRAPH, WEIGHTS, DESCRIPTION)
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
@@ -95,7 +96,7 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
         )
         if agreement.detections == 0:
             log.warning("neither found anything, so little was compared; name better images by --images")
-        _put(partial, folder)
+        replace_folder(partial, folder, partial.with_suffix(".old"))
         log.info("exported to %s: %s", folder, ", ".join(FILES))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
@@ -266,17 +267,3 @@ def _run(predictor: Predictor, batch: Batch) -> list[ImageDetections]:
 def _target_size(preprocess: Preprocess) -> list[int]:
     """PaddleDetection's name for (short side, long side); it takes the smaller number for the short one."""
     return [min(preprocess.short_side, preprocess.long_side), preprocess.long_side]
-
-
-def _put(new: Path, folder: Path) -> None:
-    """Give a finished folder its name, in place of an earlier one."""
-    old = new.with_suffix(".old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

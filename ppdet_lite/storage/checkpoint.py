@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.storage.files import file_digest, sync_folder
+from ppdet_lite.storage.files import file_digest, replace_folder, sync_folder
 
 FORMAT = 1
 PAGE = "checkpoint.json"
@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, groups: Mapping[str, Mapping[str, np.ndarray]]
                 files[f"{group}.safetensors"] = _write(partial / f"{group}.safetensors", data)
             _write(partial / PAGE, _page(files, meta))
             sync_folder(partial)
-            _replace(partial, folder)
+            replace_folder(partial, folder, _hidden(folder, "old"))  # left over, the next save clears it
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -137,20 +137,6 @@ def _clear_leftovers(parent: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder)
-
-
-def _replace(new: Path, folder: Path) -> None:
-    old = _hidden(folder, "old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)  # the next save tries again
 
 
 def _page(files: Mapping[str, dict[str, Any]], meta: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +68,23 @@ def write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
             file.write(f"{separator}{json.dumps(record, ensure_ascii=False, allow_nan=False)}".encode())
             separator = ",\n"
         file.write(b"\n]\n" if separator == ",\n" else b"[]\n")
+
+
+def replace_folder(new: Path, folder: Path, old: Path) -> None:
+    """Give a finished folder its name; what had that name waits as `old`, and comes back should this fail.
+
+    All three are on one disk. A process killed between the two renames leaves `old`. Raises OSError.
+    """
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
