@@ -38,6 +38,7 @@ FILES = (GRAPH, WEIGHTS, DESCRIPTION)
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
 BATCH_SIZES = (1, 2)
 DRAWN_IMAGES = 4
+TOLD_EXACTLY = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # ways to resize that infer_cfg.yml can say
 FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
 INPUTS = (
     InputSpec([-1, 3, -1, -1], "float32", "image"),
@@ -58,14 +59,18 @@ class Agreement(NamedTuple):
 
 
 class Deployed(nn.Layer):
-    """A detector with the inputs and outputs that PaddleDetection's deployment code expects."""
+    """A detector with the inputs and outputs that PaddleDetection's deployment code expects, which feeds RGB.
 
-    def __init__(self, model: FasterRCNN) -> None:
+    channels: the order that the model itself takes.
+    """
+
+    def __init__(self, model: FasterRCNN, channels: str = "rgb") -> None:
         super().__init__()
-        self.model = model
+        self.model, self.flips = model, channels == "bgr"
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """See `Predictor.__call__`."""
+        image = image.flip(axis=1) if self.flips else image
         found = self.model(image, im_shape, scale_factor)
         columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
         # joined in float64, for which oneDNN has no kernel: its own crashes when there is no row
@@ -87,7 +92,7 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_graph(detector.model, partial)
+        save_graph(detector.model, partial, detector.preprocess.channels)
         (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
         agreement = compare(detector, Predictor(partial), images)
         log.info(
@@ -123,12 +128,12 @@ def choose_images(config: Config, source: Path | None, count: int) -> list[Path]
     return [Path(files.info(i).path) for i in chosen.tolist()]
 
 
-def save_graph(model: FasterRCNN, folder: Path) -> None:
-    """Trace a model in evaluation mode and write model.json and model.pdiparams.
+def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
+    """Trace a model in evaluation mode, which takes images of that channel order, and write its graph.
 
     Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take.
     """
-    deployed = Deployed(model)
+    deployed = Deployed(model, channels)
     deployed.eval()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
@@ -154,7 +159,14 @@ def operators(folder: Path) -> set[str]:
 
 def describe(detector: Detector) -> str:
     """The infer_cfg.yml of a detector: PaddleDetection's keys, and a section of our own for what they leave out."""
-    preprocess = detector.preprocess
+    preprocess, order = detector.preprocess, -1 if detector.preprocess.channels == "bgr" else 1
+    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in TOLD_EXACTLY:
+        log.warning(
+            "PaddleDetection's deployment cannot resize as data.preprocess says (sizing %s, interpolation %s, in %s): "
+            "detections there will differ a little",
+            *(preprocess.sizing, preprocess.interpolation, preprocess.resize_in),
+        )
+    interpolation = cv2.INTER_CUBIC if preprocess.interpolation == "cubic" else cv2.INTER_LINEAR
     content = {
         "mode": "paddle",
         "draw_threshold": 0.5,
@@ -163,12 +175,12 @@ def describe(detector: Detector) -> str:
         "arch": "RCNN",
         "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
         "Preprocess": [
-            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": cv2.INTER_LINEAR},
+            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": interpolation},
             {
                 "type": "NormalizeImage",
-                "mean": list(preprocess.mean),
-                "std": list(preprocess.std),
-                "is_scale": True,
+                "mean": list(preprocess.mean)[::order],  # RGB: the graph turns it around
+                "std": list(preprocess.std)[::order],
+                "is_scale": preprocess.pixel_range == 1,
                 "norm_type": "mean_std",
             },
             {"type": "Permute"},
@@ -204,7 +216,10 @@ def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | N
             chosen = [samples[(start + k) % len(samples)] for k in range(size)]
             batch = collate(chosen, detector.preprocess)
             for sample, trained, exported in zip(
-                chosen, detect(detector.model, [batch]), _run(predictor, batch), strict=True
+                chosen,
+                detect(detector.model, [batch]),
+                _run(predictor, batch, detector.preprocess.channels),
+                strict=True,
             ):
                 tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
                 try:
@@ -254,9 +269,10 @@ def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
     return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
 
 
-def _run(predictor: Predictor, batch: Batch) -> list[ImageDetections]:
-    """The detections of each image of a batch, by an exported model."""
-    rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
+def _run(predictor: Predictor, batch: Batch, channels: str) -> list[ImageDetections]:
+    """The detections of each image of a batch, its channels in that order, by an exported model."""
+    images = batch["images"][:, ::-1] if channels == "bgr" else batch["images"]
+    rows, counts = predictor(images, batch["image_sizes"], batch["scales"])
     parts = np.split(rows, np.cumsum(counts)[:-1])
     return [
         ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))

@@ -24,8 +24,9 @@ from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.evaluation.drawing import Colour, titled, write_picture
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.roi_pool import DeformRoIPool
+from ppdet_lite.modeling.roi_pool import DeformPSRoIPool, DeformRoIPool
 
+MOVED_BINS = (DeformRoIPool, DeformPSRoIPool)
 LEVELS = 3  # stacked convolutions whose samples are drawn: 9^3 points
 BEST = 3  # detections that are drawn
 SIDE = 1000  # pixels of the long side of a picture
@@ -42,9 +43,9 @@ class ConvSamples(NamedTuple):
     in_stride: int  # from the input to the image
 
 
-def deformable_parts(model: FasterRCNN) -> dict[str, DeformConv2D | DeformRoIPool]:
+def deformable_parts(model: FasterRCNN) -> dict[str, DeformConv2D | DeformRoIPool | DeformPSRoIPool]:
     """The deformable layers of a model by name, in the order of execution."""
-    kinds = (DeformConv2D, DeformRoIPool)
+    kinds = (DeformConv2D, *MOVED_BINS)
     return {name: layer for name, layer in model.named_sublayers() if isinstance(layer, kinds)}
 
 
@@ -134,7 +135,7 @@ def draw_offsets(
         for i, point in enumerate(points, start=1):
             places, modulation = sampling_places(samples, point * scale)
             pictures[f"point{i}"] = draw_points(image, places / scale, modulation, point, convs)
-    if isinstance(model.roi_pool, DeformRoIPool):
+    if isinstance(model.roi_pool, MOVED_BINS):
         if not len(found.boxes):
             get_logger().warning("%s: nothing is detected in it, so there are no bins to draw", source)
         rois, offset, mask = _rois_of(found, model, calls)

@@ -3,6 +3,6 @@
 May import ops, config and core, and never data.
 """
 
-from ppdet_lite.modeling import box_head, faster_rcnn, fpn, resnet, roi_pool
+from ppdet_lite.modeling import box_head, faster_rcnn, fpn, neck, resnet, roi_pool
 
-__all__ = ["box_head", "faster_rcnn", "fpn", "resnet", "roi_pool"]
+__all__ = ["box_head", "faster_rcnn", "fpn", "neck", "resnet", "roi_pool"]

@@ -6,10 +6,13 @@ from paddle import Tensor, nn
 from pydantic import PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
+from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.bounds import DeltaWeights
 from ppdet_lite.modeling.components import BoxHead
+from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, init_normal, init_uniform
+from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, init_convs, residual_stage, stage_channels
 from ppdet_lite.ops.boxes import encode_boxes
 from ppdet_lite.structures import BoxHeadOutput, SampledRois
 
@@ -62,6 +65,46 @@ class ConvFCHead(BoxHead):
         for block in self.convs:
             pooled = F.relu(block(pooled))
         return F.relu(self.fc(pooled.flatten(1)))
+
+
+@register
+class Res5Head(BoxHead):
+    """Stage 5 of a ResNet over each RoI, then the mean over its map: the head of a C4 detector (He et al. 2015).
+
+    Args:
+        depth, norm, variant, groups, base_width: see `ResNet`; in a config they refer to the backbone's:
+            `depth: ${model.backbone.depth}`.
+        deformable: makes the 3x3 convolutions deformable; its `stages` must have 5.
+    """
+
+    def __init__(
+        self,
+        in_channels: Derived[int],
+        output_size: Derived[int],
+        depth: Depth = 50,
+        norm: NormName = "frozen_bn",
+        variant: Variant = "b",
+        groups: PositiveInt = 1,
+        base_width: PositiveInt = 64,
+        deformable: Deformable | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels != stage_channels(depth, 4):
+            raise Misfit(
+                "box_head.depth",
+                f"stage 5 of ResNet {depth} goes on from the {stage_channels(depth, 4)} channels of stage 4, RoIs have "
+                f"{in_channels}: give the backbone that depth, out_stages [4] and no neck",
+            )
+        if deformable is not None and 5 not in deformable.stages:
+            raise Misfit("box_head.deformable", f"stages {list(deformable.stages)}: this head is stage 5, add it")
+        self.out_features = stage_channels(depth, 5)
+        style = BlockStyle(norm, variant, groups, base_width, deformable)
+        self.res5 = residual_stage(depth, 5, in_channels, 2, style)
+        init_convs(self.res5)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[R, C, P, P] -> [R, D]."""
+        return F.adaptive_avg_pool2d(self.res5(pooled), 1).flatten(1)
 
 
 @register

@@ -25,11 +25,28 @@ class Backbone(nn.Layer):
 
 
 class Neck(nn.Layer):
-    """The backbone's features -> features of one width, fine to coarse."""
+    """The backbone's features -> features of one width, fine to coarse, that RoIs are pooled from.
+
+    The RPN reads the same, unless `rpn_features` says otherwise.
+    """
 
     out_channels: int
     out_strides: Sequence[int]
     size_divisor: int  # image height and width must be multiples of this
+
+    @property
+    def rpn_channels(self) -> int:
+        """Channels of what the RPN reads."""
+        return self.out_channels
+
+    @property
+    def rpn_strides(self) -> Sequence[int]:
+        """Strides of what the RPN reads."""
+        return self.out_strides
+
+    def rpn_features(self, features: Sequence[Tensor], levels: list[Tensor]) -> list[Tensor]:
+        """What the RPN reads, given the backbone's features and what `forward` made of them."""
+        return levels
 
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
         """The levels from number `finest` on; finer ones are not computed."""
@@ -40,6 +57,7 @@ class RoIPool(nn.Layer):
     """(features, Rois) -> [R, C, P, P], P = `output_size`."""
 
     output_size: int
+    out_channels: int | None = None  # C; None where it is that of the features
 
     def level(self, boxes: Tensor) -> Tensor:
         """Which pyramid level, 0 the finest, suits the size of each box: [R, 4] -> [R] int64."""

@@ -40,12 +40,19 @@ class DeformConv2D(nn.Layer):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, dilation: int, settings: Deformable
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int,
+        dilation: int,
+        settings: Deformable,
+        groups: int = 1,
     ) -> None:
         super().__init__()
-        self.settings, self.stride, self.dilation = settings, stride, dilation
+        self.settings, self.stride, self.dilation, self.groups = settings, stride, dilation, groups
         self.padding = dilation * (kernel - 1) // 2
-        self.weight = self.create_parameter([out_channels, in_channels, kernel, kernel])
+        self.weight = self.create_parameter([out_channels, in_channels // groups, kernel, kernel])
         self.bias = None  # a norm follows
         taps = settings.groups * kernel * kernel
         self.offset_channels = 2 * taps
@@ -80,6 +87,7 @@ class DeformConv2D(nn.Layer):
             padding=self.padding,
             dilation=self.dilation,
             deformable_groups=self.settings.groups,
+            groups=self.groups,
         )
 
 

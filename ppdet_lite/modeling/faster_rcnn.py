@@ -11,6 +11,7 @@ from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
 from ppdet_lite.modeling.mimic import Mimicry, RCNNTeacher, network_sources
+from ppdet_lite.modeling.neck import NoNeck
 from ppdet_lite.modeling.norm import kept_statistics
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.modeling.roi_sampler import RoISampler
@@ -28,16 +29,17 @@ class TrainingOutput(NamedTuple):
 
 @register
 class FasterRCNN(nn.Layer):
-    """Faster R-CNN with a feature pyramid (Ren et al. 2015; Lin et al. 2017).
+    """Faster R-CNN (Ren et al. 2015), with a feature pyramid (Lin et al. 2017) or without.
 
     Args:
+        neck: null for none: RPN and RoIs read the backbone's one map.
         mimic: the R-CNN whose features are mimicked in training; null for none. It is no part of detection.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        neck: Neck,
+        neck: Neck | None,
         rpn: RPN,
         roi_pool: RoIPool,
         box_head: BoxHead,
@@ -47,7 +49,8 @@ class FasterRCNN(nn.Layer):
         mimic: RCNNTeacher | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.rpn = backbone, neck, rpn
+        self.backbone, self.rpn = backbone, rpn
+        self.neck = NoNeck(backbone.out_channels, backbone.out_strides) if neck is None else neck
         self.roi_sampler, self.roi_pool = roi_sampler, roi_pool
         self.box_head, self.predictor, self.postprocess = box_head, predictor, postprocess
         self.mimic = mimic
@@ -61,15 +64,16 @@ class FasterRCNN(nn.Layer):
         for_training: with the part that only training needs, `mimic`, if the section has it.
         """
         backbone = build(config["backbone"])
-        neck = build(config["neck"], in_channels=backbone.out_channels, in_strides=backbone.out_strides)
-        pyramid = {"in_channels": neck.out_channels, "in_strides": neck.out_strides}
-        roi_pool = build(config["roi_pool"], offered=pyramid)
-        box_head = build(config["box_head"], in_channels=neck.out_channels, output_size=roi_pool.output_size)
+        maps = {"in_channels": backbone.out_channels, "in_strides": backbone.out_strides}
+        neck = NoNeck(**maps) if config["neck"] is None else build(config["neck"], **maps)
+        roi_pool = build(config["roi_pool"], offered={"in_channels": neck.out_channels, "in_strides": neck.out_strides})
+        channels = roi_pool.out_channels or neck.out_channels
+        box_head = build(config["box_head"], in_channels=channels, output_size=roi_pool.output_size)
         known = {"in_features": box_head.out_features, "num_classes": num_classes}
         return cls(
             backbone,
             neck,
-            build(config["rpn"], **pyramid),
+            build(config["rpn"], in_channels=neck.rpn_channels, in_strides=neck.rpn_strides),
             roi_pool,
             box_head,
             build(config["predictor"], **known),
@@ -98,9 +102,11 @@ class FasterRCNN(nn.Layer):
         [N, 2] (y, x) = resized / original. originals: for a model that `needs_originals`, which raises ValueError
         without. iteration: how many training steps are done, for parts that come in later; None means all are in.
         """
-        features = self.neck(self.backbone(images))
-        logits, deltas = self.rpn(features)
-        anchors = self.rpn.make_anchors(features)
+        maps = self.backbone(images)
+        features = self.neck(maps)
+        rpn_features = self.neck.rpn_features(maps, features)
+        logits, deltas = self.rpn(rpn_features)
+        anchors = self.rpn.make_anchors(rpn_features)
         proposals = self.rpn.propose(anchors, logits, deltas, image_sizes)
         if targets is None:
             output = self.predictor(self.box_head(self.roi_pool(features, proposals)))
@@ -155,7 +161,7 @@ class FasterRCNN(nn.Layer):
         stride = self.neck.size_divisor
         if mimic.crop_size % stride:
             nearest = max(round(mimic.crop_size / stride), 1) * stride
-            reason = f"{mimic.crop_size} is no multiple of {stride}, the neck's coarsest stride; choose {nearest}"
+            reason = f"{mimic.crop_size} is no multiple of {stride}, the coarsest stride; choose {nearest}"
             raise Misfit("mimic.crop_size", reason)
         if mimic.include_ground_truth and not self.roi_sampler.append_ground_truth:
             reason = "there is none among the RoIs: set it to false, or roi_sampler.append_ground_truth to true"

@@ -99,6 +99,7 @@ class ConvNorm(nn.Layer):
 
     Args:
         deformable: makes it a deformable convolution; it then needs a norm.
+        groups: of channels that are convolved apart.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ class ConvNorm(nn.Layer):
         dilation: int = 1,
         norm: NormName = "none",
         deformable: Deformable | None = None,
+        groups: int = 1,
     ) -> None:
         super().__init__()
         if deformable is not None:
-            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable)
+            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups)
         else:
             self.conv = nn.Conv2D(
                 in_channels,
@@ -122,6 +124,7 @@ class ConvNorm(nn.Layer):
                 stride=stride,
                 padding=dilation * (kernel - 1) // 2,
                 dilation=dilation,
+                groups=groups,
                 bias_attr=None if norm == "none" else False,
             )
         self.norm = build_norm(norm, out_channels)

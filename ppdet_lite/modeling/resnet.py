@@ -1,4 +1,4 @@
-"""ResNet 18/34/50/101 as a detection backbone."""
+"""ResNet 18 to 152 and ResNeXt as a detection backbone."""
 
 import re
 from collections.abc import Sequence
@@ -6,96 +6,58 @@ from typing import Annotated, Literal
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.deform import Deformable
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal
+from ppdet_lite.modeling.norm import ConvNorm, NormName
+from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, init_convs, residual_stage, stage_channels
 
-BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 STAGES = (2, 3, 4, 5)
 
 
-class BasicBlock(nn.Layer):
-    """Two 3x3 convolutions and a shortcut: ResNet 18 and 34."""
+class DeepStem(nn.Layer):
+    """Three 3x3 convolutions in place of one 7x7, the first of stride 2 ("Bag of Tricks", figure 2b)."""
 
-    expansion = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int,
-        norm: NormName,
-        stride_in_1x1: bool,
-        deformable: Deformable | None,
-    ) -> None:
+    def __init__(self, channels: int, norm: NormName) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, width, 3, stride, norm=norm, deformable=deformable)
-        self.conv2 = ConvNorm(width, width, 3, norm=norm, deformable=deformable)
-        self.shortcut = _shortcut(in_channels, width, stride, norm)
+        self.conv1 = ConvNorm(3, channels // 2, 3, stride=2, norm=norm)
+        self.conv2 = ConvNorm(channels // 2, channels // 2, 3, norm=norm)
+        self.conv3 = ConvNorm(channels // 2, channels, 3, norm=norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, width, H/stride, W/stride]."""
-        identity = x if self.shortcut is None else self.shortcut(x)
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + identity)
-
-
-class Bottleneck(nn.Layer):
-    """1x1, 3x3, 1x1 convolutions and a shortcut: ResNet 50 and deeper."""
-
-    expansion = 4
-
-    def __init__(
-        self,
-        in_channels: int,
-        width: int,
-        stride: int,
-        norm: NormName,
-        stride_in_1x1: bool,
-        deformable: Deformable | None,
-    ) -> None:
-        super().__init__()
-        out_channels = width * self.expansion
-        self.conv1 = ConvNorm(in_channels, width, 1, stride if stride_in_1x1 else 1, norm=norm)
-        self.conv2 = ConvNorm(width, width, 3, 1 if stride_in_1x1 else stride, norm=norm, deformable=deformable)
-        self.conv3 = ConvNorm(width, out_channels, 1, norm=norm)
-        self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, 4 * width, H/stride, W/stride]."""
-        identity = x if self.shortcut is None else self.shortcut(x)
-        x = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return F.relu(self.conv3(x) + identity)
-
-
-def _shortcut(in_channels: int, out_channels: int, stride: int, norm: NormName) -> ConvNorm | None:
-    if in_channels == out_channels and stride == 1:
-        return None
-    return ConvNorm(in_channels, out_channels, 1, stride, norm=norm)
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, channels, H/2, W/2]."""
+        return self.conv3(F.relu(self.conv2(F.relu(self.conv1(images)))))
 
 
 @register
 class ResNet(Backbone):
-    """ResNet (He et al. 2015) that gives the last map of each chosen stage.
+    """ResNet (He et al. 2015) or ResNeXt (Xie et al. 2017) that gives the last map of each chosen stage.
 
     Args:
         norm: of every convolution. `frozen_bn` needs pretrained weights: from random init it normalises nothing.
         frozen_stages: how many stages, counted from the stem, are not trained: 0 none, 1 the stem, 2 the stem and
             stage 2, ... Batch norm in a frozen stage is frozen too.
-        out_stages: stages whose outputs are returned, out of 2..5 (strides 4..32).
-        stride_in_1x1: downsample in the bottleneck's first 1x1 (the original Caffe models) rather than in its 3x3.
+        out_stages: stages whose outputs are returned, out of 2..5 (strides 4..32). Later ones are not built.
+        variant: where it downsamples: `a` in a bottleneck's first 1x1 (the original Caffe models), `b` in its 3x3, `c`
+            with a stem of three 3x3, `d` ("vd") also with a mean before the shortcut's 1x1.
+        groups, base_width: of a bottleneck's 3x3, which has groups * base_width channels in stage 2. ResNeXt 64x4d:
+            64 and 4.
+        dilated: stage 5 keeps stage 4's stride of 16 and its 3x3 convolutions reach twice as far (DC5).
         deformable: makes every 3x3 convolution of the stages it names deformable.
     """
 
     def __init__(
         self,
-        depth: Literal[18, 34, 50, 101] = 50,
+        depth: Depth = 50,
         norm: NormName = "frozen_bn",
         frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2,
         out_stages: Sequence[Literal[2, 3, 4, 5]] = STAGES,
-        stride_in_1x1: bool = False,
+        variant: Variant = "b",
+        groups: PositiveInt = 1,
+        base_width: PositiveInt = 64,
+        dilated: bool = False,
         deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
@@ -103,25 +65,24 @@ class ResNet(Backbone):
             raise ValueError("a ResNet without norms does not train; choose bn, frozen_bn, gn, ln or in")
         if not out_stages or list(out_stages) != sorted(set(out_stages)):
             raise ValueError(f"out_stages must be ascending stages out of 2..5, got {list(out_stages)}")
-        block = BasicBlock if depth < 50 else Bottleneck
+        if dilated and out_stages[-1] != 5:
+            raise ValueError(f"dilated is of stage 5, which is not among out_stages {list(out_stages)}")
         self.norm_name, self.frozen_stages = norm, frozen_stages
         self.out_stages = tuple(out_stages)
-        self.stem = ConvNorm(3, 64, 7, stride=2, norm=self._stage_norm(1))
-        channels = 64
-        for stage, block_count in zip(STAGES[: self.out_stages[-1] - 1], BLOCKS_PER_STAGE[depth]):
-            width = 64 * 2 ** (stage - 2)
+        stem_norm = self._stage_norm(1)
+        self.stem = DeepStem(64, stem_norm) if variant in ("c", "d") else ConvNorm(3, 64, 7, stride=2, norm=stem_norm)
+        channels, stride, strides = 64, 4, {}
+        for stage in STAGES[: self.out_stages[-1] - 1]:
             in_stage = deformable if deformable is not None and stage in deformable.stages else None
-            blocks = []
-            for i in range(block_count):
-                stride = 2 if i == 0 and stage > 2 else 1
-                blocks.append(block(channels, width, stride, self._stage_norm(stage), stride_in_1x1, in_stage))
-                channels = width * block.expansion
-            setattr(self, f"res{stage}", nn.Sequential(*blocks))
-        self.out_channels = [64 * 2 ** (stage - 2) * block.expansion for stage in self.out_stages]
-        self.out_strides = [2**stage for stage in self.out_stages]
-        for layer in self.sublayers():
-            if isinstance(layer, ConvNorm):
-                init_kaiming_normal(layer.conv)
+            spread = 2 if dilated and stage == 5 else 1
+            style = BlockStyle(self._stage_norm(stage), variant, groups, base_width, in_stage, spread)
+            step = 1 if stage == 2 or spread > 1 else 2
+            setattr(self, f"res{stage}", residual_stage(depth, stage, channels, step, style))
+            channels, stride = stage_channels(depth, stage), stride * step
+            strides[stage] = stride
+        self.out_channels = [stage_channels(depth, stage) for stage in self.out_stages]
+        self.out_strides = [strides[stage] for stage in self.out_stages]
+        init_convs(self)
         self._freeze()
 
     def _stage_norm(self, stage: int) -> NormName:

@@ -1,13 +1,15 @@
-"""RoI pooling from a feature pyramid: RoIAlign, and deformable pooling with its offset branch."""
+"""RoI pooling: RoIAlign, deformable pooling with its offset branch, and the position-sensitive deformable one."""
 
 from collections.abc import Sequence
 from typing import Literal
 
+import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
+from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import slow_zeros
 from ppdet_lite.modeling.norm import init_normal
@@ -153,6 +155,71 @@ class DeformRoIPool(_PyramidPool):
             offset,
             mask,
             level=self.level(rois.boxes) - finest,
+        )
+
+
+@register
+class DeformPSRoIPool(RoIPool):
+    """Position-sensitive deformable RoI pooling (Dai et al. 2017, section 2.2 and figure 4), from one map.
+
+    As in R-FCN, a 1x1 convolution gives a map of its own for each part of a RoI: bin (i, j) is pooled from the maps of
+    its part. A second one, which starts at zero, gives fields that the same pooling turns into the offsets of the bins.
+    Semantics are those of the authors' operator ("legacy" in `deform_roi_pool`).
+
+    Args:
+        out_channels: of the pooled features; the maps are group_size^2 times as many.
+        group_size: parts that a RoI has along each axis; the paper has as many as bins.
+        offset_lr: learning rate of the fields relative to the others.
+        sample_per_part: samples per bin and axis.
+    """
+
+    def __init__(
+        self,
+        in_strides: Derived[Sequence[int]],
+        in_channels: Derived[int],
+        out_channels: PositiveInt = 32,
+        group_size: PositiveInt = 7,
+        output_size: PositiveInt = 7,
+        gamma: PositiveFloat = 0.1,
+        offset_lr: PositiveFloat = 0.1,
+        sample_per_part: PositiveInt = 4,
+    ) -> None:
+        super().__init__()
+        if len(in_strides) != 1:
+            reason = f"DeformPSRoIPool reads one map and gets {len(in_strides)}: choose the neck Reduction, or null"
+            raise Misfit("roi_pool", reason)
+        self.scale, self.out_channels, self.output_size = 1 / in_strides[0], out_channels, output_size
+        self.group_size, self.gamma, self.sample_per_part = group_size, gamma, sample_per_part
+        self.maps = nn.Conv2D(in_channels, out_channels * group_size**2, 1)
+        init_normal(self.maps, 0.01)
+        zeros = {"weight_attr": slow_zeros(offset_lr), "bias_attr": slow_zeros(offset_lr)}
+        self.fields = nn.Conv2D(in_channels, 2 * group_size**2, 1, **zeros)
+
+    def level(self, boxes: Tensor) -> Tensor:
+        """The one level there is: [R, 4] -> [R] int64."""
+        return paddle.zeros([boxes.shape[0]], dtype="int64")
+
+    def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+        """One map [N, C_in, H, W] and R RoIs -> [R, C, P, P]."""
+        offset, _ = self.offsets(features, rois)
+        return self._pool(F.relu(self.maps(features[0])), rois, offset)
+
+    def offsets(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> tuple[Tensor, None]:
+        """Offsets [R, 2, P, P], x first, in units of gamma times the RoI's size; there is no mask."""
+        return self._pool(self.fields(features[0]), rois, None), None
+
+    def _pool(self, maps: Tensor, rois: Rois, offset: Tensor | None) -> Tensor:
+        return deform_roi_pool(
+            maps,
+            rois.boxes,
+            rois.counts,
+            self.output_size,
+            self.scale,
+            gamma=self.gamma,
+            offset=offset,
+            semantics="legacy",
+            sample_per_part=self.sample_per_part,
+            group_size=self.group_size,
         )
 
 

@@ -1,5 +1,6 @@
 """Resize, flip, normalise and pad, against numbers worked out by hand."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -167,3 +168,63 @@ def test_collate_pads_right_and_bottom_to_the_stride():
 def test_a_stride_of_one_pads_to_the_largest_only():
     preprocess = Preprocess(short_side=21, stride=1)
     assert collate([image_sample(noise(7, 9), preprocess, 0)], preprocess)["images"].shape == (1, 3, 21, 27)
+
+
+@pytest.mark.parametrize(("sizing", "expected"), [("exact", (67, 100)), ("nearest", (67, 100)), ("floor", (66, 100))])
+def test_how_a_size_is_rounded(sizing, expected):
+    """100 / 150 of 100 x 150 is 66.67 x 100."""
+    preprocess = Preprocess(short_side=90, long_side=100, sizing=sizing)
+    resized, scale = preprocess.resize(noise(100, 150))
+    assert resized.shape[:2] == expected
+    wanted = [2 / 3, 2 / 3] if sizing == "exact" else [expected[0] / 100, expected[1] / 150]
+    np.testing.assert_allclose(scale, wanted, rtol=1e-6)
+
+
+def test_a_stretched_image_is_sampled_over_all_of_it():
+    """Half-pixel centres of the new size over the old one: 3 columns of 4 read at 1/6, 1.5 and 2 + 5/6."""
+    row = np.array([0, 60, 120, 180], np.uint8)
+    image = np.repeat(np.broadcast_to(row, (6, 4))[..., None], 3, axis=2)
+    resized, scale = Preprocess(short_side=3, long_side=999, sizing="nearest").resize(np.ascontiguousarray(image))
+    assert resized.shape[:2] == (5, 3) and resized[0, :, 0].tolist() == [10, 90, 170]
+    np.testing.assert_allclose(scale, [5 / 6, 3 / 4], rtol=1e-6)
+
+
+def test_floating_pixels_are_not_rounded():
+    image = noise(40, 60)
+    whole, _ = Preprocess(short_side=30).resize(image)
+    exact, _ = Preprocess(short_side=30, resize_in="float").resize(image)
+    assert exact.dtype == np.float32 and 0.05 < np.abs(exact - whole).max() <= 1.0
+    usual = Preprocess()
+    expected = (exact / 255 - usual.mean) / usual.std
+    np.testing.assert_allclose(usual.normalize(exact), expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_antialiased_shrinking_is_a_mean_of_all_pixels():
+    """Of 16 columns, 240 and 0 in turn, each new one takes a triangle of 8: as much of either, but at the borders.
+
+    There it takes 6, of weights 5/8, 7/8, 7/8, 5/8, 3/8, 1/8: 240 * 15/28 = 128.6 on the left.
+    """
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:, ::2] = 240
+    antialiased, _ = Preprocess(short_side=4, sizing="nearest", interpolation="antialias").resize(image)
+    assert antialiased[:, :, 0].tolist() == [[129, 120, 120, 111]] * 4
+
+
+def test_cubic_is_opencvs():
+    image = noise(40, 60)
+    resized, _ = Preprocess(short_side=30, interpolation="cubic").resize(image)
+    assert np.array_equal(resized, cv2.resize(image, None, fx=0.75, fy=0.75, interpolation=cv2.INTER_CUBIC))
+
+
+def test_caffes_pixels():
+    """BGR of 0..255 less a mean, and back."""
+    caffe = Preprocess(channels="bgr", pixel_range=255, mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0))
+    image = np.full((1, 1, 3), (200, 100, 50), np.uint8)  # RGB
+    planes = caffe.normalize(image)
+    np.testing.assert_allclose(planes[:, 0, 0], [50 - 103.53, 100 - 116.28, 200 - 123.675], rtol=1e-6)
+    assert np.array_equal(caffe.restore(planes), image)
+
+
+def test_antialias_needs_a_size():
+    with pytest.raises(ValueError, match="antialias needs sizing nearest or floor"):
+        Preprocess(interpolation="antialias")

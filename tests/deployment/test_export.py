@@ -184,7 +184,7 @@ class OffPredictor(Predictor):
 def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
     detector: Detector, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     monkeypatch.setattr(export_module, "Predictor", OffPredictor)
     text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other's nearest differs by 0\.25 px"
     with pytest.raises(RunFailed, match=text):
@@ -204,7 +204,7 @@ def copy_model(source: Path, folder: Path) -> None:
 def test_only_an_export_is_replaced(
     detector: Detector, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
     (tmp_path / "file").touch()
@@ -313,7 +313,7 @@ def test_the_tool(
 ) -> None:
     arrays = {name: value.numpy() for name, value in detector.model.state_dict().items()}
     save_checkpoint(tmp_path / "weights", {"model": arrays}, {"class_names": NAMES, "category_ids": [7, 3, 90]})
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     weights, output = f"weights={tmp_path / 'weights'}", str(tmp_path / "out")
     arguments = ["-c", str(CONFIG), "-o", *SMALL, weights, "--output", output, "--images", str(pictures)]
     tool = str(ROOT / "tools/export_model.py")

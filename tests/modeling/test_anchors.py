@@ -56,3 +56,18 @@ def test_a_size_is_needed_for_every_level() -> None:
     with pytest.raises(ValueError) as error:
         AnchorGenerator()([paddle.zeros([1, 1, 2, 2])] * 4, [4, 8, 16, 32])
     assert str(error.value) == "5 anchor sizes for 4 pyramid levels"
+
+
+def test_several_sizes_on_one_level() -> None:
+    """Size by size, ratios innermost, as detectron2 and PaddleDetection number them."""
+    generator = AnchorGenerator(sizes=[[32, 64]])
+    base = generator.base_anchors([32, 64])
+    expected = [around(0, 0, shape) for shape in (WIDE, SQUARE, HIGH)]
+    np.testing.assert_allclose(base, [*expected, *(2 * np.array(expected))], rtol=1e-6)
+    assert generator.per_cell == 6
+    assert generator([paddle.zeros([1, 1, 2, 3])], [16])[0].shape == [2 * 3 * 6, 4]
+
+
+def test_levels_must_have_as_many_sizes() -> None:
+    with pytest.raises(ValueError, match="levels of unlike length"):
+        AnchorGenerator(sizes=[[32, 64], [128]])

@@ -5,6 +5,7 @@ import pytest
 from paddle import nn
 from paddle.vision import models
 
+from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import FrozenBatchNorm
 from ppdet_lite.modeling.resnet import ResNet
 
@@ -49,7 +50,7 @@ def test_a_resnet_needs_norms() -> None:
 
 @pytest.mark.parametrize(("in_1x1", "strides"), [(False, [1, 2, 1]), (True, [2, 1, 1])])
 def test_where_a_bottleneck_downsamples(in_1x1: bool, strides: list[int]) -> None:
-    backbone = ResNet(50, out_stages=[3], stride_in_1x1=in_1x1)
+    backbone = ResNet(50, out_stages=[3], variant="a" if in_1x1 else "b")
     block, second = backbone.res3[0], backbone.res3[1]
     assert [conv.conv._stride[0] for conv in (block.conv1, block.conv2, block.conv3)] == strides
     assert block.shortcut.conv._stride == [2, 2]
@@ -138,3 +139,89 @@ def test_same_features_as_paddles_resnet(images: paddle.Tensor) -> None:
             expected = getattr(theirs, f"layer{stage}")(expected)
             assert found.shape == expected.shape == [2, 32 * 2**stage, 32 // 2**stage, 48 // 2**stage]
             assert (found - expected).abs().max().item() < 1e-5 * expected.abs().max().item()
+
+
+def parameter_count(part: nn.Layer) -> int:
+    return sum(p.size for name, p in part.named_parameters() if not is_statistic(name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"depth": 152}, 58_143_808),
+        ({"depth": 50, "groups": 32, "base_width": 4}, 22_979_904),
+        ({"depth": 101, "groups": 64, "base_width": 4}, 81_406_272),
+    ],
+    ids=["152", "50 32x4d", "101 64x4d"],
+)
+def test_models_of_the_papers_have_their_size(arguments: dict, expected: int) -> None:
+    """torchvision's counts, without the classifier."""
+    with paddle.LazyGuard():
+        assert parameter_count(ResNet(**arguments)) == expected
+
+
+def test_variant_d_has_a_deep_stem_and_sees_every_pixel_in_its_shortcut(images: paddle.Tensor) -> None:
+    paddle.seed(3)
+    backbone = ResNet(18, norm="gn", frozen_stages=0, out_stages=[2, 3], variant="d")
+    stem = backbone.stem
+    assert [conv.conv.weight.shape for conv in (stem.conv1, stem.conv2, stem.conv3)] == [
+        [32, 3, 3, 3],
+        [32, 32, 3, 3],
+        [64, 32, 3, 3],
+    ]
+    x = paddle.nn.functional.relu(stem.conv1(images))
+    x = stem.conv3(paddle.nn.functional.relu(stem.conv2(x)))
+    assert (stem(images) - x).abs().max().item() == 0 and x.shape == [2, 64, 32, 48]
+    assert backbone.res2[0].shortcut is None
+    block, x = backbone.res3[0], backbone(images)[0]
+    assert block.shortcut.conv._stride == [1, 1]
+    means = x.reshape([2, 64, 8, 2, 12, 2]).mean(axis=[3, 5])
+    difference = block.identity(x) - block.shortcut(means)
+    assert difference.abs().max().item() < 1e-5
+
+
+def test_variant_c_has_the_stem_alone() -> None:
+    backbone = ResNet(18, norm="gn", out_stages=[3], variant="c")
+    assert hasattr(backbone.stem, "conv3") and backbone.res3[0].pool is None
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_dilated_stage_5_keeps_the_stride(depth: int, images: paddle.Tensor) -> None:
+    """Every 3x3 of it reaches twice as far, as detectron2 and the deformable papers have it."""
+    backbone = ResNet(depth, out_stages=[4, 5], dilated=True)
+    assert backbone.out_strides == [16, 16]
+    with paddle.no_grad():
+        assert [f.shape[2:] for f in backbone(images)] == [[4, 6], [4, 6]]
+    convs = [layer for layer in backbone.res5.sublayers() if isinstance(layer, nn.Conv2D)]
+    spread = {(conv._kernel_size[0], conv._dilation[0], conv._padding) for conv in convs}
+    assert spread <= {(3, 2, 2), (1, 1, 0)} and (3, 2, 2) in spread
+    assert all(conv._stride == [1, 1] for conv in convs)
+    plain = {name: value.shape for name, value in ResNet(depth).res5.state_dict().items()}
+    assert {name: value.shape for name, value in backbone.res5.state_dict().items()} == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 18, "groups": 32}, "they need depth 50 or more"),
+        ({"depth": 34, "base_width": 4}, "they need depth 50 or more"),
+        ({"dilated": True, "out_stages": [4]}, "dilated is of stage 5"),
+    ],
+)
+def test_what_does_not_go_together(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResNet(**arguments)
+
+
+def test_a_grouped_convolution_can_be_deformable() -> None:
+    """With offsets of zero and masks of one it is the grouped convolution itself."""
+    paddle.seed(5)
+    settings = Deformable(version=2, stages=(3,), mask_scale=2)
+    deformable = ResNet(50, norm="gn", out_stages=[3], groups=8, base_width=8, deformable=settings)
+    plain = ResNet(50, norm="gn", out_stages=[3], groups=8, base_width=8)
+    missing, unexpected = plain.set_state_dict(deformable.state_dict())
+    assert not missing and all(".offset." in name for name in unexpected)
+    assert deformable.res3[0].conv2.conv.weight.shape == plain.res3[0].conv2.conv.weight.shape == [128, 16, 3, 3]
+    x = paddle.randn([1, 3, 32, 64])
+    with paddle.no_grad():
+        assert (deformable(x)[0] - plain(x)[0]).abs().max().item() < 1e-4

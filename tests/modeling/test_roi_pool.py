@@ -5,7 +5,9 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from ppdet_lite.modeling.roi_pool import DeformRoIPool, RoIAlign
+from ppdet_lite.core.errors import Misfit
+from ppdet_lite.modeling.roi_pool import DeformPSRoIPool, DeformRoIPool, RoIAlign
+from ppdet_lite.ops import deform_roi_pool
 from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.structures import Rois
 from tests import tiny
@@ -167,3 +169,49 @@ def test_a_pyramid_without_the_levels_that_no_roi_needs(kind: str, features: lis
 def test_no_rois(modulated: bool, branch: str, features: list[Tensor]) -> None:
     layer = pool(modulated, branch)
     assert layer(features, tiny.rois([], [])).shape == [0, CHANNELS, SIZE, SIZE]
+
+
+def ps_pool(**settings: float | int) -> DeformPSRoIPool:
+    paddle.seed(0)
+    return DeformPSRoIPool([8], 3, out_channels=2, group_size=2, output_size=2, sample_per_part=2, **settings)
+
+
+def test_each_bin_is_pooled_from_the_map_of_its_part() -> None:
+    """Constant maps 1..8: bin (i, j) of channel c has the value of map (2c + i) * 2 + j."""
+    layer, roi = ps_pool(), tiny.rois([[8, 8, 39, 39]])
+    layer.maps.weight.set_value(paddle.zeros_like(layer.maps.weight))
+    layer.maps.bias.set_value(tiny.float32(np.arange(1, 9)))
+    pooled = layer([paddle.zeros([1, 3, 6, 6])], roi)
+    assert pooled.tolist() == [[[[1, 2], [3, 4]], [[5, 6], [7, 8]]]]
+    assert layer.out_channels == 2 and layer.level(roi.boxes).tolist() == [0]
+
+
+def test_fields_become_the_offsets_of_the_bins() -> None:
+    """A field of 1 for x moves every bin by gamma of the RoI's width, as the same offset does in the operator."""
+    layer, roi = ps_pool(gamma=0.2), tiny.rois([[8, 8, 39, 39]])
+    x = tiny.float32(np.random.default_rng(1).random((1, 3, 6, 6)))
+    before = layer([x], roi)
+    np.testing.assert_array_equal(layer.offsets([x], roi)[0].numpy(), np.zeros((1, 2, 2, 2)))
+    layer.fields.bias.set_value(tiny.float32([1] * 4 + [0] * 4))
+    offset, mask = layer.offsets([x], roi)
+    assert mask is None
+    np.testing.assert_allclose(offset.numpy(), [[np.ones((2, 2)), np.zeros((2, 2))]], atol=1e-6)
+    settings = {"gamma": 0.2, "semantics": "legacy", "sample_per_part": 2, "group_size": 2}
+    maps = paddle.nn.functional.relu(layer.maps(x))
+    expected = deform_roi_pool(maps, roi.boxes, roi.counts, 2, 1 / 8, offset=offset, **settings)
+    np.testing.assert_allclose(layer([x], roi).numpy(), expected.numpy(), atol=1e-6)
+    assert (layer([x], roi) - before).abs().max().item() > 1e-4
+
+
+def test_gradients_reach_maps_and_fields() -> None:
+    layer, roi = ps_pool(offset_lr=0.5), tiny.rois([[8, 8, 39, 39]], [[0, 3, 20, 40]])
+    x = tiny.float32(np.random.default_rng(1).random((2, 3, 6, 6)))
+    layer([x], roi).square().sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum().item() > 0
+    assert layer.fields.weight.optimize_attr["learning_rate"] == 0.5
+
+
+def test_position_sensitive_pooling_reads_one_map() -> None:
+    with pytest.raises(Misfit, match="roi_pool: DeformPSRoIPool reads one map and gets 4"):
+        DeformPSRoIPool([4, 8, 16, 32], 3)

@@ -1,0 +1,115 @@
+"""The residual blocks of ResNet and ResNeXt, and stages of them: what backbones and the C4 box head are made of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppdet_lite.modeling.deform import Deformable
+from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal
+
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+Depth = Literal[18, 34, 50, 101, 152]
+Variant = Literal["a", "b", "c", "d"]
+"""Where a ResNet downsamples (He et al. 2019, "Bag of Tricks", figure 2).
+
+a: a bottleneck in its first 1x1, as the original Caffe models; b: in its 3x3; c: b with a stem of three 3x3;
+d ("vd"): c with the shortcut's 1x1 after a 2x2 mean, so that it sees every pixel.
+"""
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the blocks of a stage have in common; see `ppdet_lite.modeling.resnet.ResNet`."""
+
+    norm: NormName
+    variant: Variant = "b"
+    groups: int = 1
+    base_width: int = 64
+    deformable: Deformable | None = None
+    dilation: int = 1
+
+
+class _ResidualBlock(nn.Layer):
+    """The shortcut that both kinds of block share."""
+
+    expansion: int
+
+    def add_shortcut(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
+        """Make what the block's input passes on its way around; nothing where shapes stay."""
+        self.shortcut = self.pool = None
+        if in_channels != out_channels or stride > 1:
+            pools = style.variant == "d" and stride > 1
+            self.pool = nn.AvgPool2D(stride, stride, ceil_mode=True) if pools else None
+            self.shortcut = ConvNorm(in_channels, out_channels, 1, 1 if pools else stride, norm=style.norm)
+
+    def identity(self, x: Tensor) -> Tensor:
+        """What is added to the block's own answer."""
+        x = x if self.pool is None else self.pool(x)
+        return x if self.shortcut is None else self.shortcut(x)
+
+
+class BasicBlock(_ResidualBlock):
+    """Two 3x3 convolutions and a shortcut: ResNet 18 and 34."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
+        super().__init__()
+        if style.groups > 1 or style.base_width != 64:
+            raise ValueError("groups and base_width are of bottlenecks: they need depth 50 or more")
+        spread = {"dilation": style.dilation, "norm": style.norm, "deformable": style.deformable}
+        self.conv1 = ConvNorm(in_channels, planes, 3, stride, **spread)
+        self.conv2 = ConvNorm(planes, planes, 3, **spread)
+        self.add_shortcut(in_channels, planes, stride, style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, planes, H/stride, W/stride]."""
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.identity(x))
+
+
+class Bottleneck(_ResidualBlock):
+    """1x1, 3x3, 1x1 convolutions and a shortcut: ResNet 50 and deeper; with grouped 3x3, ResNeXt (Xie et al. 2017)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
+        super().__init__()
+        width = planes * style.base_width // 64 * style.groups
+        first, second = (stride, 1) if style.variant == "a" else (1, stride)
+        self.conv1 = ConvNorm(in_channels, width, 1, first, norm=style.norm)
+        self.conv2 = ConvNorm(
+            width, width, 3, second, style.dilation, norm=style.norm, deformable=style.deformable, groups=style.groups
+        )
+        self.conv3 = ConvNorm(width, planes * self.expansion, 1, norm=style.norm)
+        self.add_shortcut(in_channels, planes * self.expansion, stride, style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, 4 * planes, H/stride, W/stride]."""
+        return F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))) + self.identity(x))
+
+
+def stage_channels(depth: Depth, stage: int) -> int:
+    """Channels that a stage out of 2..5 gives."""
+    return 64 * 2 ** (stage - 2) * _block(depth).expansion
+
+
+def residual_stage(depth: Depth, stage: int, in_channels: int, stride: int, style: BlockStyle) -> nn.Sequential:
+    """The blocks of a stage out of 2..5; the first of them downsamples by the stride."""
+    block, planes = _block(depth), 64 * 2 ** (stage - 2)
+    blocks = [block(in_channels, planes, stride, style)]
+    channels = planes * block.expansion
+    blocks += [block(channels, planes, 1, style) for _ in range(BLOCKS_PER_STAGE[depth][stage - 2] - 1)]
+    return nn.Sequential(*blocks)
+
+
+def init_convs(part: nn.Layer) -> None:
+    """He initialisation of every convolution of a part of a backbone."""
+    for layer in part.sublayers(include_self=True):
+        if isinstance(layer, ConvNorm):
+            init_kaiming_normal(layer.conv)
+
+
+def _block(depth: Depth) -> type[_ResidualBlock]:
+    return BasicBlock if depth < 50 else Bottleneck
