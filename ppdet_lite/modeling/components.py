@@ -32,7 +32,7 @@ class Neck(nn.Layer):
 
     out_channels: int
     out_strides: Sequence[int]
-    size_divisor: int  # image height and width must be multiples of this
+    size_divisor: int = 1  # image height and width must be multiples of this
 
     @property
     def rpn_channels(self) -> int:

@@ -21,7 +21,7 @@ class NoNeck(Neck):
             raise Misfit(
                 "backbone.out_stages", f"has {len(in_channels)} stages; without a neck give one, such as [4], or a neck"
             )
-        self.out_channels, self.out_strides, self.size_divisor = in_channels[0], list(in_strides), in_strides[0]
+        self.out_channels, self.out_strides = in_channels[0], list(in_strides)
 
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
         """The features."""
@@ -47,7 +47,7 @@ class Reduction(Neck):
         norm: NormName = "none",
     ) -> None:
         super().__init__()
-        self.out_channels, self.out_strides, self.size_divisor = out_channels, [in_strides[-1]], max(in_strides)
+        self.out_channels, self.out_strides = out_channels, [in_strides[-1]]
         self._first = in_channels[0], in_strides[0]
         self.reduce = ConvNorm(in_channels[-1], out_channels, 1, norm=norm)
         init_normal(self.reduce.conv, 0.01)

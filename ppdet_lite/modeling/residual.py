@@ -1,5 +1,6 @@
 """The residual blocks of ResNet and ResNeXt, and stages of them: what backbones and the C4 box head are made of."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ class BlockStyle:
     base_width: int = 64
     deformable: Deformable | None = None
     dilation: int = 1
+    projects: bool = False  # the first block has a projection in its shortcut although shapes stay
 
 
 class _ResidualBlock(nn.Layer):
@@ -39,7 +41,7 @@ class _ResidualBlock(nn.Layer):
     def add_shortcut(self, in_channels: int, out_channels: int, stride: int, style: BlockStyle) -> None:
         """Make what the block's input passes on its way around; nothing where shapes stay."""
         self.shortcut = self.pool = None
-        if in_channels != out_channels or stride > 1:
+        if in_channels != out_channels or stride > 1 or style.projects:
             pools = style.variant == "d" and stride > 1
             self.pool = nn.AvgPool2D(stride, stride, ceil_mode=True) if pools else None
             self.shortcut = ConvNorm(in_channels, out_channels, 1, 1 if pools else stride, norm=style.norm)
@@ -99,7 +101,7 @@ def residual_stage(depth: Depth, stage: int, in_channels: int, stride: int, styl
     """The blocks of a stage out of 2..5; the first of them downsamples by the stride."""
     block, planes = _block(depth), 64 * 2 ** (stage - 2)
     blocks = [block(in_channels, planes, stride, style)]
-    channels = planes * block.expansion
+    channels, style = planes * block.expansion, dataclasses.replace(style, projects=False)
     blocks += [block(channels, planes, 1, style) for _ in range(BLOCKS_PER_STAGE[depth][stage - 2] - 1)]
     return nn.Sequential(*blocks)
 

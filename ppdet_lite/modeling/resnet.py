@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.components import Backbone
@@ -25,6 +25,11 @@ class DeepStem(nn.Layer):
         self.conv1 = ConvNorm(3, channels // 2, 3, stride=2, norm=norm)
         self.conv2 = ConvNorm(channels // 2, channels // 2, 3, norm=norm)
         self.conv3 = ConvNorm(channels // 2, channels, 3, norm=norm)
+
+    def _slow_down(self, stage_lr: Sequence[float]) -> None:
+        for stage, rate in zip(STAGES[: self.out_stages[-1] - 1], stage_lr):
+            for parameter in getattr(self, f"res{stage}").parameters():
+                parameter.optimize_attr["learning_rate"] *= rate
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, channels, H/2, W/2]."""
@@ -45,6 +50,8 @@ class ResNet(Backbone):
         groups, base_width: of a bottleneck's 3x3, which has groups * base_width channels in stage 2. ResNeXt 64x4d:
             64 and 4.
         dilated: stage 5 keeps stage 4's stride of 16 and its 3x3 convolutions reach twice as far (DC5).
+        project_stage_2: stage 2 of ResNet 18 and 34 too begins with a projection in its shortcut (PaddleDetection).
+        stage_lr: learning rate of the stages 2 to 5, relative to the rest of the model.
         deformable: makes every 3x3 convolution of the stages it names deformable.
     """
 
@@ -58,6 +65,8 @@ class ResNet(Backbone):
         groups: PositiveInt = 1,
         base_width: PositiveInt = 64,
         dilated: bool = False,
+        project_stage_2: bool = False,
+        stage_lr: Annotated[Sequence[PositiveFloat], Field(min_length=4, max_length=4)] = (1.0, 1.0, 1.0, 1.0),
         deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
@@ -75,7 +84,8 @@ class ResNet(Backbone):
         for stage in STAGES[: self.out_stages[-1] - 1]:
             in_stage = deformable if deformable is not None and stage in deformable.stages else None
             spread = 2 if dilated and stage == 5 else 1
-            style = BlockStyle(self._stage_norm(stage), variant, groups, base_width, in_stage, spread)
+            projects = project_stage_2 and stage == 2
+            style = BlockStyle(self._stage_norm(stage), variant, groups, base_width, in_stage, spread, projects)
             step = 1 if stage == 2 or spread > 1 else 2
             setattr(self, f"res{stage}", residual_stage(depth, stage, channels, step, style))
             channels, stride = stage_channels(depth, stage), stride * step
@@ -84,6 +94,7 @@ class ResNet(Backbone):
         self.out_strides = [strides[stage] for stage in self.out_stages]
         init_convs(self)
         self._freeze()
+        self._slow_down(stage_lr)
 
     def _stage_norm(self, stage: int) -> NormName:
         is_batch_norm = self.norm_name in ("bn", "sync_bn", "frozen_stats_bn")
@@ -94,6 +105,11 @@ class ResNet(Backbone):
         for stage in frozen:
             for parameter in [] if stage is None else stage.parameters():
                 parameter.stop_gradient = True
+
+    def _slow_down(self, stage_lr: Sequence[float]) -> None:
+        for stage, rate in zip(STAGES[: self.out_stages[-1] - 1], stage_lr):
+            for parameter in getattr(self, f"res{stage}").parameters():
+                parameter.optimize_attr["learning_rate"] *= rate
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [N, 3, H, W] -> features of `out_stages`, fine to coarse."""

@@ -43,6 +43,11 @@ class LoadReport(NamedTuple):
             lines += [f"{title}:", *(f"  {name}" for name in names)]
         return "\n".join(lines)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every array fits and none is missing or left over."""
+        return not self._groups()
+
     def require_complete(self, source: str) -> None:
         """Raise UserError unless every array fits and none is missing or left over."""
         if groups := self._groups():

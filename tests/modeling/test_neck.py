@@ -17,7 +17,7 @@ def maps() -> list[paddle.Tensor]:
 def test_without_a_neck_all_read_the_map() -> None:
     neck, features = NoNeck([4], [16]), maps()[:1]
     assert neck(features)[0] is features[0] and neck.rpn_features(features, neck(features))[0] is features[0]
-    assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (4, [16], 16)
+    assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (4, [16], 1)
     assert (neck.rpn_channels, neck.rpn_strides) == (4, [16])
 
 
@@ -36,7 +36,7 @@ def test_rois_read_the_reduced_map_and_the_rpn_the_first() -> None:
     np.testing.assert_allclose(reduced.numpy(), expected, rtol=1e-5, atol=1e-5)
     (read,) = neck.rpn_features(features, [reduced])
     assert read is features[0]
-    assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (2, [16], 16)
+    assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (2, [16], 1)
     assert (neck.rpn_channels, neck.rpn_strides) == (4, [16])
 
 

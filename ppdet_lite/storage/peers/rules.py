@@ -1,7 +1,7 @@
 """How another project names and lays out the weights of a detector: rules from our names to theirs, for both ways."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,18 +48,20 @@ class Peer:
     """Another project's naming.
 
     rules: the first that speaks of a name counts.
+    classifier: their name of the bias of the box head's classifier, K + 1 numbers.
     ignored: patterns of their names that hold nothing which a detector needs.
-    signs: their names, one of which every file of this naming has.
+    signs: their names that every file of a detector has.
     """
 
     title: str
     rules: Sequence[Rule]
+    classifier: str
     ignored: Sequence[str] = ()
     signs: Sequence[str] = ()
 
-    def recognises(self, names: Sequence[str]) -> bool:
+    def recognises(self, names: Collection[str]) -> bool:
         """Whether names of a file are of this naming."""
-        return any(sign in names for sign in self.signs)
+        return all(sign in names for sign in self.signs)
 
     def rule(self, ours: str) -> tuple[str, Layout]:
         """Their name of a weight of ours, and its layout. Raises KeyError where they have none."""
@@ -106,8 +108,3 @@ class Peer:
 
     def _is_ignored(self, theirs: str) -> bool:
         return any(re.fullmatch(pattern, theirs) for pattern in self.ignored)
-
-
-def stage_number(shift: int) -> Callable[[re.Match[str]], str]:
-    """For a pattern with the groups (stage), (rest): `layer<stage + shift>.<rest>`, as torch's ResNets have it."""
-    return lambda match: f"layer{int(match[1]) + shift}.{match[2]}"
