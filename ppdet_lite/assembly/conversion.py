@@ -1,25 +1,25 @@
 """Weights of other projects into runs of ours, and back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import paddle
 
 from ppdet_lite import __version__
 from ppdet_lite.assembly.setup import build_model, load_config, state_shapes
 from ppdet_lite.config.checked import Config
+from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import read_categories
 from ppdet_lite.data.known_classes import known_classes
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.storage.files import write_json, write_text
 from ppdet_lite.storage.pdparams import write_pdparams
-from ppdet_lite.storage.peers import PEERS
+from ppdet_lite.storage.peer_files import PeerFile, read_peer_file
+from ppdet_lite.storage.peers import PEERS, peer_of
 from ppdet_lite.storage.weights import read_weights
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class Classes(NamedTuple):
@@ -51,24 +51,33 @@ def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> C
     return load_config(path, [*ways, *overrides])
 
 
-def convert(
-    peer: str, config: Config, arrays: Arrays, source: str, folder: Path, classes: Classes | None = None
-) -> None:
+def known_peer(name: str) -> str:
+    """A project that can be converted from. Raises UserError for another."""
+    if name not in PEERS:
+        raise UserError(f"--from {name}: not known; choose {either(PEERS)}")
+    return name
+
+
+def convert_file(peer: str, config: Config, file: Path, folder: Path, annotations: Path | None = None) -> None:
     """Write another project's detector as a run of ours: config.yml, classes.json and checkpoints/best.
 
-    classes: None takes COCO's for 80 and VOC's for 20. Raises UserError, listing every name, unless each array of
-    theirs has its place in the config's model and each of the model's is there.
+    Class names come from the file or the annotations (COCO JSON), else they are COCO's for 80 classes, VOC's for 20.
+    Raises UserError, listing every name, unless each array of theirs has its place in the config's model and each of
+    the model's is there.
     """
     if (folder / "checkpoints").exists():
         raise UserError(f"{folder} holds a run already; choose another folder")
+    read = read_peer_file(file)
     naming = PEERS[peer]({})
-    if naming.classifier not in arrays:
-        raise UserError(f"{source}: no detector of {naming.title}'s, it has no {naming.classifier}; see --from")
-    classes = _settled(classes, len(arrays[naming.classifier]) - 1, source)
+    if naming.classifier not in read.arrays:
+        other = peer_of(read.arrays)
+        hint = f"it is {PEERS[other]({}).title}'s: --from {other}" if other else f"has it {naming.title}'s weights?"
+        raise UserError(f"{file}: no detector of {naming.title}'s, it has no {naming.classifier}; {hint}")
+    classes = _classes(read, annotations, len(read.arrays[naming.classifier]) - 1)
     model = build_model(config, classes.names, for_training=False)
-    report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)
+    report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), read.arrays)
     if not report.is_complete:
-        raise UserError(f"{source}: weights of another model than {config['model'].place}: {report.summary()}")
+        raise UserError(f"{file}: weights of another model than the config's: {report.summary()}")
     meta = {
         "iteration": 0,
         "best": None,
@@ -76,12 +85,13 @@ def convert(
         "category_ids": classes.category_ids,
         "config": config.dump(),
         "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
-        "converted_from": {"project": naming.title, "file": source},
+        "converted_from": {"project": naming.title, "file": read.source},
     }
     save_checkpoint(folder / "checkpoints/best", {"model": report.matched}, meta)
     write_text(folder / "config.yml", config.dump())
     write_json(folder / "classes.json", [{"id": i, "name": n} for n, i in zip(*classes, strict=True)])
-    get_logger().info("%d arrays of %s converted into %s", len(report.matched), source, folder)
+    get_logger().info("%d arrays of %s converted into %s", len(report.matched), file, folder)
+    get_logger().info("evaluate it: python tools/eval.py -c %s -o weights=%s", folder / "config.yml", folder)
 
 
 def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> None:
@@ -101,12 +111,17 @@ def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> 
     get_logger().info("%d arrays of %s written to %s", len(arrays), read.source, file)
 
 
-def _settled(classes: Classes | None, count: int, source: str) -> Classes:
-    if classes is None:
-        known = known_classes(count)
-        if known is None:
-            raise UserError(f"{source}: has {count} classes and no names; give --classes annotations.json")
-        return Classes(*known)
-    if len(classes.names) != count:
-        raise UserError(f"{source}: has {count} classes, the names given are {len(classes.names)}")
-    return classes
+def _classes(read: PeerFile, annotations: Path | None, count: int) -> Classes:
+    known = known_classes(count)
+    if annotations is not None:
+        names, ids = read_categories(str(annotations))
+    elif read.class_names is not None:
+        names = read.class_names
+        ids = known[1] if known is not None and names == known[0] else list(range(1, len(names) + 1))
+    elif known is not None:
+        names, ids = known
+    else:
+        raise UserError(f"{read.source}: has {count} classes and no names; give --classes annotations.json")
+    if len(names) != count:
+        raise UserError(f"{read.source}: has {count} classes, but names for {len(names)}: {', '.join(names[:5])}, ...")
+    return Classes(names, ids)

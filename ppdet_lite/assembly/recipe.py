@@ -67,6 +67,8 @@ class Recipe:
     weights: a trained model for evaluation, inference and export: a run or checkpoint folder, .safetensors, .pdparams.
     pretrain_weights: what training starts from: a local path, or https://...#sha256=... (also #md5=...); null for
         random initialisation.
+    pretrain_class_map: {their name: our name} for classes that have another name in pretrain_weights, a trained
+        detector's, than in the data; equal names need none.
     output: the folder below which each run has a folder named after its config.
     """
 
@@ -78,4 +80,5 @@ class Recipe:
     runtime: Runtime = Runtime()
     weights: str | None = None
     pretrain_weights: str | None = None
+    pretrain_class_map: dict[str, str] | None = None
     output: str = "output"

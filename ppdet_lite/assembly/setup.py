@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import paddle
 
+from ppdet_lite.assembly.class_layers import match_classes
 from ppdet_lite.assembly.recipe import Recipe
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked import Config
@@ -17,7 +19,8 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.download import resolve_weights
-from ppdet_lite.storage.weights import LoadReport, match_weights, read_weights
+from ppdet_lite.storage.peers import peer_of
+from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
 
 TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without
 
@@ -84,6 +87,11 @@ def load_detector(config: Config) -> Detector:
     if config["weights"] is None:
         raise UserError("no weights given; add -o weights=output/NAME or another checkpoint, .safetensors or .pdparams")
     weights = read_weights(Path(config["weights"]))
+    if (peer := peer_of(weights.arrays)) is not None:
+        raise UserError(
+            f"{weights.source}: another project's weights; convert them: "
+            f"python tools/convert_weights.py --from {peer} -c CONFIG {weights.source} FOLDER"
+        )
     if "class_names" in weights.meta:
         class_names, category_ids = weights.meta["class_names"], weights.meta["category_ids"]
     else:  # a bare weights file: the order of the training annotations is the only source
@@ -99,16 +107,23 @@ def load_detector(config: Config) -> Detector:
     return Detector(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
 
 
-def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
+def load_pretrained(
+    model: FasterRCNN,
+    spec: str,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
+) -> LoadReport:
     """Start a model from `pretrain_weights`: a whole detector, or a classifier whose trunk is the backbone's.
+
+    class_names: the model's classes; where a detector's own are known and others, class layers are carried over by
+    name, those in class_map under their new one (see `match_classes`).
 
     What does not fit is reported name by name; nothing fitting at all is a UserError.
     """
     weights = read_weights(resolve_weights(spec))
     wanted = state_shapes(model)
-    arrays = {
-        name: array for name, array in weights.arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)
-    }
+    arrays = _for_classes(weights, model, class_names, class_map)
+    arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
     as_detector = match_weights(wanted, arrays)
     as_backbone = match_weights(
         {name: shape for name, shape in wanted.items() if name.startswith("backbone.")},
@@ -127,6 +142,24 @@ def load_pretrained(model: FasterRCNN, spec: str) -> LoadReport:
         )
     model.set_state_dict({**model.state_dict(), **report.matched})
     return report
+
+
+def _for_classes(
+    weights: Weights, model: FasterRCNN, class_names: Sequence[str] | None, class_map: Mapping[str, str] | None
+) -> dict[str, np.ndarray]:
+    """The arrays of weights with class layers for these classes; the log tells which came along."""
+    theirs = weights.meta.get("class_names")
+    if theirs is None or class_names is None or (theirs == list(class_names) and not class_map):
+        if class_map:
+            raise UserError(f"pretrain_class_map: {weights.source} names no classes")
+        return weights.arrays
+    fresh = {name: value.numpy() for name, value in model.state_dict().items()}
+    match = match_classes(weights.arrays, theirs, class_names, fresh, class_map)
+    get_logger().info(
+        "%s is of other classes: kept by name: %s; starting anew: %s",
+        *(weights.source, ", ".join(match.kept) or "none", ", ".join(match.new) or "none"),
+    )
+    return match.arrays
 
 
 def _is_pretrained(name: str) -> bool:

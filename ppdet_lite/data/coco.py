@@ -128,14 +128,8 @@ class CocoDataset:
         }
 
     def _take_categories(self, records: list[dict], class_names: Sequence[str] | None) -> None:
-        ids = _integers(records, "id", f"{self.file}: category")
-        _unique(ids.tolist(), f"{self.file}: category id")
-        order = np.argsort(ids)
-        self.category_ids, self.class_names = ids[order], [records[i].get("name") for i in order]
-        for category, name in zip(self.category_ids, self.class_names, strict=True):
-            if not isinstance(name, str) or not name.strip():
-                raise UserError(f"{self.file}: category {category} has no name")
-        _unique(self.class_names, f"{self.file}: category name")
+        self.class_names, ids = _categories(records, self.file)
+        self.category_ids = np.array(ids, np.int64)
         if class_names is not None:
             extra, missing = set(self.class_names) - set(class_names), set(class_names) - set(self.class_names)
             if extra or missing:
@@ -223,6 +217,23 @@ def load_image(path: str) -> np.ndarray:
     if image is None:
         raise UserError(f"image {path} cannot be decoded ({len(data)} bytes); it is damaged or not an image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_categories(path: str) -> tuple[list[str], list[int]]:
+    """Class names and category ids of an annotation file, in the order of ids. Raises UserError as `CocoDataset`."""
+    return _categories(_read_json(path)["categories"], path)
+
+
+def _categories(records: list[dict], file: str) -> tuple[list[str], list[int]]:
+    ids = _integers(records, "id", f"{file}: category")
+    _unique(ids.tolist(), f"{file}: category id")
+    order = np.argsort(ids)
+    names = [records[i].get("name") for i in order]
+    for category, name in zip(ids[order], names, strict=True):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{file}: category {category} has no name")
+    _unique(names, f"{file}: category name")
+    return names, ids[order].tolist()
 
 
 def _read_json(path: str) -> dict[str, list[dict]]:

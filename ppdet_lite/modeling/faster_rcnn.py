@@ -49,8 +49,8 @@ class FasterRCNN(nn.Layer):
         mimic: RCNNTeacher | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.rpn = backbone, rpn
-        self.neck = NoNeck(backbone.out_channels, backbone.out_strides) if neck is None else neck
+        neck = NoNeck(backbone.out_channels, backbone.out_strides) if neck is None else neck
+        self.backbone, self.neck, self.rpn = backbone, neck, rpn
         self.roi_sampler, self.roi_pool = roi_sampler, roi_pool
         self.box_head, self.predictor, self.postprocess = box_head, predictor, postprocess
         self.mimic = mimic

@@ -86,6 +86,8 @@ def read_weights(path: Path) -> Weights:
         return Weights(read_pdparams(path), {}, str(path))
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if path.suffix in (".pth", ".pt", ".pkl"):
+        raise UserError(f"{path}: another project's file; convert it with tools/convert_weights.py")
     raise UserError(f"{path}: unknown kind of weights; a .pdparams or .safetensors file, a checkpoint or a run folder")
 
 

@@ -109,7 +109,7 @@ class Run:
         """The weights that a new run starts from; warnings of what they or the sizes cannot go with."""
         weights = self.config["pretrain_weights"]
         if start is None and weights is not None:
-            load_pretrained(self.model, weights)
+            load_pretrained(self.model, weights, self.data.train.class_names, self.config["pretrain_class_map"])
         warn_about_norms(self.model, self.data.loader.batch_size, from_random=start is None and weights is None)
         warn_about_sizes(self.data.augment.short_sides, self.data.preprocess.short_side)
 

@@ -57,6 +57,7 @@ def test_files(tmp_path):
 
 
 def test_what_is_no_weights_is_told(tmp_path):
+    (tmp_path / "w.bin").write_bytes(b"")
     (tmp_path / "w.pth").write_bytes(b"")
     (tmp_path / "cut.safetensors").write_bytes(b"abc")
     header = json.dumps({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
@@ -64,7 +65,8 @@ def test_what_is_no_weights_is_told(tmp_path):
     (tmp_path / "folder.pdparams").mkdir()
     for name, text in [
         ("none.pdparams", "no such weights; give a .pdparams or .safetensors file"),
-        ("w.pth", "unknown kind of weights"),
+        ("w.bin", "unknown kind of weights"),
+        ("w.pth", "another project.s file; convert it with tools/convert_weights.py"),
         ("cut.safetensors", "damaged, or of a number type"),
         ("bf16.safetensors", "damaged, or of a number type that NumPy lacks .*bfloat16"),
         ("folder.pdparams", "holds no intact checkpoint"),

@@ -1,0 +1,81 @@
+"""Class layers carried over by name."""
+
+import numpy as np
+import pytest
+
+from ppdet_lite.assembly.class_layers import match_classes
+from ppdet_lite.core.errors import UserError
+
+THEIRS, OURS = ["cat", "dog", "cow"], ["horse", "cow", "cat"]
+
+
+def layers(count: int, start: int) -> dict[str, np.ndarray]:
+    """A detector's class layers of K classes and one more array; every number its own."""
+    shapes = {
+        "predictor.classify.weight": (2, count + 1),
+        "predictor.classify.bias": (count + 1,),
+        "predictor.regress.weight": (2, 4 * count),
+        "predictor.regress.bias": (4 * count,),
+        "box_head.fc1.weight": (3,),
+    }
+    arrays = {}
+    for name, shape in shapes.items():
+        arrays[name] = np.arange(start, start + np.prod(shape), dtype=np.float32).reshape(shape)
+        start += 100
+    return arrays
+
+
+def test_shared_classes_and_the_background_are_carried_over() -> None:
+    theirs, fresh = layers(3, 1000), layers(3, 5000)
+    match = match_classes(theirs, THEIRS, OURS, fresh)
+    assert (match.kept, match.new) == (["cow", "cat"], ["horse"])
+    old, new = theirs["predictor.classify.bias"], fresh["predictor.classify.bias"]
+    assert match.arrays["predictor.classify.bias"].tolist() == [new[0], old[2], old[0], old[3]]
+    old, new = theirs["predictor.classify.weight"], fresh["predictor.classify.weight"]
+    assert (
+        match.arrays["predictor.classify.weight"].tolist()
+        == np.stack([new[:, 0], old[:, 2], old[:, 0], old[:, 3]], 1).tolist()
+    )
+    old, new = theirs["predictor.regress.bias"], fresh["predictor.regress.bias"]
+    assert match.arrays["predictor.regress.bias"].tolist() == [*new[:4], *old[8:12], *old[:4]]
+    assert match.arrays["box_head.fc1.weight"] is theirs["box_head.fc1.weight"]
+
+
+def test_another_number_of_classes() -> None:
+    theirs, fresh = layers(3, 1000), layers(1, 5000)
+    match = match_classes(theirs, THEIRS, ["dog"], fresh)
+    old = theirs["predictor.classify.bias"]
+    assert match.arrays["predictor.classify.bias"].tolist() == [old[1], old[3]]
+    assert match.arrays["predictor.regress.bias"].tolist() == theirs["predictor.regress.bias"][4:8].tolist()
+
+
+def test_renamed_classes() -> None:
+    match = match_classes(layers(3, 0), THEIRS, ["puppy"], layers(1, 500), {"dog": "puppy"})
+    assert (
+        match.kept == ["puppy"]
+        and match.arrays["predictor.classify.bias"][0] == layers(3, 0)["predictor.classify.bias"][1]
+    )
+
+
+def test_nothing_shared_leaves_all_but_the_background_fresh() -> None:
+    match = match_classes(layers(3, 0), THEIRS, ["x"], layers(1, 500))
+    assert (match.kept, match.new) == ([], ["x"])
+    assert match.arrays["predictor.regress.bias"].tolist() == layers(1, 500)["predictor.regress.bias"].tolist()
+
+
+def test_class_agnostic_boxes_stay_as_they_are() -> None:
+    theirs, fresh = layers(3, 0), layers(1, 500)
+    theirs["predictor.regress.bias"] = np.arange(4.0)
+    assert match_classes(theirs, THEIRS, ["dog"], fresh).arrays["predictor.regress.bias"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("renames", "told"),
+    [
+        ({"bird": "cat"}, "bird: cat: the weights have cat, dog, cow"),
+        ({"dog": "bird"}, "the data have horse, cow, cat"),
+    ],
+)
+def test_a_rename_of_no_class_is_told(renames: dict[str, str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        match_classes(layers(3, 0), THEIRS, OURS, layers(3, 500), renames)
