@@ -5,11 +5,12 @@ PY := $(VENV)/bin/python
 CONFIG := configs/quickstart/shapes_r18_fpn.yml
 RUN := output/shapes_r18_fpn
 
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart test test-slow lint clean
 
 help:
 	@echo "make quickstart   install, draw the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
 	@echo "make test         install, run the tests with coverage"
+	@echo "make test-slow    export every recipe's model too (minutes more)"
 	@echo "make lint         check code style"
 	@echo "make clean        remove what the others made, but not .venv"
 
@@ -31,6 +32,9 @@ quickstart: setup
 
 test: setup
 	$(PY) -m pytest --cov --cov-report=term --cov-fail-under=85
+
+test-slow: setup
+	$(PY) -m pytest --slow tests/test_configs.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

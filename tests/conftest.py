@@ -9,6 +9,11 @@ import ppdet_lite
 from ppdet_lite.core.log import ROOT
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow` runs what repeats a proof on larger models."""
+    parser.addoption("--slow", action="store_true", help="also export the deeper models of each kind")
+
+
 @pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
     """The command-line tools configure the package's logger; the next test finds it as it was."""

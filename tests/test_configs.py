@@ -9,8 +9,11 @@ import pytest
 from paddle.vision import models
 
 from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.assembly.tensors import detection_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
+from ppdet_lite.deployment.export import save_graph
+from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer
 from ppdet_lite.optimization.schedule import Schedule
@@ -21,20 +24,54 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yml") if "_base_" not in path.relative_to(CONFIGS).parts)
 CLASSES = ["cat", "dog", "cow"]
-BACKBONE_PARAMETERS = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}  # torchvision's, without fc
+BACKBONE_PARAMETERS = {  # torchvision's, without the classifier
+    "r18": 11_176_512,
+    "r34": 21_284_672,
+    "r50": 23_508_032,
+    "r101": 42_500_160,
+    "r152": 58_143_808,
+    "x101": 81_406_272,
+}
+SMALLER = [  # less of what takes the time
+    "model.roi_sampler.sampler.count=16",
+    "model.rpn={pre_nms_train: 200, post_nms_train: 60, pre_nms_test: 200, post_nms_test: 30}",
+]
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
 
 
-@pytest.fixture(scope="module", params=RECIPES, ids=name_of)
+def small(path: Path) -> Config:
+    """A recipe with less of what takes the time."""
+    model = load_config(path)["model"]
+    widths = (("box_head", "width"), ("roi_pool", "hidden"))
+    narrow = [f"model.{part}.{key}=64" for part, key in widths if key in model[part]]
+    if model["mimic"] is not None:
+        narrow.append("model.mimic={crop_size: 64, rois_per_image: 4}")
+    return load_config(path, [*SMALLER, *narrow])
+
+
+def first_of_each(paths: list[Path], overrides: list[str]) -> list[Path]:
+    """One recipe for each model that is left when overrides make some of them alike."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        first.setdefault(load_config(path, overrides)["model"].dump(), path)
+    return list(first.values())
+
+
+MODELS = first_of_each(RECIPES, ["model.backbone.stage_lr=[1, 1, 1, 1]"])  # others train the same one longer
+BOTTLENECKS = [path for path in MODELS if load_config(path)["model"]["backbone"]["depth"] >= 50]
+GRAPHS = {  # of those that differ in depth or mimicking alone, one
+    *first_of_each(BOTTLENECKS[::-1], ["model.mimic=null", "model.backbone.depth=50"]),
+    *first_of_each([path for path in MODELS if path not in BOTTLENECKS], ["model.mimic=null"]),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=name_of)
 def built(request: pytest.FixtureRequest) -> Iterator[tuple[Config, FasterRCNN]]:
-    """A recipe, with less of what takes the time, and its model; none stays longer than its tests."""
-    smaller = ["model.roi_sampler.sampler.count=16", "model.box_head.width=64"]
-    if "hidden" in load_config(request.param)["model"]["roi_pool"]:
-        smaller.append("model.roi_pool.hidden=64")
-    config = load_config(request.param, smaller)
+    """A recipe and its model; none stays longer than its tests."""
+    config = small(request.param)
     yield config, build_model(config, CLASSES)
 
 
@@ -63,32 +100,64 @@ def test_bases_are_short_and_begin_with_what_they_are(path: Path) -> None:
     assert lines[0].startswith(("# ", "_base_:"))
 
 
-def test_file_name_and_backbone_agree(built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "quickstart"], ids=name_of)
+def test_file_name_and_model_agree(path: Path) -> None:
+    """The name tells depth, variant, width, pyramid and norms as PaddleDetection's names do."""
+    model, name = load_config(path)["model"], path.stem.split("_")
+    backbone = model["backbone"]
+    assert ("x101" in name) == (backbone["groups"] == 64) and (f"r{backbone['depth']}" in name or "x101" in name)
+    assert ("vd" in name) == (backbone["variant"] == "d") and backbone["variant"] in "bd"
+    assert ("dc5" in name) == backbone["dilated"]
+    necks = {"fpn": "FPN", "dc5": "Reduction"}
+    assert (model["neck"] or {}).get("type") == next((kind for part, kind in necks.items() if part in name), None)
+    deformable = any(part in name for part in ("dcn", "dconv", "mdconv"))
+    assert deformable == (backbone["deformable"] is not None)
+    assert any(part in name for part in ("dpool", "mdpool")) == (model["roi_pool"]["type"] == "DeformRoIPool")
+    assert ("mimic" in name) == (model["mimic"] is not None)
+    if "all" in name:
+        assert {backbone["norm"], model["neck"]["norm"], model["box_head"]["norm"]} <= set(name)
+
+
+def test_backbones_have_the_size_of_the_papers(
+    built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest
+) -> None:
     config, model = built
-    depth = config["model"]["backbone"]["depth"]
-    assert f"r{depth}_fpn" in request.node.name
-    extra = (
-        "._mean",
-        "._variance",
-        ".offset.weight",
-        ".offset.bias",
-    )  # statistics, branches of deformable convolutions
-    counted = sum(p.size for name, p in model.backbone.named_parameters() if not name.endswith(extra))
-    assert counted == BACKBONE_PARAMETERS[depth]
+    branches = ("._mean", "._variance", ".offset.weight", ".offset.bias")
+    if config["model"]["backbone"]["variant"] == "d" or config["model"]["neck"] is None:
+        return  # another stem; stage 5 elsewhere
+    counted = sum(p.size for name, p in model.backbone.named_parameters() if not name.endswith(branches))
+    names = next(part for part in request.node.name.split("_") if part in BACKBONE_PARAMETERS)
+    assert counted == BACKBONE_PARAMETERS[names]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_where_the_weights_to_start_from_come_from(path: Path) -> None:
+    """Of a plain ResNet Paddle's own file, with its checksum; of others a local one, and the header says whose."""
+    config = load_config(path)
+    spec, backbone = config["pretrain_weights"], config["model"]["backbone"]
+    if spec is None:
+        assert backbone["norm"] != "frozen_bn"
+    elif backbone["variant"] == "b":
+        assert f"/resnet{backbone['depth']}.pdparams#md5=" in spec
+    else:
+        header = path.read_text(encoding="utf-8")
+        assert spec.startswith("dataset/weights/") and (Path(spec).name in header or "to start from: see" in header)
 
 
 def test_pretrained_weights_fit(built: tuple[Config, FasterRCNN]) -> None:
-    """The file that the recipe downloads is Paddle's ResNet of that depth; every backbone array comes from it."""
+    """Paddle's ResNet of that depth has every array of the backbone and of a C4 head, and no other."""
     config, model = built
-    spec, depth = config["pretrain_weights"], config["model"]["backbone"]["depth"]
-    if spec is None:
-        assert config["model"]["backbone"]["norm"] != "frozen_bn"
+    backbone = config["model"]["backbone"]
+    if config["pretrain_weights"] is None or backbone["variant"] != "b":
         return
-    assert f"/resnet{depth}.pdparams#md5=" in spec
     with paddle.LazyGuard():
-        theirs = getattr(models, f"resnet{depth}")().state_dict()
+        theirs = getattr(models, f"resnet{backbone['depth']}")().state_dict()
     shapes = {model.backbone.upstream_name(name): value.shape for name, value in theirs.items() if name[:3] != "fc."}
-    ours = {name: value.shape for name, value in model.backbone.state_dict().items() if ".offset." not in name}
+    ours = {
+        name.partition(".")[2]: value.shape
+        for name, value in model.state_dict().items()
+        if name.startswith(("backbone.", "box_head.res5.")) and ".offset." not in name
+    }
     assert shapes == ours
 
 
@@ -103,7 +172,15 @@ def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:
     assert isinstance(schedule, Schedule)
     optimizer = settings.build(model)
     optimizer.set_lr(settings.scaled_lr(2) * schedule.factor(1, 1000, 10))
-    watched = ("backbone.res5.0.conv1.conv.weight", "neck.lateral.0.conv.weight", "predictor.classify.weight")
+    parts = [
+        "backbone.res4.0.conv1.conv.weight",
+        "neck.lateral.0.conv.weight",
+        "neck.reduce.conv.weight",
+        "box_head.res5.0.conv1.conv.weight",
+        "predictor.classify.weight",
+    ]
+    watched = [name for name in parts if name in model.state_dict()]
+    assert len(watched) == 3
     before = {name: parameter.numpy() for name, parameter in model.named_parameters() if name in watched}
     model.train()
     losses = train_step(model, optimizer, tiny.batch()).losses
@@ -111,6 +188,32 @@ def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:
     assert 0.5 < losses["loss_cls"] < 5  # three classes and background: log 4 = 1.4 to begin with
     moved = {name for name, p in model.named_parameters() if name in watched and (p.numpy() != before[name]).any()}
     assert moved == set(watched)
+
+
+def exported_finds_the_same(model: FasterRCNN, folder: Path) -> None:
+    """On a small image, by Paddle's inference engine: scores to 1e-4, boxes to 1e-2 pixels."""
+    model.eval()
+    save_graph(model, folder)
+    batch = {key: value[:1] for key, value in tiny.batch().items()}
+    with paddle.no_grad():
+        found = model(*detection_arguments(batch))
+    rows, counts = Predictor(folder)(batch["images"], batch["image_sizes"], batch["scales"])
+    columns = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
+    expected = paddle.concat(columns, axis=1).numpy()
+    assert counts.tolist() == found.counts.tolist() == [len(expected)]
+    rows, expected = (part[np.lexsort(part[:, [3, 2, 0]].round(1).T)] for part in (rows, expected))
+    np.testing.assert_allclose(rows[:, :2], expected[:, :2], atol=1e-4)
+    np.testing.assert_allclose(rows[:, 2:], expected[:, 2:], atol=1e-2)
+
+
+def test_the_exported_graph_finds_the_same(
+    built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Of each kind of graph; `make test-slow` exports the deeper ones of a kind too."""
+    path = request.node.callspec.params["built"]
+    if path not in GRAPHS and not request.config.getoption("--slow"):
+        pytest.skip("a graph like another's: make test-slow")
+    exported_finds_the_same(built[1], tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)
