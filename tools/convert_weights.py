@@ -20,6 +20,9 @@ def main() -> None:
     way.add_argument("--from", dest="source", metavar="PROJECT", help="ppdet, torchvision, mmdet or detectron2")
     way.add_argument("--to", dest="target", choices=["ppdet"], help="ppdet: a .pdparams that PaddleDetection loads")
     parser.add_argument("--classes", metavar="FILE", type=Path, help="COCO annotations with the classes' names")
+    parser.add_argument(
+        "--bn-epsilon", metavar="E", type=float, help="of their batch norms, if not 1e-5; torchvision's COCO_V1 has 0"
+    )
     parser.add_argument("src", metavar="SRC", type=Path, help="what to read")
     parser.add_argument("dst", metavar="DST", type=Path, help="what to write")
     args = parser.parse_args()
@@ -35,7 +38,7 @@ def main() -> None:
     if args.target:
         conversion.write_peer_weights(peer, config, args.src, args.dst)
     else:
-        conversion.convert_file(peer, config, args.src, args.dst, args.classes)
+        conversion.convert_file(peer, config, args.src, args.dst, args.classes, args.bn_epsilon)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import read_categories
-from ppdet_lite.data.known_classes import known_classes
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.storage.files import write_json, write_text
+from ppdet_lite.storage.known_classes import known_classes
 from ppdet_lite.storage.pdparams import write_pdparams
 from ppdet_lite.storage.peer_files import PeerFile, read_peer_file
 from ppdet_lite.storage.peers import PEERS, peer_of
+from ppdet_lite.storage.peers.rules import with_our_epsilon
 from ppdet_lite.storage.weights import read_weights
 
 
@@ -41,7 +42,54 @@ def _ppdet_ways(config: Config) -> list[str]:
     return ways
 
 
-WAYS: dict[str, Callable[[Config], list[str]]] = {"ppdet": _ppdet_ways}
+def _torchvision_ways(config: Config) -> list[str]:
+    """torchvision resizes floating-point pixels, measures strides, rounds anchors, and pools RoIs unaligned."""
+    smooth = "{box_loss: smooth_l1, beta: 0.1111111111111111}"
+    return [
+        "data.preprocess={sizing: floor, resize_in: float}",
+        "model.rpn={anchors: {rounded: true, measured_strides: true}, min_size: 0.001, post_nms_train: 2000}",
+        "model.roi_pool={sampling_ratio: 2, aligned: false}",
+        f"model.rpn={smooth}",
+        f"model.predictor={smooth}",
+    ]
+
+
+def _mmdet_ways(config: Config) -> list[str]:
+    """mmdetection rounds sizes; its deformable poolings have a branch for each level."""
+    pool = ["model.roi_pool.per_level=true"] if config["model"]["roi_pool"]["type"] == "DeformRoIPool" else []
+    return ["data.preprocess.sizing=nearest", *pool]
+
+
+CAFFE = "channels: bgr, pixel_range: 255, mean: [103.53, 116.28, 123.675]"
+
+
+def _mmdet_caffe_ways(config: Config) -> list[str]:
+    """Its `caffe` configs go on from Caffe's ResNets: BGR pixels, the stride in the first 1x1."""
+    return [*_mmdet_ways(config), f"data.preprocess={{{CAFFE}, std: [1, 1, 1]}}", "model.backbone.variant=a"]
+
+
+def _detectron2_ways(config: Config) -> list[str]:
+    """detectron2 resizes as Pillow does; its ResNets are Caffe's, its ResNeXts not; only FPN's images are padded."""
+    is_resnext = config["model"]["backbone"]["groups"] > 1
+    std = "[57.375, 57.12, 58.395]" if is_resnext else "[1, 1, 1]"
+    ways = [f"data.preprocess={{sizing: nearest, interpolation: antialias, {CAFFE}, std: {std}}}"]
+    ways += [] if is_resnext else ["model.backbone.variant=a"]
+    if config["model"]["backbone"]["dilated"]:  # its DC5 has RPN and RoIs on stage 5 itself
+        ways += ["model.backbone.out_stages=[5]", "model.neck=null"]
+    if config["model"]["neck"] is None or config["model"]["backbone"]["dilated"]:
+        ways.append("data.preprocess.stride=1")
+    if config["model"]["box_head"]["type"] == "Res5Head":
+        ways.append("model.box_head.variant=a")
+    return ways
+
+
+WAYS: dict[str, Callable[[Config], list[str]]] = {
+    "ppdet": _ppdet_ways,
+    "torchvision": _torchvision_ways,
+    "mmdet": _mmdet_ways,
+    "mmdet-caffe": _mmdet_caffe_ways,
+    "detectron2": _detectron2_ways,
+}
 """Per project: overrides under which a config of ours computes what theirs does."""
 
 
@@ -58,8 +106,17 @@ def known_peer(name: str) -> str:
     return name
 
 
-def convert_file(peer: str, config: Config, file: Path, folder: Path, annotations: Path | None = None) -> None:
+def convert_file(
+    peer: str,
+    config: Config,
+    file: Path,
+    folder: Path,
+    annotations: Path | None = None,
+    bn_epsilon: float | None = None,
+) -> None:
     """Write another project's detector as a run of ours: config.yml, classes.json and checkpoints/best.
+
+    bn_epsilon: that of their frozen batch norms where it is not 1e-5; 0 for torchvision's published COCO_V1 weights.
 
     Class names come from the file or the annotations (COCO JSON), else they are COCO's for 80 classes, VOC's for 20.
     Raises UserError, listing every name, unless each array of theirs has its place in the config's model and each of
@@ -73,9 +130,10 @@ def convert_file(peer: str, config: Config, file: Path, folder: Path, annotation
         other = peer_of(read.arrays)
         hint = f"it is {PEERS[other]({}).title}'s: --from {other}" if other else f"has it {naming.title}'s weights?"
         raise UserError(f"{file}: no detector of {naming.title}'s, it has no {naming.classifier}; {hint}")
-    classes = _classes(read, annotations, len(read.arrays[naming.classifier]) - 1)
+    classes = _classes(read, annotations, naming.class_count(len(read.arrays[naming.classifier])))
     model = build_model(config, classes.names, for_training=False)
-    report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), read.arrays)
+    arrays = read.arrays if bn_epsilon is None else with_our_epsilon(read.arrays, bn_epsilon)
+    report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)
     if not report.is_complete:
         raise UserError(f"{file}: weights of another model than the config's: {report.summary()}")
     meta = {

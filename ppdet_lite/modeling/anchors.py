@@ -24,6 +24,8 @@ class AnchorGenerator:
             many for all: [[32, 64, 128, 256, 512]] where there is one level.
         ratios: height / width of each anchor; the area stays size^2.
         offset: where in its cell an anchor's centre lies, in strides. detectron2 and torchvision: 0.
+        measured_strides: the stride of a level is the padded image's size over the map's, rounded down, on each axis,
+            as in torchvision; it differs from the nominal one where the coarsest map is rounded up.
         rounded: round the corners of the base anchors to whole pixels, as torchvision does; the others do not.
     """
 
@@ -31,6 +33,7 @@ class AnchorGenerator:
     ratios: Annotated[Sequence[PositiveFloat], Field(min_length=1)] = (0.5, 1.0, 2.0)
     offset: float = 0.0
     rounded: bool = False
+    measured_strides: bool = False
 
     def __post_init__(self) -> None:
         if len({np.size(sizes) for sizes in self.sizes}) > 1:
@@ -52,15 +55,18 @@ class AnchorGenerator:
         """Anchors of each level [H*W*A, 4] in network-input pixels; cells row by row, in each sizes, then ratios."""
         if not len(features) == len(strides) == len(self.sizes):
             raise ValueError(f"{len(self.sizes)} anchor sizes for {len(features)} pyramid levels")
-        return [
-            self._level(feature.shape[2], feature.shape[3], stride, level_sizes)
-            for feature, stride, level_sizes in zip(features, strides, self.sizes)
-        ]
+        anchors = []
+        for feature, nominal, level_sizes in zip(features, strides, self.sizes):
+            stride = [nominal, nominal]
+            if self.measured_strides:
+                stride = [features[0].shape[axis] * strides[0] // feature.shape[axis] for axis in (2, 3)]
+            anchors.append(self._level(feature.shape[2], feature.shape[3], stride, level_sizes))
+        return anchors
 
-    def _level(self, height: int, width: int, stride: int, sizes: float | Sequence[float]) -> Tensor:
+    def _level(self, height: int, width: int, stride: Sequence[int], sizes: float | Sequence[float]) -> Tensor:
         base = paddle.to_tensor(self.base_anchors(sizes))
-        x = (paddle.arange(width, dtype="float32") + self.offset) * stride
-        y = (paddle.arange(height, dtype="float32") + self.offset) * stride
+        x = (paddle.arange(width, dtype="float32") + self.offset) * stride[1]
+        y = (paddle.arange(height, dtype="float32") + self.offset) * stride[0]
         shift_y, shift_x = paddle.meshgrid(y, x)
         shifts = paddle.stack([shift_x, shift_y, shift_x, shift_y], axis=-1).reshape([-1, 1, 4])
         return (shifts + base).reshape([-1, 4])

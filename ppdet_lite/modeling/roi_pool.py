@@ -92,6 +92,7 @@ class DeformRoIPool(_PyramidPool):
         hidden: width of the hidden layers.
         offset_lr: learning rate of the branch relative to the others; version 1's paper has 0.01, version 2's and mmcv
             1. Offsets that learn too fast wander off, and nothing brings them back.
+        per_level: a branch of its own for each level, as in mmdetection, rather than one for all.
         sampling_ratio, levels, canonical_size, canonical_stride: see `RoIAlign`.
     """
 
@@ -109,20 +110,17 @@ class DeformRoIPool(_PyramidPool):
         levels: PositiveInt = 4,
         canonical_size: PositiveFloat = 224.0,
         canonical_stride: PositiveInt = 16,
+        per_level: bool = False,
     ) -> None:
         super().__init__(in_strides, output_size, levels, canonical_size, canonical_stride)
         self.sampling_ratio, self.gamma, self.modulated = sampling_ratio, gamma, modulated
-        inputs, bins = in_channels * output_size**2, output_size**2
-
-        def layers(hidden_layers: int, outputs: int) -> nn.Sequential:
-            return _branch(inputs, hidden, hidden_layers, outputs, offset_lr)
-
-        self.mask = None
-        if branch == "paper":
-            self.offset = layers(2, 3 * bins) if modulated else layers(0, 2 * bins)
+        settings = (in_channels * output_size**2, output_size**2, modulated, branch, hidden, offset_lr)
+        self.branches = self.offset = self.mask = None
+        if per_level:
+            self.branches = nn.LayerList([_Branch(*settings) for _ in range(levels)])
         else:
-            self.offset = layers(2, 2 * bins)
-            self.mask = layers(1, bins) if modulated else None
+            own = _Branch(*settings)
+            self.offset, self.mask = own.offset, own.mask
 
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
         """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
@@ -133,12 +131,22 @@ class DeformRoIPool(_PyramidPool):
         """Offsets [R, 2, P, P], x first, in units of gamma times the RoI's size, and the mask [R, 1, P, P] or None."""
         plain = self._pool(features, rois, finest, None, None).flatten(1)
         size, bins = self.output_size, self.output_size**2
-        answer = self.offset(plain)
+        if self.branches is None:
+            answer = _answer(self.offset, self.mask, plain)
+        else:
+            answer = self._answer_by_level(plain, self.level(rois.boxes))
         offset = answer[:, : 2 * bins].reshape([-1, 2, size, size])
         if not self.modulated:
             return offset, None
-        logits = answer[:, 2 * bins :] if self.mask is None else self.mask(plain)
-        return offset, F.sigmoid(logits).reshape([-1, 1, size, size])
+        return offset, F.sigmoid(answer[:, 2 * bins :]).reshape([-1, 1, size, size])
+
+    def _answer_by_level(self, plain: Tensor, level: Tensor) -> Tensor:
+        """What the branch of each RoI's level says. All say something of all: RoIs of a level may be none."""
+        answer = 0
+        for i, branch in enumerate(self.branches):
+            of_level = (level == i).astype(plain.dtype).unsqueeze(1)
+            answer = answer + of_level * _answer(branch.offset, branch.mask, plain)
+        return answer
 
     def _pool(
         self, features: Sequence[Tensor], rois: Rois, finest: int, offset: Tensor | None, mask: Tensor | None
@@ -223,7 +231,30 @@ class DeformPSRoIPool(RoIPool):
         )
 
 
-def _branch(inputs: int, hidden: int, hidden_layers: int, outputs: int, lr_scale: float) -> nn.Sequential:
+class _Branch(nn.Layer):
+    """The layers that make offsets and, when modulated, masks; see `DeformRoIPool`."""
+
+    def __init__(self, inputs: int, bins: int, modulated: bool, branch: str, hidden: int, lr_scale: float) -> None:
+        super().__init__()
+
+        def layers(hidden_layers: int, outputs: int) -> nn.Sequential:
+            return _fully_connected(inputs, hidden, hidden_layers, outputs, lr_scale)
+
+        self.mask = None
+        if branch == "paper":
+            self.offset = layers(2, 3 * bins) if modulated else layers(0, 2 * bins)
+        else:
+            self.offset = layers(2, 2 * bins)
+            self.mask = layers(1, bins) if modulated else None
+
+
+def _answer(offset: nn.Layer, mask: nn.Layer | None, plain: Tensor) -> Tensor:
+    """Offsets and, behind them, the logits of masks where there are any: [R, 2 P P] or [R, 3 P P]."""
+    answer = offset(plain)
+    return answer if mask is None else paddle.concat([answer, mask(plain)], axis=1)
+
+
+def _fully_connected(inputs: int, hidden: int, hidden_layers: int, outputs: int, lr_scale: float) -> nn.Sequential:
     """Fully connected layers with ReLUs between them; hidden weights from N(0, 0.01), the last layer zero."""
     layers: list[nn.Layer] = []
     for _ in range(hidden_layers):

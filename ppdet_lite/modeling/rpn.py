@@ -36,6 +36,7 @@ class RPN(nn.Layer):
         min_size: proposals whose clipped width or height is not above this many pixels are dropped.
         delta_weights: see `BoxPredictor`.
         box_loss, beta: see `BoxPredictor`.
+        convs: 3x3 convolutions before the two answers; torchvision's version 2 has two.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RPN(nn.Layer):
         delta_weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0),
         box_loss: BoxLossName = "l1",
         beta: PositiveFloat = 1 / 9,
+        convs: PositiveInt = 1,
     ) -> None:
         super().__init__()
         if len(anchors.sizes) != len(in_strides):
@@ -66,10 +68,11 @@ class RPN(nn.Layer):
         self.pre_nms_test, self.post_nms_test = pre_nms_test, post_nms_test
         self.train_limit_over = train_limit_over
         self.delta_weights, self.box_loss, self.beta = tuple(delta_weights), box_loss, beta
-        self.conv = nn.Conv2D(in_channels, in_channels, 3, padding=1)
+        self.conv, *more = [nn.Conv2D(in_channels, in_channels, 3, padding=1) for _ in range(convs)]
+        self.more_convs = nn.LayerList(more)
         self.objectness = nn.Conv2D(in_channels, anchors.per_cell, 1)
         self.regress = nn.Conv2D(in_channels, 4 * anchors.per_cell, 1)
-        for layer in (self.conv, self.objectness, self.regress):
+        for layer in (self.conv, *more, self.objectness, self.regress):
             init_normal(layer, 0.01)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -77,6 +80,8 @@ class RPN(nn.Layer):
         logits, deltas = [], []
         for feature in features:
             hidden = F.relu(self.conv(feature))
+            for conv in self.more_convs:
+                hidden = F.relu(conv(hidden))
             logits.append(self.objectness(hidden).transpose([0, 2, 3, 1]).flatten(1).astype("float32"))
             per_cell = self.regress(hidden).transpose([0, 2, 3, 1])  # [N, H, W, 4A], anchor-major
             deltas.append(per_cell.reshape([0, -1, 4]).astype("float32"))

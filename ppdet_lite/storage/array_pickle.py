@@ -43,6 +43,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Loads plain data and arrays only. Bound methods are handed out, as a pickle cannot alter those."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name in the pickle: ours if it is known, whatever `unknown` says otherwise."""
         numpy_module = module.replace("numpy._core", "numpy.core")  # NumPy 2 renamed it
         known = self.known()
         full_name = f"{numpy_module}.{name}".replace("__builtin__.", "builtins.")

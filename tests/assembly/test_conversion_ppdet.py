@@ -10,11 +10,12 @@ import pytest
 from ppdet_lite.assembly.conversion import peer_config
 from ppdet_lite.assembly.setup import build_model, load_config, state_shapes
 from ppdet_lite.config.checked import Config
-from ppdet_lite.data.known_classes import COCO_NAMES
 from ppdet_lite.inspection.offsets import recorded
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.storage.known_classes import COCO_NAMES
 from ppdet_lite.storage.peers.ppdet import ppdet
 from tests.oracles import seeded
+from tests.oracles.compare import assert_found
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests/oracles/goldens/paddledetection"
@@ -96,12 +97,6 @@ def test_features_proposals_and_detections_are_theirs(converted: tuple[FasterRCN
         detections, expected = paddle.concat(rows, axis=1).numpy(), golden[f"{number}.detections"]
         assert len(detections) == len(expected) > 50
         assert_found(expected, detections, [0.0, 1e-4, *[1e-2] * 4])
-
-
-def assert_found(expected: np.ndarray, rows: np.ndarray, tolerance: list[float]) -> None:
-    """Each expected row is among the rows, each column within its tolerance; near-equal scores may swap places."""
-    near = (np.abs(expected[:, None] - rows[None]) <= np.array(tolerance)).all(axis=2)
-    assert near.any(axis=1).all(), expected[~near.any(axis=1)][:3]
 
 
 @pytest.mark.parametrize(("name", "golden"), SAME_MODEL.items())

@@ -3,12 +3,21 @@
 `PEERS` has a function each: from the names and shapes of a model of ours to its `Peer` (see `rules`).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
+from ppdet_lite.storage.peers.detectron2 import detectron2
+from ppdet_lite.storage.peers.mmdet import mmdet
 from ppdet_lite.storage.peers.ppdet import ppdet
-from ppdet_lite.storage.peers.rules import Peer
+from ppdet_lite.storage.peers.rules import Peer, Shapes
+from ppdet_lite.storage.peers.torchvision import torchvision
 
-PEERS: dict[str, Callable[[Mapping[str, tuple[int, ...]]], Peer]] = {"ppdet": ppdet}
+PEERS: dict[str, Callable[[Shapes], Peer]] = {
+    "ppdet": ppdet,
+    "torchvision": torchvision,
+    "mmdet": mmdet,
+    "mmdet-caffe": mmdet,  # the same names, another network: see assembly/conversion.py
+    "detectron2": detectron2,
+}
 
 
 def peer_of(names: Collection[str]) -> str | None:
