@@ -1,13 +1,11 @@
 """From a config to the objects that it describes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import paddle
 
-from ppdet_lite.assembly.class_layers import match_classes
 from ppdet_lite.assembly.recipe import Recipe
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked import Config
@@ -18,9 +16,8 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.storage.download import resolve_weights
 from ppdet_lite.storage.peers import peer_of
-from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
+from ppdet_lite.storage.weights import match_weights, read_weights
 
 TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without
 
@@ -105,77 +102,6 @@ def load_detector(config: Config) -> Detector:
     model.set_state_dict(report.matched)
     model.eval()
     return Detector(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
-
-
-def load_pretrained(
-    model: FasterRCNN,
-    spec: str,
-    class_names: Sequence[str] | None = None,
-    class_map: Mapping[str, str] | None = None,
-) -> LoadReport:
-    """Start a model from `pretrain_weights`: a whole detector, or a classifier whose trunk is the backbone's.
-
-    class_names: the model's classes; where a detector's own are known and others, class layers are carried over by
-    name, those in class_map under their new one (see `match_classes`).
-
-    What does not fit is reported name by name; nothing fitting at all is a UserError.
-    """
-    weights = read_weights(resolve_weights(spec))
-    wanted = state_shapes(model)
-    arrays = _for_classes(weights, model, class_names, class_map)
-    arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
-    as_detector = match_weights(wanted, arrays)
-    as_backbone = match_weights(
-        {name: shape for name, shape in wanted.items() if name.startswith("backbone.")},
-        arrays,
-        lambda name: f"backbone.{model.backbone.upstream_name(name)}",
-    )
-    report = max(as_detector, as_backbone, key=lambda candidate: len(candidate.matched))
-    report.require_any(weights.source)
-    report = _with_teacher(report, wanted)
-    get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
-    lacking = [name for name in (*report.missing, *(each.name for each in report.mis_shaped)) if _is_pretrained(name)]
-    if lacking:
-        get_logger().warning(
-            "%s lacks %d arrays of the backbone, such as %s: they start at random. Is it for another depth or norm?",
-            *(weights.source, len(lacking), lacking[0]),
-        )
-    model.set_state_dict({**model.state_dict(), **report.matched})
-    return report
-
-
-def _for_classes(
-    weights: Weights, model: FasterRCNN, class_names: Sequence[str] | None, class_map: Mapping[str, str] | None
-) -> dict[str, np.ndarray]:
-    """The arrays of weights with class layers for these classes; the log tells which came along."""
-    theirs = weights.meta.get("class_names")
-    if theirs is None or class_names is None or (theirs == list(class_names) and not class_map):
-        if class_map:
-            raise UserError(f"pretrain_class_map: {weights.source} names no classes")
-        return weights.arrays
-    fresh = {name: value.numpy() for name, value in model.state_dict().items()}
-    match = match_classes(weights.arrays, theirs, class_names, fresh, class_map)
-    get_logger().info(
-        "%s is of other classes: kept by name: %s; starting anew: %s",
-        *(weights.source, ", ".join(match.kept) or "none", ", ".join(match.new) or "none"),
-    )
-    return match.arrays
-
-
-def _is_pretrained(name: str) -> bool:
-    """Whether pretrained weights are expected to have an array: the backbone's, but for what moves its samples."""
-    return name.removeprefix(TRAINING_ONLY).startswith("backbone.") and ".offset." not in name
-
-
-def _with_teacher(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:
-    """Where an R-CNN teacher has a backbone of its own, it starts from the same weights."""
-    copies = {
-        f"{TRAINING_ONLY}{name}": array
-        for name, array in report.matched.items()
-        if wanted.get(f"{TRAINING_ONLY}{name}") == array.shape
-    }
-    missing = [name for name in report.missing if name not in copies]
-    return report._replace(matched={**copies, **report.matched}, missing=missing)
 
 
 def use_device(config: Config) -> str:

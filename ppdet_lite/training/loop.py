@@ -8,8 +8,9 @@ import paddle
 from paddle import distributed as dist
 
 from ppdet_lite import __version__
+from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
-from ppdet_lite.assembly.setup import build_dataset, build_model, load_pretrained, log_notes, use_device
+from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes, use_device
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime

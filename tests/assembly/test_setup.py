@@ -12,12 +12,12 @@ import pytest
 from paddle.vision import models
 from safetensors.numpy import save_file
 
+from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.setup import (
     build_dataset,
     build_model,
     load_config,
     load_detector,
-    load_pretrained,
     log_notes,
     run_folder,
     use_device,

@@ -66,3 +66,20 @@ def pictures(seed: int) -> list[np.ndarray]:
             picture += gain * coarse.repeat(cell, axis=0).repeat(cell, axis=1)[:height, :width]
         out.append(picture.round().clip(0, 255).astype(np.uint8))
     return out
+
+
+D2_PRE_NMS = 300
+DETECTRON2_GAINS = (
+    (".conv3.", 0.35),
+    ("fpn_lateral", 0.3),
+    ("fpn_output", 0.5),
+    ("cls_score", 3),
+    ("objectness", 0.5),
+    ("anchor_deltas", 0.3),
+)
+
+
+def detectron2_weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """A tensor of a detectron2 detector's state; its stem takes pixels of 0..255."""
+    gain = next((g for part, g in DETECTRON2_GAINS if part in name and name.endswith("weight") and len(shape) > 1), 1)
+    return inputs.weight(name, shape, seed) * np.float32(gain / (57 if "stem.conv1.weight" in name else 1))

@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import save_file
 from visualdl import LogReader
 
-from ppdet_lite.assembly.setup import build_model, load_config, load_detector, load_pretrained
+from ppdet_lite.assembly.pretrained import load_pretrained
+from ppdet_lite.assembly.setup import build_model, load_config, load_detector
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data import loader
 from ppdet_lite.data.shapes import generate
