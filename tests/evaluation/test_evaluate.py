@@ -22,7 +22,7 @@ from ppdet_lite.evaluation import evaluate as module
 from ppdet_lite.evaluation.coco_metric import SUMMARY, format_metrics, score_file
 from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.evaluation.evaluate import evaluate
-from tests.training.tiny_detector import (
+from tests.tiny_run import (
     SIZES,
     Oracle,
     perfect_answers,

@@ -15,7 +15,7 @@ from ppdet_lite.evaluation.drawing import draw_detections
 from ppdet_lite.evaluation.infer import infer
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage import files as storage
-from tests.training.tiny_detector import Oracle
+from tests.tiny_run import Oracle
 
 NAMES, IDS = ["猫", "dog"], [40, 7]
 CAT = ([[10, 20, 30.5, 40]], [0.75], [0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.tiny_detector import SIZES, tiny_checkpoint, write_annotations
+from tests.tiny_run import SIZES, tiny_checkpoint, write_annotations
 
 ROOT = Path(__file__).resolve().parents[2]
 SHUFFLED = {8: "dog", 31: "cat"}  # other ids than in training, in another order
