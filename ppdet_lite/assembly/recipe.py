@@ -36,6 +36,7 @@ class Train:
     log_every: iterations between two log lines.
     checkpoint_every, evaluate_every: a checkpoint and an evaluation; both also happen at the end. Null: only there.
     keep_last: checkpoints kept, beside the best one.
+    best_metric: by which evaluation tells the best.
     preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
     """
 
@@ -44,6 +45,7 @@ class Train:
     checkpoint_every: Duration | None = "1 epoch"
     evaluate_every: Duration | None = "1 epoch"
     keep_last: PositiveInt = 2
+    best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"] = "AP"
     preview_images: NonNegativeInt = 4
 
 

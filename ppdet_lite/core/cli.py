@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 
 RUN_FAILED = 1
 USER_CAN_MEND = 2
@@ -59,6 +59,8 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_CAN_MEND if isinstance(error, UserError) else RUN_FAILED)
+    except Stopped as stopped:  # the log has told
+        sys.exit(stopped.code)
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise

@@ -1,4 +1,4 @@
-"""The two ways in which a run ends with one line instead of a traceback."""
+"""The ways in which a run ends with one line instead of a traceback."""
 
 
 class UserError(Exception):
@@ -17,6 +17,14 @@ class Misfit(ValueError):
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(f"{key}: {reason}")
         self.key, self.reason = key, reason
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, and has: what it did is saved. The command-line tools exit with its code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RunFailed(Exception):

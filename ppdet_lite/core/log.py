@@ -56,6 +56,13 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
     return root
 
 
+def note_in_file(line: str) -> None:
+    """Write a line into the log file alone, where there is one: an error that the command line shows by itself."""
+    for handler in logging.getLogger(ROOT).handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, line, None, None))
+
+
 def format_eta(seconds: float) -> str:
     """Seconds as `h:mm:ss`, or `2 d 3:04:05` from a day on; `--` when they are not known (NaN, infinite, negative)."""
     if not math.isfinite(seconds) or seconds < 0:

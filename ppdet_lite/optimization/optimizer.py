@@ -94,11 +94,11 @@ class AdamW(Optimizer):
 def clip_gradients(model: nn.Layer, limit: float | None) -> float:
     """Scale all gradients of a model down to a joint L2 norm of `limit`; return the norm that they had.
 
-    Paddle's own clipping would take the norm of each parameter group by itself.
+    Paddle's own clipping would take the norm of each parameter group by itself. The device is waited for once.
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     flat = (gradient.flatten() for gradient in gradients)
-    norm = math.sqrt(sum(paddle.dot(vector, vector).item() for vector in flat))
+    norm = math.sqrt(sum(paddle.stack([paddle.dot(vector, vector) for vector in flat]).tolist()))
     if limit is not None and norm > limit:
         for gradient in gradients:
             gradient.scale_(limit / norm)

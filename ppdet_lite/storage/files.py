@@ -11,6 +11,13 @@ from typing import Any, BinaryIO
 
 from ppdet_lite.core.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None
+
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
@@ -85,6 +92,34 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
         raise
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes of this machine (POSIX only), and make it if need be.
+
+    Raises UserError when another process holds it. The lock ends with the process, however that ends.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another output") from error
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                owner = f"process {lock.read().strip() or 'unknown'}"
+                raise UserError(f"{folder}: another run writes into it ({owner}); choose another output") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

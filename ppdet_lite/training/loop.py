@@ -14,6 +14,7 @@ from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes, use
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
+from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import TrainBatches
@@ -21,12 +22,13 @@ from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer
 from ppdet_lite.storage.checkpoint import prune
-from ppdet_lite.storage.files import write_json, write_text
+from ppdet_lite.storage.files import sole_writer, write_json, write_text
 from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
-from ppdet_lite.training.state import Progression, restore_state, save_state, starting_point
+from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
 from ppdet_lite.training.step import iteration_seed, train_step
+from ppdet_lite.training.stopping import StopRequest
 
 
 def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_end: bool = False) -> None:
@@ -37,29 +39,61 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
         an uninterrupted run, bit for bit on a CPU.
     evaluate_at_end: evaluate the final model even where `train.evaluate_every` is null.
 
+    A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped (one process only); a second one
+    ends the process.
+
     Raises UserError for what the user can mend, RunFailed when a loss is not finite.
     """
-    with contextlib.closing(_prepare(config, folder, resume, evaluate_at_end)) as run:
-        while not run.finished:
-            run.step()
-            if run.evaluation_due:
-                run.evaluate()
-            if run.evaluation_due or run.checkpoint_due:
-                run.show()
-            if run.checkpoint_due:
-                run.save()
+    with contextlib.ExitStack() as held:
+        try:
+            run = held.enter_context(contextlib.closing(_prepare(config, folder, resume, evaluate_at_end, held)))
+            _go_on(run, held.enter_context(StopRequest(listens=dist.get_world_size() == 1)))
+        except (UserError, RunFailed) as error:
+            log.note_in_file(str(error))
+            raise
     get_logger().info("done: %s", folder)
 
 
-def _prepare(config: Config, folder: Path, resume: str | None, evaluate_at_end: bool) -> "Run":
-    """Whatever can be refused is refused before the folder is touched: its log comes after that."""
+def _go_on(run: "Run", stop: StopRequest) -> None:
+    """The loop. Asked to stop, it ends after the step it is at, with a checkpoint that has all steps."""
+    try:
+        if run.evaluation_missed:
+            run.evaluate()
+        while not run.finished:
+            run.step()
+            with stop.breaking_off():
+                if run.evaluation_due:
+                    run.evaluate()
+                if run.evaluation_due or run.checkpoint_due:
+                    run.show()
+            if run.checkpoint_due:
+                run.save()
+    except Stopped as stopped:
+        run.save()
+        get_logger().warning("%s after iteration %d; go on with --resume auto", stopped, run.done.iteration)
+        raise
+
+
+def _prepare(
+    config: Config, folder: Path, resume: str | None, evaluate_at_end: bool, held: contextlib.ExitStack
+) -> "Run":
+    """Whatever can be refused is refused before the folder is touched: its log comes after that.
+
+    held: where the hold on the folder goes.
+    """
     log.configure(dist.get_rank())
     start, device = starting_point(folder, resume), use_device(config)
     train_set = build_dataset(config, "train")
     evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
     val_set = build_dataset(config, "val", train_set.class_names) if evaluates else None
     model = build_model(config, train_set.class_names)
+    aside = None
+    if dist.get_rank() == 0:
+        held.enter_context(sole_writer(folder))
+        aside = set_aside(folder) if start is None else None
     log.configure(dist.get_rank(), folder / "train.log")
+    if aside is not None:
+        get_logger().warning("what an earlier run without a checkpoint left was moved to %s", aside)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
     for setting in runtime.applied():
         get_logger().info("%s", setting)
@@ -125,6 +159,11 @@ class Run:
         return self.data.val is not None and self.plan.due(self.plan.evaluate_every, self.done.iteration)
 
     @property
+    def evaluation_missed(self) -> bool:
+        """Whether the run was stopped when an evaluation was due."""
+        return self.done.iteration > 0 and self.evaluation_due and self.done.evaluated < self.done.iteration
+
+    @property
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint is written after the iteration that is done."""
         return self.plan.due(self.plan.checkpoint_every, self.done.iteration)
@@ -149,15 +188,18 @@ class Run:
     def evaluate(self) -> None:
         """Score the model on the validation images; the best one so far is kept."""
         results = evaluate(self.model, self.data.val, self.data.preprocess, self.data.loader, self.folder)
-        is_best = self.done.best is None or results["AP"] > self.done.best["AP"]
+        metric = self.config["train"]["best_metric"]
+        before = (self.done.best or {}).get(metric)
+        is_best = before is None or results[metric] > before
+        self.done = self.done._replace(evaluated=self.done.iteration)
         if is_best:
-            self.done = self.done._replace(best={"AP": results["AP"], "iteration": self.done.iteration})
+            self.done = self.done._replace(best={metric: results[metric], "iteration": self.done.iteration})
         if self.recorder:
             count = self.config["train"]["preview_images"]
             self.recorder.evaluation(self.done.iteration, results)
             self.recorder.preview(self.done.iteration, self.model, self.data.val, self.data.preprocess, count)
             if is_best:
-                self._save("best", with_optimizer=False)
+                self._save("best")
 
     def show(self) -> None:
         """Tell where deformable parts look, and show what an R-CNN teacher saw."""
@@ -170,7 +212,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint to go on from, and remove the oldest beyond `train.keep_last`."""
         if self.recorder:
-            self._save(f"iter_{self.done.iteration:08d}", with_optimizer=True)
+            self._save(f"iter_{self.done.iteration:08d}")
             prune(self.folder / "checkpoints", self.config["train"]["keep_last"])
 
     def close(self) -> None:
@@ -179,10 +221,9 @@ class Run:
         if self.recorder:
             self.recorder.close()
 
-    def _save(self, name: str, with_optimizer: bool) -> None:
-        optimizer = self.optimizer if with_optimizer else None
+    def _save(self, name: str) -> None:
         target = self.folder / "checkpoints" / name
-        save_state(target, self.model, optimizer, self.config, self.data.train, self.done)
+        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.done)
 
 
 def _full_rate(settings: Optimizer, batch_size: int, devices: int) -> float:

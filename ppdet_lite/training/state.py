@@ -1,5 +1,6 @@
 """How far a run has come: written into checkpoints, and read back to go on."""
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,15 @@ from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ppdet_lite.storage.weights import match_weights
 
+LEFTOVERS = ("train.log", "metrics.jsonl", "vdl")  # of a run that ended before its first checkpoint
+
 
 class Progression(NamedTuple):
     """The part of a run's state that is neither weights nor optimizer; randomness needs none (see `train`)."""
 
     iteration: int = 0  # how many are done
     best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
+    evaluated: int = 0  # the iteration after which the latest evaluation was
 
 
 def starting_point(folder: Path, resume: str | None) -> Path | None:
@@ -43,18 +47,38 @@ def starting_point(folder: Path, resume: str | None) -> Path | None:
     return latest
 
 
+def set_aside(folder: Path) -> Path | None:
+    """Move what is left of a run without a checkpoint out of a new one's way, into a folder beside; None if nothing is.
+
+    Raises UserError when it cannot be moved.
+    """
+    left = [folder / name for name in LEFTOVERS if (folder / name).exists()]
+    if not left:
+        return None
+    number = next(n for n in itertools.count(1) if not (folder / f"aborted-{n}").exists())
+    aside = folder / f"aborted-{number}"
+    try:
+        aside.mkdir()
+        for path in left:
+            path.rename(aside / path.name)
+    except OSError as error:
+        raise UserError(f"{aside}: cannot be written: {error.strerror}; choose another output") from error
+    return aside
+
+
 def save_state(
     folder: Path,
     model: FasterRCNN,
-    optimizer: paddle.optimizer.Optimizer | None,
+    optimizer: paddle.optimizer.Optimizer,
     config: Config,
     dataset: CocoDataset,
     done: Progression,
 ) -> None:
-    """Write a checkpoint with all that is needed to use the model and, given the optimizer, to go on training it."""
-    groups = {"model": {name: value.numpy() for name, value in model.state_dict().items()}}
-    if optimizer is not None:
-        groups["optimizer"] = optimizer_state(optimizer, model)
+    """Write a checkpoint with all that is needed to use the model and to go on training it."""
+    groups = {
+        "model": {name: value.numpy() for name, value in model.state_dict().items()},
+        "optimizer": optimizer_state(optimizer, model),
+    }
     meta = {
         **done._asdict(),
         "class_names": dataset.class_names,
@@ -90,7 +114,7 @@ def restore_state(
     if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
-    return Progression(meta["iteration"], meta["best"])
+    return Progression(meta["iteration"], meta["best"], meta.get("evaluated", meta["iteration"]))
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -1,0 +1,186 @@
+"""Runs that are asked to stop, that meet another one in their folder, and what their log says in the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.core.errors import Stopped, UserError
+from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.storage.files import sole_writer
+from ppdet_lite.training.loop import train
+from ppdet_lite.training.stopping import StopRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
+TOTAL = 12
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    from ppdet_lite.data.shapes import generate
+
+    shapes = tmp_path_factory.mktemp("shapes")
+    generate(shapes, train=6, val=2, seed=1)
+    return [
+        f"data.train={{images: {shapes}/train, annotations: {shapes}/annotations/instances_train.json}}",
+        f"data.val={{images: {shapes}/val, annotations: {shapes}/annotations/instances_val.json}}",
+        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
+        "data.loader.batch_size=1",
+        "model.neck.out_channels=32",
+        "model.box_head.width=32",
+        f"train={{length: {TOTAL} iterations, checkpoint_every: null, log_every: 1}}",
+        "schedule.warmup_iterations=2",
+    ]
+
+
+def command(options: list[str], output: Path, *more: str) -> list[str]:
+    tool = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(CONFIG)]
+    return [*tool, "-o", *options, f"output={output}", *more]
+
+
+def stopped_run(options: list[str], output: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """A run that hears a signal once it has made some steps."""
+    metrics = output / "shapes_r18_fpn/metrics.jsonl"
+    process = subprocess.Popen(
+        command(options, output),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 3:
+            process.send_signal(number)
+            break
+        time.sleep(0.01)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def weights_of(output: Path) -> dict[str, np.ndarray]:
+    return load_checkpoint(output / f"shapes_r18_fpn/checkpoints/iter_{TOTAL:08d}").groups["model"]
+
+
+@pytest.fixture(scope="module")
+def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    output = tmp_path_factory.mktemp("straight")
+    subprocess.run(command(options, output), check=True, capture_output=True)
+    return weights_of(output)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    options: list[str], straight: dict[str, np.ndarray], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    done = stopped_run(options, tmp_path, number)
+    assert done.returncode == code and done.stderr == "", done.stderr
+    checkpoints = [path.name for path in (tmp_path / "shapes_r18_fpn/checkpoints").iterdir()]
+    assert len(checkpoints) == 1 and checkpoints[0] < f"iter_{TOTAL:08d}"
+    said = f"WARNING stopped by {number.name} after iteration {int(checkpoints[0][5:])}; go on with --resume auto"
+    assert said in done.stdout and said in (tmp_path / "shapes_r18_fpn/train.log").read_text()
+    subprocess.run(command(options, tmp_path, "--resume", "auto"), check=True, capture_output=True)
+    again = weights_of(tmp_path)
+    assert again.keys() == straight.keys()
+    for name, value in straight.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def test_the_second_request_ends_the_process_at_once() -> None:
+    code = """
+import os, signal, time
+from ppdet_lite.training.stopping import StopRequest
+with StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.is_made
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.fixture
+def request_made() -> Iterator[StopRequest]:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield stop
+
+
+def test_what_can_be_done_again_is_broken_off(request_made: StopRequest) -> None:
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, request_made.breaking_off():
+        raise AssertionError("not entered")
+    assert caught.value.code == 0
+    with StopRequest() as stop, pytest.raises(Stopped), stop.breaking_off():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+
+def test_who_does_not_listen_hears_nothing() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(listens=False):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_path: Path) -> None:
+    """Stopped when it was due: the checkpoint says so, and the resumed run begins with it."""
+    overrides = [*options, "train.length=2 iterations", "train.evaluate_every=2 iterations"]
+    config = load_config(CONFIG, overrides)
+    train(config, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/iter_00000002"
+    from ppdet_lite.storage.checkpoint import save_checkpoint
+
+    groups, meta = load_checkpoint(folder)
+    save_checkpoint(folder, groups, {**meta, "evaluated": 0, "best": None})
+    for name in ("bbox.json", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
+    train(config, tmp_path / "run", resume="auto")
+    assert (tmp_path / "run/metrics.json").exists()
+
+
+def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> None:
+    config = load_config(CONFIG, [*options, "train.length=1 iterations"])
+    with sole_writer(tmp_path / "run"):
+        held = subprocess.run(
+            command([*options, "train.length=1 iterations"], tmp_path), capture_output=True, text=True
+        )
+        assert held.returncode == 0  # another folder
+        done = subprocess.run(
+            [sys.executable, "-c", LOCKED, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
+        )
+        assert f"run: another run writes into it (process {os.getpid()}); choose another output" in done.stderr
+    train(config, tmp_path / "run")
+    assert not (tmp_path / "run/.lock").exists()
+
+
+LOCKED = """
+import sys, pathlib
+from ppdet_lite.storage.files import sole_writer
+with sole_writer(pathlib.Path(sys.argv[1])): pass
+"""
+
+
+def test_what_a_run_without_a_checkpoint_left_is_set_aside(options: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "train.log").write_text("old")
+    (run / "metrics.jsonl").write_text('{"iteration": 1}\n')
+    train(load_config(CONFIG, [*options, "train.length=1 iterations"]), run)
+    assert (run / "aborted-1/train.log").read_text() == "old" and (run / "aborted-1/metrics.jsonl").exists()
+    assert "was moved to" in (run / "train.log").read_text()
+
+
+def test_the_error_that_ends_a_run_is_in_its_log(options: list[str], tmp_path: Path) -> None:
+    """On the command line it stands alone; the log file has it too."""
+    more = ["train.length=1 iterations", "train.checkpoint_every=0 iterations"]
+    with pytest.raises(UserError, match="expected more than nothing"):
+        train(load_config(CONFIG, [*options, *more]), tmp_path / "run")
+    assert "ERROR" in (log := (tmp_path / "run/train.log").read_text()) and "expected more than nothing" in log
