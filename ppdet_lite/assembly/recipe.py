@@ -1,5 +1,6 @@
 """The root of a config: what may stand in a recipe, section by section."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from ppdet_lite.data.loader import Loader
 from ppdet_lite.data.transforms import Augment, Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.duration import Duration
-from ppdet_lite.optimization.optimizer import Optimizer
+from ppdet_lite.optimization.optimizer import Average, Optimizer
 from ppdet_lite.optimization.schedule import Schedule
 
 
@@ -37,6 +38,11 @@ class Train:
     checkpoint_every, evaluate_every: a checkpoint and an evaluation; both also happen at the end. Null: only there.
     keep_last: checkpoints kept, beside the best one.
     best_metric: by which evaluation tells the best.
+    accumulate: batches whose gradients make one step, their mean; an iteration is a step, and the learning rate is that
+        of all their images.
+    ema: keep an average of the weights, and evaluate and export that; null for none.
+    early_stop: evaluations without a better one after which training ends; null for never.
+    freeze: patterns of parameters that are not trained, such as backbone.*; norms there keep their statistics going.
     preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
     """
 
@@ -47,6 +53,10 @@ class Train:
     keep_last: PositiveInt = 2
     best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"] = "AP"
     preview_images: NonNegativeInt = 4
+    accumulate: PositiveInt = 1
+    ema: Average | None = None
+    early_stop: PositiveInt | None = None
+    freeze: Sequence[str] = ()
 
 
 @register

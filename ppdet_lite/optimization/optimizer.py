@@ -1,8 +1,10 @@
 """Optimizers: the learning rate's arithmetic, parameter groups, and state that survives in a checkpoint."""
 
+import fnmatch
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -22,6 +24,17 @@ ACCUMULATORS = {
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+@register
+@dataclass(frozen=True)
+class Average:
+    """The average of weights that is evaluated and exported in place of the last ones.
+
+    decay: the share that a step leaves of the average; it lasts about 1 / (1 - decay) steps.
+    """
+
+    decay: Share = 0.9998
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """What all optimizers share.
@@ -31,6 +44,8 @@ class Optimizer:
     weight_decay: of every parameter but those of norm layers.
     norm_decay: weight decay of norm layers.
     clip_norm: gradients are scaled down to this L2 norm over all parameters (`clip_gradients`); null for never.
+    lr_scales: {pattern: factor} of the learning rate of parameters by name, such as {backbone.*: 0.1}; a parameter that
+        several patterns match has all their factors.
     """
 
     base_lr: PositiveFloat = 0.02
@@ -38,6 +53,7 @@ class Optimizer:
     weight_decay: NonNegativeFloat = 1e-4
     norm_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = None
+    lr_scales: dict[str, PositiveFloat] = field(default_factory=dict)
 
     def scaled_lr(self, images_per_step: int) -> float:
         """The full learning rate for this many images per step, over all devices."""
@@ -47,7 +63,11 @@ class Optimizer:
         """The optimizer of a model's trainable parameters; its rate is set before every step.
 
         A group for each weight decay and learning rate; a `ParamAttr(learning_rate=...)` is relative to the others.
+        Raises UserError for a pattern of lr_scales that matches no parameter.
         """
+        for pattern, factor in self.lr_scales.items():
+            for parameter in matching(model, pattern, "optimizer.lr_scales"):
+                parameter.optimize_attr["learning_rate"] *= factor
         norms = {id(p) for layer in model.sublayers() if isinstance(layer, NORMS) for p in layer.parameters(False)}
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for parameter in model.parameters():
@@ -88,6 +108,22 @@ class AdamW(Optimizer):
 
     def _build(self, groups: list[dict[str, Any]]) -> paddle.optimizer.Optimizer:
         return paddle.optimizer.AdamW(0.0, self.beta1, self.beta2, parameters=groups)
+
+
+def matching(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
+    """The parameters whose names match a pattern such as backbone.res[23].*; UserError, with the key, if none does."""
+    named = {name: p for name, p in model.named_parameters() if not name.endswith(("._mean", "._variance"))}
+    found = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
+    if not found:
+        raise UserError(f"{key}: {pattern!r} matches no parameter; they are named such as {next(iter(named))}")
+    return found
+
+
+def freeze(model: nn.Layer, patterns: Sequence[str]) -> None:
+    """Train no parameter whose name matches one of the patterns. Raises UserError for one that matches none."""
+    for pattern in patterns:
+        for parameter in matching(model, pattern, "train.freeze"):
+            parameter.stop_gradient = True
 
 
 @paddle.no_grad()

@@ -81,6 +81,11 @@ def load_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoi
     return Checkpoint(groups, page["meta"])
 
 
+def group_names(folder: Path) -> list[str]:
+    """The groups that a checkpoint holds. Raises UserError as `load_checkpoint`."""
+    return [name.removesuffix(".safetensors") for name in _checked_page(_present(Path(folder)))["files"]]
+
+
 def latest_checkpoint(parent: Path) -> Path | None:
     """The intact checkpoint `iter_<number>` of the highest number in a folder, or None; torn ones are logged."""
     for folder in _by_iteration(Path(parent)):

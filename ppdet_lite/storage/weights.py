@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint
+from ppdet_lite.storage.checkpoint import group_names, is_checkpoint, latest_checkpoint, load_checkpoint
 from ppdet_lite.storage.pdparams import read_pdparams
 
 
@@ -71,13 +71,15 @@ class LoadReport(NamedTuple):
 def read_weights(path: Path) -> Weights:
     """Read a model's weights from a file or folder, told by its kind.
 
-    A `.pdparams` or `.safetensors` file; a checkpoint folder (its group `model`); a run's folder or its `checkpoints`
-    folder (the checkpoint `best` if there is one, else the latest). Raises UserError for anything else.
+    A `.pdparams` or `.safetensors` file; a checkpoint folder (its group `ema`, an average of weights, if it has one,
+    else `model`); a run's folder or its `checkpoints` folder (the checkpoint `best` if there is one, else the latest).
+    Raises UserError for anything else.
     """
     path = Path(path)
     if is_checkpoint(path):
-        groups, meta = load_checkpoint(path, only=["model"])
-        return Weights(groups["model"], meta, str(path))
+        group = "ema" if "ema" in group_names(path) else "model"
+        groups, meta = load_checkpoint(path, only=[group])
+        return Weights(groups[group], meta, str(path))
     if path.is_dir():
         return read_weights(_chosen_checkpoint(path))
     if not path.exists():

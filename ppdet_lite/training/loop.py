@@ -20,10 +20,11 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.optimization.optimizer import Optimizer
+from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.storage.files import sole_writer, write_json, write_text
 from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
+from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
@@ -120,24 +121,28 @@ class Run:
             *(data.train, data.preprocess, data.augment, data.loader, self.seed, self.rank, world),
             keep_original=model.needs_originals,
         )
-        self.plan = make_plan(config, batches.iterations_per_epoch)
+        self.accumulate = config["train"]["accumulate"]
+        self.plan = make_plan(config, max(batches.iterations_per_epoch // self.accumulate, 1))
         get_logger().info(
             "%d classes, %d training images, %d iterations per epoch, %d in all",
             *(data.train.num_classes, len(data.train), self.plan.per_epoch, self.plan.total),
         )
         self._initialise(start)
+        freeze(model, config["train"]["freeze"])
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])
         self.clip_norm, self.optimizer = settings.clip_norm, settings.build(model)
-        self.full_rate = _full_rate(settings, data.loader.batch_size, world)
-        self.done = Progression()
+        self.full_rate = _full_rate(settings, data.loader.batch_size, world, self.accumulate)
+        self.done, average = Progression(), None
         if start is not None:
-            self.done = restore_state(start, model, self.optimizer, config, data.train)
+            self.done, average = restore_state(start, model, self.optimizer, config, data.train)
+        ema = config["train"]["ema"]
+        self.average = None if ema is None else WeightAverage(model, build(ema), average)
         self.recorder = None
         if self.rank == 0:
             _describe(config, folder, data.train)
             self.recorder = Recorder(folder, self.plan.total, self.done.iteration, config["train"]["log_every"])
         self.network = paddle.DataParallel(model) if world > 1 else model
-        self.batches = batches.iterate(self.done.iteration)
+        self.batches = batches.iterate(self.done.iteration * self.accumulate)
         self.patches = None  # what an R-CNN teacher saw in the latest step
 
     def _initialise(self, start: Path | None) -> None:
@@ -150,8 +155,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations are done."""
-        return self.done.iteration >= self.plan.total
+        """Whether all iterations are done, or evaluations have long stopped getting better."""
+        return self.done.iteration >= self.plan.total or self.is_stale
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether training ends early."""
+        return self.plan.early_stop is not None and self.done.stale >= self.plan.early_stop
 
     @property
     def evaluation_due(self) -> bool:
@@ -166,34 +176,43 @@ class Run:
     @property
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint is written after the iteration that is done."""
-        return self.plan.due(self.plan.checkpoint_every, self.done.iteration)
+        return self.plan.due(self.plan.checkpoint_every, self.done.iteration) or self.is_stale
 
     def step(self) -> None:
         """Train on the next batch, and tell of it."""
         iteration, began = self.done.iteration, time.perf_counter()
-        batch = next(self.batches)
+        batches = [next(self.batches) for _ in range(self.accumulate)]
         data_seconds = time.perf_counter() - began
-        paddle.seed(iteration_seed(self.seed, iteration, self.rank))
+        first = iteration * self.accumulate
+        seeds = [iteration_seed(self.seed, first + i, self.rank) for i in range(self.accumulate)]
         rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
         self.optimizer.set_lr(rate)
         self.model.train()
-        step = train_step(self.network, self.optimizer, batch, self.clip_norm, iteration)
+        step = train_step(self.network, self.optimizer, batches, self.clip_norm, iteration, seeds)
         self.patches = step.patches
         self.done = self.done._replace(iteration=iteration + 1)
+        if self.average:
+            self.average.update(self.model, self.done.iteration)
         if self.recorder:
             seconds = time.perf_counter() - began
             epoch = iteration // self.plan.per_epoch
             self.recorder.step(self.done.iteration, epoch, rate, step, seconds, data_seconds)
 
     def evaluate(self) -> None:
-        """Score the model on the validation images; the best one so far is kept."""
+        """Score the model, its average if it has one, on the validation images; the best one so far is kept."""
+        with self.average.applied(self.model) if self.average else contextlib.nullcontext():
+            self._evaluate()
+
+    def _evaluate(self) -> None:
         results = evaluate(self.model, self.data.val, self.data.preprocess, self.data.loader, self.folder)
         metric = self.config["train"]["best_metric"]
         before = (self.done.best or {}).get(metric)
         is_best = before is None or results[metric] > before
-        self.done = self.done._replace(evaluated=self.done.iteration)
+        self.done = self.done._replace(evaluated=self.done.iteration, stale=0 if is_best else self.done.stale + 1)
         if is_best:
             self.done = self.done._replace(best={metric: results[metric], "iteration": self.done.iteration})
+        elif self.is_stale:
+            get_logger().info("no better %s for %d evaluations: training ends early", metric, self.done.stale)
         if self.recorder:
             count = self.config["train"]["preview_images"]
             self.recorder.evaluation(self.done.iteration, results)
@@ -223,15 +242,17 @@ class Run:
 
     def _save(self, name: str) -> None:
         target = self.folder / "checkpoints" / name
-        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.done)
+        average = self.average.arrays() if self.average else None
+        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.done, average)
 
 
-def _full_rate(settings: Optimizer, batch_size: int, devices: int) -> float:
+def _full_rate(settings: Optimizer, batch_size: int, devices: int, batches: int) -> float:
     """The learning rate at its height; the log shows where it comes from."""
-    rate = settings.scaled_lr(batch_size * devices)
+    rate = settings.scaled_lr(batch_size * devices * batches)
     get_logger().info(
-        "learning rate %g = base_lr %g x (%d images x %d devices) / base_batch %d",
-        *(rate, settings.base_lr, batch_size, devices, settings.base_batch),
+        "learning rate %g = base_lr %g x (%d images x %d devices%s) / base_batch %d",
+        *(rate, settings.base_lr, batch_size, devices, f" x {batches} batches" if batches > 1 else ""),
+        settings.base_batch,
     )
     return rate
 

@@ -15,6 +15,7 @@ class Plan(NamedTuple):
     per_epoch: int
     checkpoint_every: int | None
     evaluate_every: int | None
+    early_stop: int | None  # evaluations
 
     def due(self, every: int | None, iteration: int) -> bool:
         """Whether something that happens `every` so many iterations, and at the end, is due after an iteration."""
@@ -36,7 +37,12 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
             raise UserError(f"{config.origin(f'train.{key}')}: train.{key}: expected more than nothing, got {duration}")
         return count
 
-    plan = Plan(iterations("length"), per_epoch, iterations("checkpoint_every"), iterations("evaluate_every"))
+    early_stop = config["train"]["early_stop"]
+    if early_stop is not None and config["train"]["evaluate_every"] is None:
+        place = config.origin("train.early_stop")
+        raise UserError(f"{place}: train.early_stop: needs evaluations, set train.evaluate_every")
+    lengths = (iterations(key) for key in ("checkpoint_every", "evaluate_every"))
+    plan = Plan(iterations("length"), per_epoch, *lengths, early_stop)
     warmup = config["schedule"]["warmup_iterations"]
     if warmup >= plan.total:
         get_logger().warning("the warm-up of %d iterations is not over when training ends after %d", warmup, plan.total)

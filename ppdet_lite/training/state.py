@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import paddle
 import yaml
 
@@ -27,6 +28,7 @@ class Progression(NamedTuple):
 
     iteration: int = 0  # how many are done
     best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
+    stale: int = 0  # evaluations since the best one
     evaluated: int = 0  # the iteration after which the latest evaluation was
 
 
@@ -73,11 +75,13 @@ def save_state(
     config: Config,
     dataset: CocoDataset,
     done: Progression,
+    average: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint with all that is needed to use the model and to go on training it."""
     groups = {
         "model": {name: value.numpy() for name, value in model.state_dict().items()},
         "optimizer": optimizer_state(optimizer, model),
+        **({} if average is None else {"ema": average}),
     }
     meta = {
         **done._asdict(),
@@ -91,8 +95,11 @@ def save_state(
 
 def restore_state(
     path: Path, model: FasterRCNN, optimizer: paddle.optimizer.Optimizer, config: Config, dataset: CocoDataset
-) -> Progression:
-    """Put a checkpoint back into a model and its optimizer. Raises UserError where they do not belong together."""
+) -> tuple[Progression, dict[str, np.ndarray] | None]:
+    """Put a checkpoint back into a model and its optimizer; returns how far it was, and its average of weights.
+
+    Raises UserError where they do not belong together.
+    """
     groups, meta = load_checkpoint(path)
     if meta["class_names"] != dataset.class_names:
         raise UserError(
@@ -114,7 +121,8 @@ def restore_state(
     if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
-    return Progression(meta["iteration"], meta["best"], meta.get("evaluated", meta["iteration"]))
+    done = {key: meta[key] for key in Progression._fields if key in meta}
+    return Progression(**{"evaluated": meta["iteration"], **done}), groups.get("ema")
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -14,7 +14,7 @@ from ppdet_lite.storage.weights import LoadReport, MisShaped, match_weights, rea
 
 
 def save(folder, value):
-    groups = {name: {"w": np.full(2, add + value, np.float32)} for name, add in [("model", 0), ("ema", 100)]}
+    groups = {name: {"w": np.full(2, add + value, np.float32)} for name, add in [("model", 0), ("optimizer", 100)]}
     save_checkpoint(folder, groups, {"iteration": value})
 
 
@@ -24,6 +24,9 @@ def test_a_checkpoint_gives_its_model_group(tmp_path):
     assert found.arrays["w"].tolist() == [20, 20]
     assert found.meta == {"iteration": 20}
     assert found.source == str(tmp_path / "iter_00000020")
+    groups = {name: {"w": np.full(2, value, np.float32)} for name, value in [("model", 1), ("ema", 2)]}
+    save_checkpoint(tmp_path / "averaged", groups, {})
+    assert read_weights(tmp_path / "averaged").arrays["w"].tolist() == [2, 2]  # the average of weights, if there is one
     save_checkpoint(tmp_path / "other", {"optimizer": {}}, {})
     with pytest.raises(UserError, match="other: has no group 'model'"):
         read_weights(tmp_path / "other")

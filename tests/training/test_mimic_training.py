@@ -125,8 +125,8 @@ def test_original_pixels_are_handed_over_only_where_they_are_used(
 ) -> None:
     batches = []
 
-    def look(network: paddle.nn.Layer, optimizer: object, batch: dict, *rest: object) -> None:
-        batches.append(batch)
+    def look(network: paddle.nn.Layer, optimizer: object, step_batches: list[dict], *rest: object) -> None:
+        batches.extend(step_batches)
         raise RunFailed("seen")
 
     monkeypatch.setattr("ppdet_lite.training.loop.train_step", look)

@@ -1,0 +1,200 @@
+"""Accumulation, the average of weights, early stopping, freezing and learning rates by name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.modeling import matching
+from ppdet_lite.optimization.optimizer import SGD, Average, freeze
+from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.storage.weights import read_weights
+from ppdet_lite.training import loop
+from ppdet_lite.training.ema import WeightAverage
+from ppdet_lite.training.loop import train
+from ppdet_lite.training.metrics_file import read_metrics
+from ppdet_lite.training.step import train_step
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    from ppdet_lite.data.shapes import generate
+
+    shapes = tmp_path_factory.mktemp("shapes")
+    generate(shapes, train=8, val=2, seed=1)
+    return [
+        f"data.train={{images: {shapes}/train, annotations: {shapes}/annotations/instances_train.json}}",
+        f"data.val={{images: {shapes}/val, annotations: {shapes}/annotations/instances_val.json}}",
+        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
+        "data.loader={batch_size: 1, threads: 0}",
+        "model.neck.out_channels=32",
+        "model.box_head.width=32",
+        "train={length: 4 iterations, checkpoint_every: 2 iterations, log_every: 1, preview_images: 0}",
+        "schedule.warmup_iterations=2",
+    ]
+
+
+def images(first: int, count: int) -> dict[str, Any]:
+    """A batch of images of noise from number `first` on, each with an object of its own."""
+    rngs = [np.random.default_rng(first + i) for i in range(count)]
+    corners = [rng.uniform(0, 30, 2) for rng in rngs]
+    return {
+        "images": np.stack([rng.standard_normal((3, 64, 96)).astype(np.float32) for rng in rngs]),
+        "image_sizes": np.tile(np.float32([64, 96]), (count, 1)),
+        "scales": np.ones((count, 2), np.float32),
+        "image_ids": np.arange(first, first + count),
+        "targets": [
+            {"boxes": np.float32([[*c, *(c + 32)]]), "classes": np.array([1]), "is_crowd": np.array([False])}
+            for c in corners
+        ],
+    }
+
+
+def after_a_step(batches: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    model = tiny.detector(norm="gn")
+    optimizer = SGD(base_lr=0.02, base_batch=16).build(model)
+    optimizer.set_lr(0.01)
+    model.train()
+    losses = train_step(model, optimizer, batches).losses
+    return {name: value.numpy() for name, value in model.state_dict().items()}, losses
+
+
+def test_two_batches_of_two_make_the_step_of_one_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling takes the first candidates in place of random ones."""
+    monkeypatch.setattr(matching, "draw", lambda candidates, count: paddle.nonzero(candidates).flatten()[:count])
+    whole, losses = after_a_step(images(0, 4))
+    halves, mean = after_a_step([images(0, 2), images(2, 2)])
+    for name, value in whole.items():
+        np.testing.assert_allclose(halves[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert mean == pytest.approx(losses, rel=1e-5)
+    alone, _ = after_a_step(images(0, 2))
+    assert max(np.abs(alone[name] - value).max() for name, value in whole.items()) > 1e-5
+
+
+def test_iterations_and_the_rate_count_accumulated_batches(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """8 images, batches of 1, two a step: 4 iterations an epoch, the rate of 2 images; resuming is exact."""
+    config = load_config(CONFIG, [*options, "train.accumulate=2"])
+    train(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert "4 iterations per epoch" in told and "(1 images x 1 devices x 2 batches) / base_batch 4" in told
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    early, late = (tmp_path / f"run/checkpoints/iter_{n:08d}" for n in (2, 4))
+    train(config, tmp_path / "again", resume=str(early))
+    straight, again = (
+        load_checkpoint(path).groups["model"] for path in (late, tmp_path / "again/checkpoints" / late.name)
+    )
+    assert all(np.array_equal(value, again[name]) for name, value in straight.items())
+
+
+def test_the_average_is_the_formula() -> None:
+    model = paddle.nn.Linear(2, 1)
+    weights = [np.full((2, 1), value, np.float32) for value in (1.0, 3.0, 5.0)]
+    model.weight.set_value(weights[0])
+    average = WeightAverage(model, Average(decay=0.3))
+    expected = 1.0
+    for step, weight in enumerate(weights[1:], start=1):
+        model.weight.set_value(weight)
+        average.update(model, step)
+        share = min(0.3, (1 + step) / (10 + step))
+        expected = share * expected + (1 - share) * weight[0, 0]
+    np.testing.assert_allclose(average.arrays()["weight"], np.full((2, 1), expected), rtol=1e-6)
+    with average.applied(model):
+        np.testing.assert_allclose(model.weight.numpy(), np.full((2, 1), expected), rtol=1e-6)
+    np.testing.assert_array_equal(model.weight.numpy(), weights[2])
+
+
+def test_the_average_is_evaluated_saved_and_gone_on_with(options: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[np.ndarray] = []
+
+    def evaluate(model: paddle.nn.Layer, *rest: Any) -> dict[str, Any]:
+        seen.append(model.predictor.classify.bias.numpy())
+        return {"AP": 0.1 * len(seen), "per_class": {}}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    ema = ["train.ema={decay: 0.5}", "train.evaluate_every=2 iterations", "train.keep_last=5"]
+    config = load_config(CONFIG, [*options, *ema])
+    train(config, tmp_path / "run")
+    groups = load_checkpoint(tmp_path / "run/checkpoints/iter_00000004").groups
+    name = "predictor.classify.bias"
+    np.testing.assert_array_equal(groups["ema"][name], seen[-1])
+    assert (groups["ema"][name] != groups["model"][name]).any()
+    np.testing.assert_array_equal(read_weights(tmp_path / "run").arrays[name], seen[-1])
+    train(config, tmp_path / "again", resume=str(tmp_path / "run/checkpoints/iter_00000002"))
+    again = load_checkpoint(tmp_path / "again/checkpoints/iter_00000004").groups
+    for group in ("model", "ema"):
+        assert all(np.array_equal(value, again[group][key]) for key, value in groups[group].items())
+
+
+def test_training_ends_when_evaluations_get_no_better(
+    options: list[str], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture
+) -> None:
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": 0.0, "AP50": next(scores), "per_class": {}})
+    stop = ["train.length=9 iterations", "train.checkpoint_every=null", "train.early_stop=2", "train.best_metric=AP50"]
+    config = load_config(CONFIG, [*options, *stop, "train.evaluate_every=1 iterations"])
+    train(config, tmp_path / "run")
+    assert "no better AP50 for 2 evaluations: training ends early" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"best", "iter_00000004"}
+    meta = load_checkpoint(tmp_path / "run/checkpoints/best").meta
+    assert meta["best"] == {"AP50": 0.3, "iteration": 2} and meta["iteration"] == 2
+    train(config, tmp_path / "run", resume="auto")  # still over
+    assert next(scores) == 0.9
+
+
+def test_early_stopping_needs_evaluations(options: list[str], tmp_path: Path) -> None:
+    config = load_config(CONFIG, [*options, "train.early_stop=2"])
+    with pytest.raises(UserError, match=r"command line: train\.early_stop: needs evaluations"):
+        train(config, tmp_path / "run")
+
+
+def test_a_best_checkpoint_can_be_gone_on_with(options: list[str], tmp_path: Path) -> None:
+    config = load_config(CONFIG, [*options, "train.length=2 iterations", "train.evaluate_every=2 iterations"])
+    train(config, tmp_path / "run")
+    longer = load_config(CONFIG, [*options, "train.length=3 iterations"])
+    train(longer, tmp_path / "more", resume=str(tmp_path / "run/checkpoints/best"))
+    assert load_checkpoint(tmp_path / "more/checkpoints/iter_00000003").meta["iteration"] == 3
+
+
+def test_frozen_parameters_stay(options: list[str], tmp_path: Path) -> None:
+    config = load_config(CONFIG, [*options, "train.length=2 iterations", "train.freeze=[backbone.*, neck.lateral.0.*]"])
+    model = build_model(config)
+    before = {name: value.numpy() for name, value in model.named_parameters()}
+    train(config, tmp_path / "run")
+    after = load_checkpoint(tmp_path / "run/checkpoints/iter_00000002").groups["model"]
+    for name, value in before.items():
+        if not name.endswith(("._mean", "._variance")):
+            frozen = name.startswith(("backbone.", "neck.lateral.0."))
+            assert np.array_equal(value, after[name]) == frozen, name
+
+
+def test_learning_rates_by_name() -> None:
+    model = tiny.detector()
+    optimizer = SGD(lr_scales={"backbone.*": 0.1, "backbone.res5.*": 0.5, "neck.*": 2.0}).build(model)
+    rates = {id(p): group["learning_rate"] for group in optimizer._param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    for name, rate in {
+        "backbone.res2.0.conv1.conv.weight": 0.1,
+        "backbone.res5.0.conv1.conv.weight": 0.05,
+        "neck.lateral.0.conv.weight": 2.0,
+        "rpn.conv.weight": 1.0,
+    }.items():
+        assert rates[id(named[name])] == pytest.approx(rate)
+
+
+def test_a_pattern_that_matches_nothing_is_told() -> None:
+    model = tiny.detector()
+    with pytest.raises(UserError, match=r"train\.freeze: 'backbon\.\*' matches no parameter; they are named such as"):
+        freeze(model, ["backbon.*"])
+    with pytest.raises(UserError, match=r"optimizer\.lr_scales: 'head\.\*' matches no parameter"):
+        SGD(lr_scales={"head.*": 0.1}).build(model)
