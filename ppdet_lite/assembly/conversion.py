@@ -12,7 +12,7 @@ from ppdet_lite.config.checked import Config
 from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import read_categories
+from ppdet_lite.data.coco_file import read_categories
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.storage.files import write_json, write_text
 from ppdet_lite.storage.known_classes import known_classes

@@ -4,8 +4,6 @@ The annotations become a few packed arrays as soon as they are read; nothing per
 object, so memory stays flat and loader threads share it. Image files are touched only when they are loaded.
 """
 
-import json
-from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,7 @@ import numpy as np
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.coco_file import Annotations, CocoFile, read_coco
 
 MIN_SIDE = 1e-3  # pixels; a box that is narrower or lower inside its image has nothing to learn from
 
@@ -64,12 +63,12 @@ class CocoDataset:
         class_names: Derived[Sequence[str] | None] = None,
     ) -> None:
         self.images, self.file, self.notes = Path(images), str(annotations), []
-        content = _read_json(self.file)
+        content = read_coco(self.file)
         if not self.images.is_dir():
             raise UserError(f"image folder {images} (for {annotations}) does not exist; correct `images`")
-        self._take_categories(content["categories"], class_names)
-        self._take_images(content["images"])
-        self._take_annotations(content["annotations"], keep_empty)
+        self._take_categories(content, class_names)
+        self.image_ids, self.sizes, self._file_names = content.image_ids, content.sizes, content.file_names
+        self._take_annotations(content.annotations, keep_empty)
 
     @property
     def num_classes(self) -> int:
@@ -127,9 +126,8 @@ class CocoDataset:
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
         }
 
-    def _take_categories(self, records: list[dict], class_names: Sequence[str] | None) -> None:
-        self.class_names, ids = _categories(records, self.file)
-        self.category_ids = np.array(ids, np.int64)
+    def _take_categories(self, content: CocoFile, class_names: Sequence[str] | None) -> None:
+        self.class_names, self.category_ids = content.class_names, np.array(content.category_ids, np.int64)
         if class_names is not None:
             extra, missing = set(self.class_names) - set(class_names), set(class_names) - set(self.class_names)
             if extra or missing:
@@ -140,25 +138,11 @@ class CocoDataset:
             self.category_ids = self.category_ids[[self.class_names.index(name) for name in class_names]]
             self.class_names = list(class_names)
 
-    def _take_images(self, records: list[dict]) -> None:
-        where = f"{self.file}: image"
-        self.image_ids = _integers(records, "id", where)
-        _unique(self.image_ids.tolist(), f"{where} id")
-        self.sizes = np.stack([_integers(records, key, where) for key in ("height", "width")], 1).astype(np.int32)
-        self._file_names = [record.get("file_name") for record in records]
-        for image_id, (height, width), name in zip(self.image_ids, self.sizes, self._file_names, strict=True):
-            if min(height, width) <= 0:
-                raise UserError(f"{where} {image_id} has height {height} and width {width}")
-            if not isinstance(name, str) or not name:
-                raise UserError(f"{where} {image_id} has no file_name")
-
-    def _take_annotations(self, records: list[dict], keep_empty: bool) -> None:
+    def _take_annotations(self, records: Annotations, keep_empty: bool) -> None:
         where = f"{self.file}: annotation"
-        image = _index(_integers(records, "image_id", where), self.image_ids, f"{where} of unknown image")
-        classes = _index(_integers(records, "category_id", where), self.category_ids, f"{where} of unknown category")
-        xywh = _floats([record.get("bbox") for record in records], (len(records), 4), f"{where} bbox")
-        areas = _floats([record.get("area") for record in records], (len(records),), f"{where} area")
-        is_crowd = np.array([bool(record.get("iscrowd")) for record in records], bool)
+        image = _index(records.image_ids, self.image_ids, f"{where} of unknown image")
+        classes = _index(records.category_ids, self.category_ids, f"{where} of unknown category")
+        xywh, areas, is_crowd = records.xywh, records.areas, records.is_crowd
         with np.errstate(invalid="ignore"):  # NaN and infinity are sorted out below
             right_bottom = xywh[:, :2] + xywh[:, 2:]
             areas = np.where(np.isfinite(areas), areas, xywh[:, 2] * xywh[:, 3])
@@ -184,13 +168,13 @@ class CocoDataset:
         self._classes, self._xywh, self._areas = classes[order].astype(np.int32), xywh[order], areas[order]
         self._is_crowd = is_crowd[order]
 
-    def _report(self, records: list[dict], good: np.ndarray, outside: np.ndarray) -> None:
-        ids = [str(record.get("id")) for record in records]
+    def _report(self, records: Annotations, good: np.ndarray, outside: np.ndarray) -> None:
+        ids = list(map(str, records.ids))
         first = f", the first is annotation {ids[int(np.argmin(good))]}" if not good.all() else ""
         self._note(np.sum(~good), f"boxes without a finite area inside their image, dropped{first}")
         self._note(np.sum(outside), "boxes that reach beyond their image, clipped")
-        self._note(sum("iscrowd" not in record for record in records), "annotations without iscrowd, taken as 0")
-        self._note(sum(record.get("area") is None for record in records), "annotations without area, taken as w * h")
+        self._note(records.without_crowd, "annotations without iscrowd, taken as 0")
+        self._note(records.without_area, "annotations without area, taken as w * h")
         self._note(len(ids) - len(set(ids) - {"0", "None"}), "annotation ids missing, 0 or repeated, renumbered")
 
     def _note(self, count: int, what: str) -> None:
@@ -219,64 +203,6 @@ def load_image(path: str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_categories(path: str) -> tuple[list[str], list[int]]:
-    """Class names and category ids of an annotation file, in the order of ids. Raises UserError as `CocoDataset`."""
-    return _categories(_read_json(path)["categories"], path)
-
-
-def _categories(records: list[dict], file: str) -> tuple[list[str], list[int]]:
-    ids = _integers(records, "id", f"{file}: category")
-    _unique(ids.tolist(), f"{file}: category id")
-    order = np.argsort(ids)
-    names = [records[i].get("name") for i in order]
-    for category, name in zip(ids[order], names, strict=True):
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{file}: category {category} has no name")
-    _unique(names, f"{file}: category name")
-    return names, ids[order].tolist()
-
-
-def _read_json(path: str) -> dict[str, list[dict]]:
-    """Return the content of a COCO file without its segmentations."""
-
-    def forget_masks(record: dict) -> dict:
-        record.pop("segmentation", None)  # nine tenths of the memory, dropped object by object
-        return record
-
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file, object_hook=forget_masks)
-    except OSError as error:
-        raise UserError(f"cannot read annotations {path}: {error.strerror}; see dataset/README.md") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"annotations {path} are not JSON: {error}") from None
-    for key in ("images", "annotations", "categories"):
-        records = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise UserError(f"{path} is not a COCO detection file: it has no list of {key}")
-        if not records and key != "annotations":
-            raise UserError(f"{path} is not a COCO detection file: its list of {key} is empty")
-    return content
-
-
-def _integers(records: list[dict], key: str, where: str) -> np.ndarray:
-    """Return [records] int64 values of a key, or raise UserError for the first that is not a whole number."""
-    values = [record.get(key) for record in records]
-    for number, value in enumerate(values):
-        if type(value) is not int or value.bit_length() > 63:  # bool is no number here
-            found = f"{value!r}" if key in records[number] else "nothing"
-            raise UserError(f"{where} no. {number + 1}: a whole number is expected as {key}, found {found}")
-    return np.array(values, np.int64)
-
-
-def _floats(values: list, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Return float64 values in a shape; None becomes NaN."""
-    try:
-        return np.array(values, np.float64).reshape(shape)
-    except (ValueError, TypeError):
-        raise UserError(f"{where}: {'four numbers' if len(shape) > 1 else 'a number'} expected everywhere") from None
-
-
 def _index(values: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
     """Return the position of each value among unique ids, or raise UserError for the first unknown one."""
     order = np.argsort(ids)
@@ -292,12 +218,6 @@ def _clipped_corners(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
     limit = np.concatenate([size[..., ::-1], size[..., ::-1]], axis=-1)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     return np.clip(corners, 0, limit).astype(np.float32)
-
-
-def _unique(values: Sequence, what: str) -> None:
-    value, count = Counter(values).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{what} {value} occurs {count} times")
 
 
 def _listed(names: Collection[str]) -> str:

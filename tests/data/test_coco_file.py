@@ -1,0 +1,108 @@
+"""Annotation files: what is decoded by its types is what is read object by object."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data import coco_file
+from ppdet_lite.data.coco_file import read_coco
+
+COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny"
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """Two images, two categories out of order, three annotations with all that may be left out left out in turn."""
+    return {
+        "info": {"year": 2026},
+        "images": [
+            {"id": 9, "file_name": "a.jpg", "height": 40, "width": 60, "license": 3},
+            {"id": 4, "file_name": "b.jpg", "height": 30, "width": 20},
+        ],
+        "categories": [{"id": 7, "name": "dog", "supercategory": "animal"}, {"id": 3, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 9, "category_id": 3, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 1},
+            {"id": 2, "image_id": 4, "category_id": 7, "bbox": [0.5, 1.5, 2, 2], "segmentation": [[1, 2, 3]]},
+            {"image_id": 4, "category_id": 7, "bbox": [1, 1, 2, 2], "area": None, "iscrowd": None},
+        ],
+    } | changes
+
+
+def written(path: Path, value: dict[str, Any]) -> str:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return str(path)
+
+
+def assert_same(one: coco_file.CocoFile, other: coco_file.CocoFile) -> None:
+    for name, value in one._asdict().items():
+        if name != "annotations":
+            assert np.array_equal(value, getattr(other, name)), name
+    for name, value in one.annotations._asdict().items():
+        np.testing.assert_array_equal(value, getattr(other.annotations, name), err_msg=name)
+
+
+def test_both_ways_of_reading_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.json", content())
+    slow = coco_file._told(path)
+    monkeypatch.setattr(coco_file, "_told", lambda path: pytest.fail("a file without faults was read twice"))
+    fast = read_coco(path)
+    assert_same(fast, slow)
+    assert (fast.class_names, fast.category_ids) == (["cat", "dog"], [3, 7])
+    assert fast.image_ids.tolist() == [9, 4] and fast.sizes.tolist() == [[40, 60], [30, 20]]
+    records = fast.annotations
+    assert records.is_crowd.tolist() == [True, False, False] and records.ids == [1, 2, None]
+    assert (records.without_crowd, records.without_area) == (1, 2)
+    assert records.xywh.tolist() == [[1, 2, 3, 4], [0.5, 1.5, 2, 2], [1, 1, 2, 2]]
+    np.testing.assert_array_equal(records.areas, [12, np.nan, np.nan])
+
+
+def test_no_annotations_at_all(tmp_path: Path) -> None:
+    found = read_coco(written(tmp_path / "a.json", content(annotations=[])))
+    assert found.annotations.xywh.shape == (0, 4) and found.annotations.image_ids.dtype == np.int64
+
+
+@pytest.mark.skipif(not COCO_TINY.exists(), reason="no coco_tiny here")
+def test_both_ways_agree_on_real_files() -> None:
+    for path in sorted(COCO_TINY.rglob("*.json")):
+        assert_same(read_coco(str(path)), coco_file._told(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"images": [{"id": True, "file_name": "a", "height": 1, "width": 1}]},
+            "image no. 1: a whole number",
+        ),
+        ({"images": [{"id": 1, "file_name": "a", "height": 1.0, "width": 1}]}, "found 1.0"),
+        ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "image 1 has no file_name"),
+        ({"images": [{"id": 1, "file_name": "a", "height": 0, "width": 1}]}, "image 1 has height 0 and width 1"),
+        ({"images": [{"id": 2**70, "file_name": "a", "height": 1, "width": 1}]}, "a whole number is expected as id"),
+        ({"images": []}, "its list of images is empty"),
+        ({"categories": [{"id": 3, "name": " "}]}, "category 3 has no name"),
+        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "category id 3 occurs 2 times"),
+        ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3]}]}, "bbox: four numbers expected"),
+        ({"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, "annotation no. 1: .*category_id, found nothing"),
+        ({"annotations": None}, "it has no list of annotations"),
+    ],
+)
+def test_faults_keep_their_place(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    path = written(tmp_path / "a.json", content(**changes))
+    with pytest.raises(UserError, match=told) as caught:
+        read_coco(path)
+    assert str(caught.value).count(path) == 1
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xfe{\x00", b"[1]", b'{"images": ['])
+def test_what_is_no_json_or_no_coco_file(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(raw)
+    with pytest.raises(UserError, match=r"are not JSON|is not a COCO detection file"):
+        read_coco(str(tmp_path / "a.json"))
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(content()).encode())
+    assert read_coco(str(tmp_path / "a.json")).class_names == ["cat", "dog"]
