@@ -83,6 +83,9 @@ def _prepare(
     held: where the hold on the folder goes.
     """
     log.configure(dist.get_rank())
+    if config["weights"] is not None:
+        place = config.origin("weights")
+        raise UserError(f"{place}: weights: is for evaluation and export; training starts from pretrain_weights")
     start, device = starting_point(folder, resume), use_device(config)
     train_set = build_dataset(config, "train")
     evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
@@ -95,6 +98,8 @@ def _prepare(
     log.configure(dist.get_rank(), folder / "train.log")
     if aside is not None:
         get_logger().warning("what an earlier run without a checkpoint left was moved to %s", aside)
+    if resume == "auto" and start is None:
+        get_logger().info("nothing to resume in %s: a new run", folder)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
     for setting in runtime.applied():
         get_logger().info("%s", setting)

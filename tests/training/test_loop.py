@@ -149,6 +149,17 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
         assert told.count(line) == log.count(line) == 1
 
 
+def test_weights_are_no_start_of_training(overrides, tmp_path):
+    with pytest.raises(UserError, match=r"command line: weights: is for evaluation.*starts from pretrain_weights"):
+        train(quickstart(overrides, "weights=x.pdparams"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_to_resume_is_told(overrides, tmp_path, capsys):
+    train(quickstart(overrides, "train.length=1 iterations"), tmp_path / "run", resume="auto")
+    assert f"nothing to resume in {tmp_path}/run: a new run" in capsys.readouterr().out
+
+
 def test_resuming_tells_what_has_changed(overrides, tmp_path, capsys):
     short = [*overrides, "train.checkpoint_every=null"]
     train(quickstart(short, "train.length=1 iterations"), tmp_path / "run")
