@@ -158,6 +158,8 @@ def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> 
     Raises UserError for a model that they have no names for, and a file that cannot be written.
     """
     read = read_weights(weights)
+    if "predictor.classify.bias" not in read.arrays:
+        raise UserError(f"{read.source}: no detector of ours, it has no predictor.classify.bias")
     names = read.meta.get("class_names") or ["?"] * (len(read.arrays["predictor.classify.bias"]) - 1)
     shapes = state_shapes(build_model(config, names, for_training=False))
     naming = PEERS[peer](shapes)

@@ -82,6 +82,7 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path) -> None
         (["--from", "ppdet", "nowhere.pdparams", "x"], "nowhere.pdparams: no such weights"),
         (["--from", "detectron2", "list.pkl", "x"], "list.pkl: damaged, or no weights file"),
         (["--to", "ppdet", "nowhere", "x.pdparams"], "nowhere: no such weights"),
+        (["--to", "ppdet", "theirs.pdparams", "x.pdparams"], "theirs.pdparams: no detector of ours"),
     ],
 )
 def test_mistakes_are_told_in_one_line(place: Path, arguments: list[str], told: str) -> None:
