@@ -87,8 +87,9 @@ def read_coco(path: str) -> CocoFile:
 
 def read_categories(path: str) -> tuple[list[str], list[int]]:
     """Class names and category ids of an annotation file, in the order of ids. Raises UserError as `read_coco`."""
-    content = read_coco(path)
-    return content.class_names, content.category_ids
+    records = _read_json(path)["categories"]
+    ids = _integers(records, "id", f"{path}: category").tolist()
+    return _ordered(path, ids, [record.get("name") for record in records])
 
 
 def _typed(content: _Content) -> CocoFile:
@@ -151,15 +152,9 @@ def _checked(
     file_names: list[Any],
     annotations: Annotations,
 ) -> CocoFile:
-    """Categories in the order of their ids, which are unique as their names and the images' ids are."""
+    """The content, its categories in order, its images with unique ids, names and sizes."""
     where = f"{path}: image"
-    _unique(category_ids, f"{path}: category id")
-    order = sorted(range(len(category_ids)), key=category_ids.__getitem__)
-    names, category_ids = [names[i] for i in order], [category_ids[i] for i in order]
-    for category, name in zip(category_ids, names, strict=True):
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{path}: category {category} has no name")
-    _unique(names, f"{path}: category name")
+    names, category_ids = _ordered(path, category_ids, names)
     _unique(image_ids.tolist(), f"{where} id")
     for image_id, (height, width), name in zip(image_ids.tolist(), sizes.tolist(), file_names, strict=True):
         if min(height, width) <= 0:
@@ -167,6 +162,18 @@ def _checked(
         if not isinstance(name, str) or not name:
             raise UserError(f"{where} {image_id} has no file_name")
     return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, annotations)
+
+
+def _ordered(path: str, category_ids: list[int], names: list[Any]) -> tuple[list[str], list[int]]:
+    """Names and ids of categories in the order of the ids; both are unique."""
+    _unique(category_ids, f"{path}: category id")
+    order = sorted(range(len(category_ids)), key=category_ids.__getitem__)
+    names, category_ids = [names[i] for i in order], [category_ids[i] for i in order]
+    for category, name in zip(category_ids, names, strict=True):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{path}: category {category} has no name")
+    _unique(names, f"{path}: category name")
+    return names, category_ids
 
 
 def _read_json(path: str) -> dict[str, list[dict]]:

@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, *arguments: object, tool: str = "convert_weights") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / f"tools/{tool}.py"), "-c", str(place / "tiny.yml"), *map(str, arguments)]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True)
+@pytest.fixture
+def run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a tool in the folder, in this process."""
+
+    def call(*arguments: object, tool: str = "convert_weights") -> subprocess.CompletedProcess[str]:
+        path, code = str(ROOT / f"tools/{tool}.py"), 0
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", [path, "-c", "tiny.yml", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return subprocess.CompletedProcess(path, code, *capsys.readouterr())
+
+    return call
+
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -43,29 +63,29 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return done.stderr
 
 
-def test_there_and_back(place: Path) -> None:
+def test_there_and_back(place: Path, run: Tool) -> None:
     theirs = read_pdparams(place / "theirs.pdparams")
-    done = run(place, "--from", "ppdet", "--classes", "train.json", "theirs.pdparams", "run")
+    done = run("--from", "ppdet", "--classes", "train.json", "theirs.pdparams", "run")
     assert done.returncode == 0, done.stderr
     assert f"{len(theirs)} arrays of theirs.pdparams converted into run" in done.stdout
     assert json.loads((place / "run/classes.json").read_text()) == [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
     assert "interpolation: cubic" in (place / "run/config.yml").read_text()
     detector = load_detector(peer_config(place / "run/config.yml", "ppdet", [f"weights={place}/run"]))
     assert (detector.class_names, detector.preprocess.interpolation) == (CLASSES, "cubic")
-    assert refused(run(place, "--from", "ppdet", "theirs.pdparams", "run")) == (
+    assert refused(run("--from", "ppdet", "theirs.pdparams", "run")) == (
         "error: run holds a run already; choose another folder\n"
     )
-    done = run(place, "--to", "ppdet", "run", "back.pdparams")
+    done = run("--to", "ppdet", "run", "back.pdparams")
     assert done.returncode == 0, done.stderr
     back = read_pdparams(place / "back.pdparams")
     assert back.keys() == theirs.keys() and all(np.array_equal(back[name], theirs[name]) for name in back)
 
 
-def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path) -> None:
+def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path, run: Tool) -> None:
     arrays = read_pdparams(place / "theirs.pdparams")
     arrays["neck.extra"] = arrays.pop("rpn_head.rpn_feat.rpn_conv.bias")
     write_pdparams(place / "odd.pdparams", arrays)
-    told = refused(run(place, "--from", "ppdet", "--classes", "train.json", "odd.pdparams", "none"))
+    told = refused(run("--from", "ppdet", "--classes", "train.json", "odd.pdparams", "none"))
     assert "1 missing, 1 unexpected" in told and "  neck.extra\n" in told
     assert "  rpn.conv.bias (rpn_head.rpn_feat.rpn_conv.bias)\n" in told
     assert not (place / "none").exists()
@@ -85,18 +105,18 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path) -> None
         (["--to", "ppdet", "theirs.pdparams", "x.pdparams"], "theirs.pdparams: no detector of ours"),
     ],
 )
-def test_mistakes_are_told_in_one_line(place: Path, arguments: list[str], told: str) -> None:
+def test_mistakes_are_told_in_one_line(place: Path, run: Tool, arguments: list[str], told: str) -> None:
     names = [{"id": i, "name": name} for i, name in enumerate(["cat", "dog", "cow"])]
     content = {"images": [{"id": 1}], "annotations": [], "categories": names}
     (place / "three.json").write_text(json.dumps(content))
     (place / "list.pkl").write_bytes(pickle.dumps([1]))
-    error = refused(run(place, *arguments))
+    error = refused(run(*arguments))
     assert told in error and error.count("\n") == 1
     assert not (place / "x").exists() and not (place / "x.pdparams").exists()
 
 
-def test_a_foreign_file_says_which_call_to_make(place: Path) -> None:
-    told = refused(run(place, "-o", "weights=theirs.pdparams", tool="eval"))
+def test_a_foreign_file_says_which_call_to_make(run: Tool) -> None:
+    told = refused(run("-o", "weights=theirs.pdparams", tool="eval"))
     assert "python tools/convert_weights.py --from ppdet -c CONFIG theirs.pdparams FOLDER" in told
 
 
