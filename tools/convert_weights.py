@@ -17,7 +17,9 @@ def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--from", dest="source", metavar="PROJECT", help="ppdet, torchvision, mmdet or detectron2")
+    way.add_argument(
+        "--from", dest="source", metavar="PROJECT", help="ppdet, torchvision, mmdet, mmdet-caffe or detectron2"
+    )
     way.add_argument("--to", dest="target", choices=["ppdet"], help="ppdet: a .pdparams that PaddleDetection loads")
     parser.add_argument("--classes", metavar="FILE", type=Path, help="COCO annotations with the classes' names")
     parser.add_argument(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import paddle
 
 from ppdet_lite import __version__
-from ppdet_lite.assembly.setup import build_model, load_config, state_shapes
+from ppdet_lite.assembly.setup import build_model, detection_arrays, load_config, state_shapes
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
@@ -20,7 +20,7 @@ from ppdet_lite.storage.pdparams import write_pdparams
 from ppdet_lite.storage.peer_files import PeerFile, read_peer_file
 from ppdet_lite.storage.peers import PEERS, peer_of
 from ppdet_lite.storage.peers.rules import with_our_epsilon
-from ppdet_lite.storage.weights import read_weights
+from ppdet_lite.storage.weights import match_weights, read_weights
 
 
 class Classes(NamedTuple):
@@ -162,11 +162,13 @@ def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> 
         raise UserError(f"{read.source}: no detector of ours, it has no predictor.classify.bias")
     names = read.meta.get("class_names") or ["?"] * (len(read.arrays["predictor.classify.bias"]) - 1)
     shapes = state_shapes(build_model(config, names, for_training=False))
+    report = match_weights(shapes, detection_arrays(read))
+    report.require_complete(read.source)
     naming = PEERS[peer](shapes)
     try:
-        arrays = naming.to_theirs({name: read.arrays[name] for name in shapes})
+        arrays = naming.to_theirs(report.matched)
     except KeyError as error:
-        raise UserError(f"{read.source}: {naming.title} has no name for {error}, or the weights lack it") from error
+        raise UserError(f"{read.source}: {naming.title} has no name for {error}, it cannot take this model") from error
     write_pdparams(file, arrays)
     get_logger().info("%d arrays of %s written to %s", len(arrays), read.source, file)
 

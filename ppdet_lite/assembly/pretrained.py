@@ -86,7 +86,7 @@ def _for_classes(
     theirs = weights.meta.get("class_names")
     if theirs is None or class_names is None or (theirs == list(class_names) and not class_map):
         if class_map:
-            raise UserError(f"pretrain_class_map: {weights.source} names no classes")
+            raise UserError(f"pretrain_class_map: {weights.source} names no classes; leave the map out")
         return weights.arrays
     fresh = {name: value.numpy() for name, value in model.state_dict().items()}
     match = match_classes(weights.arrays, theirs, class_names, fresh, class_map)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import paddle
 
 from ppdet_lite.assembly.recipe import Recipe
@@ -17,7 +18,7 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.peers import peer_of
-from ppdet_lite.storage.weights import match_weights, read_weights
+from ppdet_lite.storage.weights import Weights, match_weights, read_weights
 
 TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without
 
@@ -96,22 +97,27 @@ def load_detector(config: Config) -> Detector:
         class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
         get_logger().warning("%s names no classes; taking those of %s", weights.source, dataset.file)
     model = build_model(config, class_names, for_training=False)
-    arrays = {name: array for name, array in weights.arrays.items() if not name.startswith(TRAINING_ONLY)}
-    report = match_weights(state_shapes(model), arrays)
+    report = match_weights(state_shapes(model), detection_arrays(weights))
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)
     model.eval()
     return Detector(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
 
 
+def detection_arrays(weights: Weights) -> dict[str, np.ndarray]:
+    """The arrays of weights without those that only training needs."""
+    return {name: array for name, array in weights.arrays.items() if not name.startswith(TRAINING_ONLY)}
+
+
 def use_device(config: Config) -> str:
-    """Choose the device that `runtime.device` names. Raises UserError when there is no such device."""
+    """Choose the device that `runtime.device` names, and return its name. Raises UserError where there is none."""
     wanted = config["runtime"]["device"]
     has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if wanted == "gpu" and not has_gpu:
         reason = "sees no GPU" if paddle.is_compiled_with_cuda() else "is a CPU build; install paddlepaddle-gpu"
         raise UserError(f"{config.origin('runtime.device')}: runtime.device: gpu, but this Paddle {reason}")
-    return paddle.set_device("gpu" if has_gpu and wanted != "cpu" else "cpu")
+    paddle.set_device("gpu" if has_gpu and wanted != "cpu" else "cpu")
+    return paddle.device.get_device()
 
 
 def state_shapes(model: FasterRCNN) -> dict[str, tuple[int, ...]]:

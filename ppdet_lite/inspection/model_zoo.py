@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,14 +14,14 @@ from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.config.checked import Config
 from ppdet_lite.core.runtime import cpu_info, usable_cores
 from ppdet_lite.inspection.benchmark import bench_train
+from ppdet_lite.inspection.timing import WARM_UP
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 COUNTED_SIZE = (800, 1344)  # of the image whose work is counted: 800 x 1333, padded
 TIMED_SIZE = (320, 427)
 CLASSES = [f"c{i}" for i in range(80)]
-AFTER_ROIS = ("box_head", "predictor", "roi_pool")  # parts that work on each RoI
-TRAINING_ONLY = "mimic."
+AFTER_ROIS = ("box_head", "predictor", "roi_pool")  # parts that work on each RoI, or on whole maps for them
 CONVERTS = {  # recipe's name -> whose checkpoints become it, beside PaddleDetection's where its AP is told
     "faster_rcnn_r50_fpn_1x_coco": ("torchvision", "mmdetection", "detectron2"),
     "faster_rcnn_r101_fpn_1x_coco": ("PaddleDetection", "mmdetection", "detectron2"),
@@ -70,24 +71,23 @@ def size_of(config: Config) -> tuple[float, float]:
     """
     model = build_model(config, CLASSES, for_training=False)
     model.eval()
-    counts: dict[str, int] = {}
     rois: list[int] = []
+    model.roi_pool.register_forward_pre_hook(lambda layer, inputs: rois.append(inputs[1].boxes.shape[0]))
+    whole, per_rois = [0], [0]
+
+    def count(layer: nn.Layer, inputs: tuple[Tensor, ...], output: Tensor, after_rois: bool) -> None:
+        each_roi = after_rois and output.shape[0] == rois[-1]
+        (per_rois if each_roi else whole).append(multiply_adds(layer, output))
+
     for name, layer in model.named_sublayers():
         if isinstance(layer, (nn.Conv2D, nn.Linear, DeformConv2D)):
-            layer.register_forward_post_hook(
-                lambda layer, inputs, output, name=name: counts.update(
-                    {name: counts.get(name, 0) + multiply_adds(layer, output)}
-                )
-            )
-    model.roi_pool.register_forward_pre_hook(lambda layer, inputs: rois.append(inputs[1].boxes.shape[0]))
+            layer.register_forward_post_hook(partial(count, after_rois=name.startswith(AFTER_ROIS)))
     with paddle.no_grad():
         _detect(model, COUNTED_SIZE)
-    whole = sum(count for name, count in counts.items() if not name.startswith(AFTER_ROIS))
-    per_rois = sum(count for name, count in counts.items() if name.startswith(AFTER_ROIS))
-    per_rois *= config["model"]["rpn"]["post_nms_test"] / rois[0]
+    proposed = config["model"]["rpn"]["post_nms_test"] / rois[-1]
     statistics = ("._mean", "._variance")
     parameters = sum(p.size for name, p in model.named_parameters() if not name.endswith(statistics))
-    return parameters / 1e6, (whole + per_rois) / 1e9
+    return parameters / 1e6, (sum(whole) + sum(per_rois) * proposed) / 1e9
 
 
 def multiply_adds(layer: nn.Layer, output: Tensor) -> int:
@@ -105,11 +105,11 @@ def detection_seconds(config: Config, iterations: int) -> float:
     size = tuple(-(-side // stride) * stride for side in TIMED_SIZE)
     seconds = []
     with paddle.no_grad():
-        for _ in range(iterations + 1):
+        for _ in range(WARM_UP + iterations):
             began = time.perf_counter()
             _detect(model, size)
             seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds[1:]))
+    return float(np.median(seconds[WARM_UP:]))
 
 
 def published_ap(recipe: Path) -> str:

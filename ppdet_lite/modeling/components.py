@@ -4,6 +4,7 @@ A config fills a slot by naming a registered subclass. What a part learns from a
 classes) is an argument marked `Derived`: the assembly passes it, a config cannot set it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from paddle import Tensor, nn
@@ -24,7 +25,7 @@ class Backbone(nn.Layer):
         return name
 
 
-class Neck(nn.Layer):
+class Neck(nn.Layer, ABC):
     """The backbone's features -> features of one width, fine to coarse, that RoIs are pooled from.
 
     The RPN reads the same, unless `rpn_features` says otherwise.
@@ -48,24 +49,24 @@ class Neck(nn.Layer):
         """What the RPN reads, given the backbone's features and what `forward` made of them."""
         return levels
 
+    @abstractmethod
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
         """The levels from number `finest` on; finer ones are not computed."""
-        raise NotImplementedError
 
 
-class RoIPool(nn.Layer):
+class RoIPool(nn.Layer, ABC):
     """(features, Rois) -> [R, C, P, P], P = `output_size`."""
 
     output_size: int
     out_channels: int | None = None  # C; None where it is that of the features
 
+    @abstractmethod
     def level(self, boxes: Tensor) -> Tensor:
         """Which pyramid level, 0 the finest, suits the size of each box: [R, 4] -> [R] int64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
         """Pool every RoI from the level that suits it; `features` start at level `finest`, no RoI needs a finer one."""
-        raise NotImplementedError
 
 
 class BoxHead(nn.Layer):

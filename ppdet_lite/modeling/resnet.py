@@ -26,11 +26,6 @@ class DeepStem(nn.Layer):
         self.conv2 = ConvNorm(channels // 2, channels // 2, 3, norm=norm)
         self.conv3 = ConvNorm(channels // 2, channels, 3, norm=norm)
 
-    def _slow_down(self, stage_lr: Sequence[float]) -> None:
-        for stage, rate in zip(STAGES[: self.out_stages[-1] - 1], stage_lr):
-            for parameter in getattr(self, f"res{stage}").parameters():
-                parameter.optimize_attr["learning_rate"] *= rate
-
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, channels, H/2, W/2]."""
         return self.conv3(F.relu(self.conv2(F.relu(self.conv1(images)))))

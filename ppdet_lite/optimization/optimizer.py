@@ -3,6 +3,7 @@
 import fnmatch
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(ABC):
     """What all optimizers share.
 
     base_lr, base_batch: the learning rate that suits `base_batch` images per step; it is scaled in proportion to the
@@ -81,8 +82,9 @@ class Optimizer:
             ]
         )
 
+    @abstractmethod
     def _build(self, groups: list[dict[str, Any]]) -> paddle.optimizer.Optimizer:
-        raise NotImplementedError
+        """Paddle's optimizer of these groups."""
 
 
 @register

@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions of the iteration, so that resuming needs no state."""
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(ABC):
     """Linear warm-up, then what the subclass says.
 
     warmup_iterations: how long the rate climbs to its full height; 0 for none.
@@ -33,8 +34,9 @@ class Schedule:
         progress = iteration / self.warmup_iterations
         return decay * (self.warmup_factor * (1 - progress) + progress)
 
+    @abstractmethod
     def _decay(self, iteration: int, total: int, iterations_per_epoch: int) -> float:
-        raise NotImplementedError
+        """By what the full rate is multiplied, warm-up or not."""
 
 
 @register

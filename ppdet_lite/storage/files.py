@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from ppdet_lite.core.errors import UserError
 
@@ -100,26 +100,38 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
     Raises UserError when another process holds it. The lock ends with the process, however that ends.
     """
-    with contextlib.ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another output") from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                owner = f"process {lock.read().strip() or 'unknown'}"
-                raise UserError(f"{folder}: another run writes into it ({owner}); choose another output") from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder / LOCK)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another output") from error
+    with lock:
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         try:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO:
+    """The lock file, open and locked. Raises UserError when another process has it, OSError if there are no locks."""
+    while True:
+        lock = path.open("a+", encoding="utf-8")
+        try:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+            lock.close()
+        except FileNotFoundError:  # who had it has removed it meanwhile: nobody else would find this one
+            lock.close()
+        except BlockingIOError:
+            lock.seek(0)
+            owner = f"process {lock.read().strip() or 'unknown'}"
+            lock.close()
+            raise UserError(f"{path.parent}: another run writes into it ({owner}); choose another output") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ppdet_lite.assembly.conversion import peer_config
+from ppdet_lite.assembly.conversion import peer_config, write_peer_weights
 from ppdet_lite.assembly.setup import build_model, load_detector, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.pdparams import read_pdparams, write_pdparams
@@ -121,8 +121,11 @@ def test_a_foreign_file_says_which_call_to_make(run: Tool) -> None:
 
 
 def test_a_model_that_they_have_no_names_for_is_told(place: Path) -> None:
-    from ppdet_lite.assembly.conversion import write_peer_weights
-
     config = peer_config(place / "tiny.yml", "ppdet", ["model.rpn.convs=2"])
-    with pytest.raises(UserError, match="PaddleDetection has no name for"):
+    with pytest.raises(UserError, match=r"2 missing.*rpn\.more_convs"):
         write_peer_weights("ppdet", config, place / "ours.safetensors", place / "y.pdparams")
+    model = build_model(config, CLASSES, for_training=False)
+    save_file({name: value.numpy() for name, value in model.state_dict().items()}, place / "two.safetensors")
+    with pytest.raises(UserError, match="PaddleDetection has no name for"):
+        write_peer_weights("ppdet", config, place / "two.safetensors", place / "y.pdparams")
+    assert not (place / "y.pdparams").exists()
