@@ -1,4 +1,7 @@
-"""A dataset, a config and a checkpoint small enough for tests: three images of 64 to 128 pixels, two classes."""
+"""A dataset, a config and a checkpoint small enough for tests: three images of 64 to 128 pixels, two classes.
+
+`small_shapes` is the quickstart's recipe made as small, for what trains.
+"""
 
 import json
 from pathlib import Path
@@ -10,6 +13,7 @@ from paddle import nn
 
 from ppdet_lite.assembly.setup import Detector, build_model, load_config
 from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.shapes import generate
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.structures import Detections
 
@@ -36,6 +40,23 @@ schedule: {{type: CosineSchedule}}
 train: {{length: 1 iterations}}
 output: {folder}/output
 """
+
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart/shapes_r18_fpn.yml"
+
+
+def small_shapes(folder: Path, train: int, val: int, seed: int = 1) -> list[str]:
+    """Draw a few shapes; return the overrides under which QUICKSTART trains on them quickly."""
+    generate(folder, train=train, val=val, seed=seed)
+    return [
+        f"data.train={{images: {folder}/train, annotations: {folder}/annotations/instances_train.json}}",
+        f"data.val={{images: {folder}/val, annotations: {folder}/annotations/instances_val.json}}",
+        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
+        "data.loader.batch_size=1",
+        "model.neck.out_channels=32",
+        "model.box_head.width=32",
+        "schedule.warmup_iterations=2",
+    ]
 
 
 def write_annotations(path: Path, categories: dict[int, str] = CATEGORIES, xywh: dict[int, list] = XYWH) -> Path:

@@ -4,9 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import paddle
-
-from ppdet_lite import __version__
+from ppdet_lite.assembly.run_files import describe_checkpoint, describe_run
 from ppdet_lite.assembly.setup import build_model, detection_arrays, load_config, state_shapes
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.messages import either
@@ -14,7 +12,6 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco_file import read_categories
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.storage.files import write_json, write_text
 from ppdet_lite.storage.known_classes import known_classes
 from ppdet_lite.storage.pdparams import write_pdparams
 from ppdet_lite.storage.peer_files import PeerFile, read_peer_file
@@ -139,15 +136,11 @@ def convert_file(
     meta = {
         "iteration": 0,
         "best": None,
-        "class_names": classes.names,
-        "category_ids": classes.category_ids,
-        "config": config.dump(),
-        "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
+        **describe_checkpoint(config, *classes),
         "converted_from": {"project": naming.title, "file": read.source},
     }
     save_checkpoint(folder / "checkpoints/best", {"model": report.matched}, meta)
-    write_text(folder / "config.yml", config.dump())
-    write_json(folder / "classes.json", [{"id": i, "name": n} for n, i in zip(*classes, strict=True)])
+    describe_run(folder, config, *classes)
     get_logger().info("%d arrays of %s converted into %s", len(report.matched), file, folder)
     get_logger().info("evaluate it: python tools/eval.py -c %s -o weights=%s", folder / "config.yml", folder)
 

@@ -10,19 +10,19 @@ from paddle import distributed as dist
 from ppdet_lite import __version__
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
+from ppdet_lite.assembly.run_files import describe_run
 from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes, use_device
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
-from ppdet_lite.storage.files import sole_writer, write_json, write_text
+from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
 from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.plan import make_plan
@@ -144,7 +144,7 @@ class Run:
         self.average = None if ema is None else WeightAverage(model, build(ema), average)
         self.recorder = None
         if self.rank == 0:
-            _describe(config, folder, data.train)
+            describe_run(folder, config, data.train.class_names, data.train.category_ids.tolist())
             self.recorder = Recorder(folder, self.plan.total, self.done.iteration, config["train"]["log_every"])
         self.network = paddle.DataParallel(model) if world > 1 else model
         self.batches = batches.iterate(self.done.iteration * self.accumulate)
@@ -260,10 +260,3 @@ def _full_rate(settings: Optimizer, batch_size: int, devices: int, batches: int)
         settings.base_batch,
     )
     return rate
-
-
-def _describe(config: Config, folder: Path, dataset: CocoDataset) -> None:
-    """Write config.yml and classes.json."""
-    ids_and_names = zip(dataset.category_ids.tolist(), dataset.class_names, strict=True)
-    write_text(folder / "config.yml", config.dump())
-    write_json(folder / "classes.json", [{"id": category, "name": name} for category, name in ids_and_names])

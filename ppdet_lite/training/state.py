@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import yaml
 
-from ppdet_lite import __version__
+from ppdet_lite.assembly.run_files import describe_checkpoint
 from ppdet_lite.assembly.setup import state_shapes
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.yaml_nodes import flow
@@ -85,10 +85,7 @@ def save_state(
     }
     meta = {
         **done._asdict(),
-        "class_names": dataset.class_names,
-        "category_ids": dataset.category_ids.tolist(),
-        "config": config.dump(),
-        "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
+        **describe_checkpoint(config, dataset.class_names, dataset.category_ids.tolist()),
     }
     save_checkpoint(folder, groups, meta)
 

@@ -19,26 +19,15 @@ from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.step import train_step
 from tests import tiny
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
+from tests.tiny_run import QUICKSTART, small_shapes
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    from ppdet_lite.data.shapes import generate
-
-    shapes = tmp_path_factory.mktemp("shapes")
-    generate(shapes, train=8, val=2, seed=1)
     return [
-        f"data.train={{images: {shapes}/train, annotations: {shapes}/annotations/instances_train.json}}",
-        f"data.val={{images: {shapes}/val, annotations: {shapes}/annotations/instances_val.json}}",
-        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
-        "data.loader={batch_size: 1, threads: 0}",
-        "model.neck.out_channels=32",
-        "model.box_head.width=32",
+        *small_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=2),
+        "data.loader.threads=0",
         "train={length: 4 iterations, checkpoint_every: 2 iterations, log_every: 1, preview_images: 0}",
-        "schedule.warmup_iterations=2",
     ]
 
 
@@ -83,7 +72,7 @@ def test_iterations_and_the_rate_count_accumulated_batches(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """8 images, batches of 1, two a step: 4 iterations an epoch, the rate of 2 images; resuming is exact."""
-    config = load_config(CONFIG, [*options, "train.accumulate=2"])
+    config = load_config(QUICKSTART, [*options, "train.accumulate=2"])
     train(config, tmp_path / "run")
     told = capsys.readouterr().out
     assert "4 iterations per epoch" in told and "(1 images x 1 devices x 2 batches) / base_batch 4" in told
@@ -123,7 +112,7 @@ def test_the_average_is_evaluated_saved_and_gone_on_with(options: list[str], tmp
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     ema = ["train.ema={decay: 0.5}", "train.evaluate_every=2 iterations", "train.keep_last=5"]
-    config = load_config(CONFIG, [*options, *ema])
+    config = load_config(QUICKSTART, [*options, *ema])
     train(config, tmp_path / "run")
     groups = load_checkpoint(tmp_path / "run/checkpoints/iter_00000004").groups
     name = "predictor.classify.bias"
@@ -142,7 +131,7 @@ def test_training_ends_when_evaluations_get_no_better(
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": 0.0, "AP50": next(scores), "per_class": {}})
     stop = ["train.length=9 iterations", "train.checkpoint_every=null", "train.early_stop=2", "train.best_metric=AP50"]
-    config = load_config(CONFIG, [*options, *stop, "train.evaluate_every=1 iterations"])
+    config = load_config(QUICKSTART, [*options, *stop, "train.evaluate_every=1 iterations"])
     train(config, tmp_path / "run")
     assert "no better AP50 for 2 evaluations: training ends early" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {"best", "iter_00000004"}
@@ -153,21 +142,23 @@ def test_training_ends_when_evaluations_get_no_better(
 
 
 def test_early_stopping_needs_evaluations(options: list[str], tmp_path: Path) -> None:
-    config = load_config(CONFIG, [*options, "train.early_stop=2"])
+    config = load_config(QUICKSTART, [*options, "train.early_stop=2"])
     with pytest.raises(UserError, match=r"command line: train\.early_stop: needs evaluations"):
         train(config, tmp_path / "run")
 
 
 def test_a_best_checkpoint_can_be_gone_on_with(options: list[str], tmp_path: Path) -> None:
-    config = load_config(CONFIG, [*options, "train.length=2 iterations", "train.evaluate_every=2 iterations"])
+    config = load_config(QUICKSTART, [*options, "train.length=2 iterations", "train.evaluate_every=2 iterations"])
     train(config, tmp_path / "run")
-    longer = load_config(CONFIG, [*options, "train.length=3 iterations"])
+    longer = load_config(QUICKSTART, [*options, "train.length=3 iterations"])
     train(longer, tmp_path / "more", resume=str(tmp_path / "run/checkpoints/best"))
     assert load_checkpoint(tmp_path / "more/checkpoints/iter_00000003").meta["iteration"] == 3
 
 
 def test_frozen_parameters_stay(options: list[str], tmp_path: Path) -> None:
-    config = load_config(CONFIG, [*options, "train.length=2 iterations", "train.freeze=[backbone.*, neck.lateral.0.*]"])
+    config = load_config(
+        QUICKSTART, [*options, "train.length=2 iterations", "train.freeze=[backbone.*, neck.lateral.0.*]"]
+    )
     model = build_model(config)
     before = {name: value.numpy() for name, value in model.named_parameters()}
     train(config, tmp_path / "run")

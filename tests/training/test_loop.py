@@ -21,6 +21,7 @@ from ppdet_lite.training.advice import warn_about_norms
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.step import train_step
+from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["bar", "disc"]
@@ -28,32 +29,22 @@ CLASSES = ["bar", "disc"]
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    from ppdet_lite.data.shapes import generate
+    return tmp_path_factory.mktemp("shapes")
 
-    folder = tmp_path_factory.mktemp("shapes")
-    generate(folder, train=6, val=3, seed=1)
-    return folder
+
+@pytest.fixture(scope="module")
+def small(shapes):
+    return small_shapes(shapes, train=6, val=3)
 
 
 @pytest.fixture
-def overrides(shapes, tmp_path):
-    return [
-        f"data.train={{images: {shapes}/train, annotations: {shapes}/annotations/instances_train.json}}",
-        f"data.val={{images: {shapes}/val, annotations: {shapes}/annotations/instances_val.json}}",
-        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
-        "data.loader.batch_size=1",
-        "model.neck.out_channels=32",
-        "model.box_head.width=32",
-        "train.length=4 iterations",
-        "train.checkpoint_every=2 iterations",
-        "train.log_every=1",
-        "schedule.warmup_iterations=2",
-        f"output={tmp_path}",
-    ]
+def overrides(small, tmp_path):
+    train = ["train.length=4 iterations", "train.checkpoint_every=2 iterations", "train.log_every=1"]
+    return [*small, *train, f"output={tmp_path}"]
 
 
 def quickstart(overrides, *more):
-    return load_config(ROOT / "configs/quickstart/shapes_r18_fpn.yml", [*overrides, *more])
+    return load_config(QUICKSTART, [*overrides, *more])
 
 
 def weights_of(folder: Path) -> dict[str, np.ndarray]:
@@ -63,7 +54,7 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("threads", [0, 2])
 def test_killed_and_resumed_run_equals_the_straight_one_bit_for_bit(overrides, tmp_path, threads):
     """All in processes of their own: MKL threads, which other tests change, decide about the last bits."""
-    config = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
+    config = QUICKSTART
     options = ["-o", *overrides, f"data.loader.threads={threads}"]
     command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(config), *options]
     subprocess.run([*command, f"output={tmp_path}/straight"], cwd=ROOT, capture_output=True, check=True)

@@ -17,32 +17,22 @@ from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.stopping import StopRequest
+from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
 TOTAL = 12
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    from ppdet_lite.data.shapes import generate
-
-    shapes = tmp_path_factory.mktemp("shapes")
-    generate(shapes, train=6, val=2, seed=1)
     return [
-        f"data.train={{images: {shapes}/train, annotations: {shapes}/annotations/instances_train.json}}",
-        f"data.val={{images: {shapes}/val, annotations: {shapes}/annotations/instances_val.json}}",
-        "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
-        "data.loader.batch_size=1",
-        "model.neck.out_channels=32",
-        "model.box_head.width=32",
+        *small_shapes(tmp_path_factory.mktemp("shapes"), train=6, val=2),
         f"train={{length: {TOTAL} iterations, checkpoint_every: null, log_every: 1}}",
-        "schedule.warmup_iterations=2",
     ]
 
 
 def command(options: list[str], output: Path, *more: str) -> list[str]:
-    tool = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(CONFIG)]
+    tool = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART)]
     return [*tool, "-o", *options, f"output={output}", *more]
 
 
@@ -98,6 +88,7 @@ def test_the_second_request_ends_the_process_at_once() -> None:
     code = """
 import os, signal, time
 from ppdet_lite.training.stopping import StopRequest
+from tests.tiny_run import QUICKSTART, small_shapes
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.is_made
@@ -133,7 +124,7 @@ def test_who_does_not_listen_hears_nothing() -> None:
 def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_path: Path) -> None:
     """Stopped when it was due: the checkpoint says so, and the resumed run begins with it."""
     overrides = [*options, "train.length=2 iterations", "train.evaluate_every=2 iterations"]
-    config = load_config(CONFIG, overrides)
+    config = load_config(QUICKSTART, overrides)
     train(config, tmp_path / "run")
     folder = tmp_path / "run/checkpoints/iter_00000002"
     from ppdet_lite.storage.checkpoint import save_checkpoint
@@ -147,7 +138,7 @@ def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_pa
 
 
 def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> None:
-    config = load_config(CONFIG, [*options, "train.length=1 iterations"])
+    config = load_config(QUICKSTART, [*options, "train.length=1 iterations"])
     with sole_writer(tmp_path / "run"):
         held = subprocess.run(
             command([*options, "train.length=1 iterations"], tmp_path), capture_output=True, text=True
@@ -173,7 +164,7 @@ def test_what_a_run_without_a_checkpoint_left_is_set_aside(options: list[str], t
     run.mkdir()
     (run / "train.log").write_text("old")
     (run / "metrics.jsonl").write_text('{"iteration": 1}\n')
-    train(load_config(CONFIG, [*options, "train.length=1 iterations"]), run)
+    train(load_config(QUICKSTART, [*options, "train.length=1 iterations"]), run)
     assert (run / "aborted-1/train.log").read_text() == "old" and (run / "aborted-1/metrics.jsonl").exists()
     assert "was moved to" in (run / "train.log").read_text()
 
@@ -182,5 +173,5 @@ def test_the_error_that_ends_a_run_is_in_its_log(options: list[str], tmp_path: P
     """On the command line it stands alone; the log file has it too."""
     more = ["train.length=1 iterations", "train.checkpoint_every=0 iterations"]
     with pytest.raises(UserError, match="expected more than nothing"):
-        train(load_config(CONFIG, [*options, *more]), tmp_path / "run")
+        train(load_config(QUICKSTART, [*options, *more]), tmp_path / "run")
     assert "ERROR" in (log := (tmp_path / "run/train.log").read_text()) and "expected more than nothing" in log
