@@ -106,9 +106,6 @@ def sole_writer(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another output") from error
     with lock:
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
         try:
             yield
         finally:
@@ -116,22 +113,32 @@ def sole_writer(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> TextIO:
-    """The lock file, open and locked. Raises UserError when another process has it, OSError if there are no locks."""
+    """The lock file, locked and with this process's number in it. Raises OSError; UserError if another one has it."""
     while True:
-        lock = path.open("a+", encoding="utf-8")
-        try:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-            lock.close()
-        except FileNotFoundError:  # who had it has removed it meanwhile: nobody else would find this one
-            lock.close()
-        except BlockingIOError:
-            lock.seek(0)
-            owner = f"process {lock.read().strip() or 'unknown'}"
-            lock.close()
-            raise UserError(f"{path.parent}: another run writes into it ({owner}); choose another output") from None
+        with contextlib.ExitStack() as held:
+            lock = held.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                owner = f"process {lock.read().strip() or 'unknown'}"
+                raise UserError(f"{path.parent}: another run writes into it ({owner}); choose another output") from None
+            if not _is_at(lock, path):  # who had it has removed it meanwhile: nobody else would find this one
+                continue
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            held.pop_all()
+            return lock
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that a path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ppdet_lite.assembly.conversion import peer_config, write_peer_weights
 from ppdet_lite.assembly.setup import build_model, load_detector, state_shapes
@@ -129,3 +129,12 @@ def test_a_model_that_they_have_no_names_for_is_told(place: Path) -> None:
     with pytest.raises(UserError, match="PaddleDetection has no name for"):
         write_peer_weights("ppdet", config, place / "two.safetensors", place / "y.pdparams")
     assert not (place / "y.pdparams").exists()
+
+
+def test_what_only_training_needs_is_not_written(place: Path) -> None:
+    with_teacher = {**load_file(place / "ours.safetensors"), "mimic.classify.bias": np.zeros(3, np.float32)}
+    save_file(with_teacher, place / "teacher.safetensors")
+    config = peer_config(place / "tiny.yml", "ppdet")
+    write_peer_weights("ppdet", config, place / "teacher.safetensors", place / "z.pdparams")
+    written, theirs = (read_pdparams(place / name) for name in ("z.pdparams", "theirs.pdparams"))
+    assert written.keys() == theirs.keys() and all((written[name] == theirs[name]).all() for name in theirs)

@@ -34,6 +34,18 @@ def test_what_rois_cost_is_counted_for_all_that_the_config_proposes(monkeypatch:
     assert (few[1] - none[1]) * 1e9 == pytest.approx(9 * per_roi, rel=1e-6)
 
 
+def test_what_rois_read_from_whole_maps_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Position-sensitive pooling has convolutions over the map, and a head over RoIs, of which few are proposed."""
+    monkeypatch.setattr(model_zoo, "COUNTED_SIZE", (64, 96))
+    path = CONFIGS / "faster_rcnn/faster_rcnn_r50_dc5_1x_coco.yml"
+    options = ["model.roi_pool={type: DeformPSRoIPool, out_channels: 8}", "model.box_head.width=64"]
+    few, many = (  # both more than this image has anchors
+        size_of(load_config(path, [*options, f"model.rpn.post_nms_test={count}"]))[1] for count in (1000, 2000)
+    )
+    per_roi = 64 * (8 * 49 + 64) + 64 * (81 + 320)  # two layers of 64, classes and boxes of 80 classes
+    assert (many - few) * 1e9 == pytest.approx(1000 * per_roi, rel=1e-6)
+
+
 def test_headers_say_whose_number_it_is() -> None:
     recipe = CONFIGS / "dcn/faster_rcnn_dcn_r50_fpn_1x_coco.yml"
     assert published_ap(recipe) == "PaddleDetection 42.1, mmdetection 41.4"

@@ -54,9 +54,8 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("threads", [0, 2])
 def test_killed_and_resumed_run_equals_the_straight_one_bit_for_bit(overrides, tmp_path, threads):
     """All in processes of their own: MKL threads, which other tests change, decide about the last bits."""
-    config = QUICKSTART
     options = ["-o", *overrides, f"data.loader.threads={threads}"]
-    command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(config), *options]
+    command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART), *options]
     subprocess.run([*command, f"output={tmp_path}/straight"], cwd=ROOT, capture_output=True, check=True)
 
     command.append(f"output={tmp_path}/killed")

@@ -88,7 +88,6 @@ def test_the_second_request_ends_the_process_at_once() -> None:
     code = """
 import os, signal, time
 from ppdet_lite.training.stopping import StopRequest
-from tests.tiny_run import QUICKSTART, small_shapes
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.is_made

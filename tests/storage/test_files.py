@@ -1,0 +1,37 @@
+"""Who may write into a folder."""
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.storage import files
+from ppdet_lite.storage.files import LOCK, sole_writer
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_the_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened, then removed by the run that ends, then made anew by a third: only the file of that name counts."""
+    locked, calls = fcntl.flock, []
+
+    def after_a_change_of_holders(file, operation):
+        if not calls:
+            (tmp_path / LOCK).unlink()
+            (tmp_path / LOCK).touch()
+        calls.append(file)
+        locked(file, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", after_a_change_of_holders)
+    with sole_writer(tmp_path):
+        assert len(calls) == 2 and calls[0].closed
+        with pytest.raises(UserError, match="another run writes into it"), sole_writer(tmp_path):
+            pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / LOCK).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot be written: .*; choose another output"), sole_writer(tmp_path):
+        pass
