@@ -31,7 +31,7 @@ def main() -> None:
     if args.results is not None:
         dataset = setup.build_dataset(config, "val")
         setup.log_notes(dataset)
-        metrics = score_file(dataset, args.results)
+        metrics = score_file(dataset, args.results, config["eval"]["backend"])
         log.get_logger().info(format_metrics(metrics))
         write_json(args.results.with_name(METRICS), metrics)
         return
@@ -41,7 +41,7 @@ def main() -> None:
     setup.log_notes(dataset)
     loader = build(config["data"]["loader"])
     folder = setup.run_folder(config, args.config)
-    evaluate(detector.model, dataset, detector.preprocess, loader, folder)
+    evaluate(detector.model, dataset, detector.preprocess, loader, folder, build(config["eval"]))
 
 
 if __name__ == "__main__":

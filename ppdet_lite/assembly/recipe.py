@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.data.coco import CocoDataset
@@ -37,7 +37,7 @@ class Train:
     log_every: iterations between two log lines.
     checkpoint_every, evaluate_every: a checkpoint and an evaluation; both also happen at the end. Null: only there.
     keep_last: checkpoints kept, beside the best one.
-    best_metric: by which evaluation tells the best.
+    best_metric: by which evaluation tells the best; of `loss` (see Evaluation) the least is.
     accumulate: batches whose gradients make one step, their mean; an iteration is a step, and the learning rate is that
         of all their images.
     ema: keep an average of the weights, and evaluate and export that; null for none.
@@ -51,12 +51,30 @@ class Train:
     checkpoint_every: Duration | None = "1 epoch"
     evaluate_every: Duration | None = "1 epoch"
     keep_last: PositiveInt = 2
-    best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"] = "AP"
+    best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "loss"] = "AP"
     preview_images: NonNegativeInt = 4
     accumulate: PositiveInt = 1
     ema: Average | None = None
     early_stop: PositiveInt | None = None
     freeze: Sequence[str] = ()
+
+
+@register
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model is evaluated, while it trains and afterwards. Inference and export take the image as it is.
+
+    short_sides: sizes at which every image is looked at, in place of the preprocessing's, its long side in proportion;
+        null for that one alone. What is found at all of them goes through one NMS.
+    flip: look at the mirrored image too.
+    loss: tell the training losses on the validation images, not augmented; mimicking's only while it trains.
+    backend: who scores: pycocotools, or faster-coco-eval, which an extra of the requirements installs.
+    """
+
+    short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
+    flip: bool = False
+    loss: bool = False
+    backend: Literal["pycocotools", "faster"] = "pycocotools"
 
 
 @register
@@ -89,6 +107,7 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     train: Train
+    eval: Evaluation = Evaluation()
     runtime: Runtime = Runtime()
     weights: str | None = None
     pretrain_weights: str | None = None

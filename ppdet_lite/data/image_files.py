@@ -1,6 +1,7 @@
 """Image files without annotations, for inference."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +48,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """[N, 2] int32 (h, w) as the files' headers have them; 1 of a file that is no image, or damaged."""
+        return np.array([_size(self.root / name) for name in self.names], np.int32)
+
     def info(self, index: int) -> ImageFile:
         """Return the position and path of an image."""
         return ImageFile(index, str(self.root / self.names[index]))
@@ -54,3 +60,14 @@ class ImageFiles:
     def load(self, index: int) -> np.ndarray:
         """Return RGB uint8 [H, W, 3]. Raises UserError, naming the file, if it is damaged."""
         return load_image(self.info(index).path)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image  # Paddle brings it
+
+    try:
+        with Image.open(path) as image:
+            (width, height), turned = image.size, image.getexif().get(0x0112, 1) >= 5
+    except Exception:  # Pillow's readers raise nearly anything of damaged files; loading tells
+        return 1, 1
+    return (width, height) if turned else (height, width)

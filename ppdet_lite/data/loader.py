@@ -21,7 +21,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, collate, image_sample, train_sample
+from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, View, collate, train_sample
 
 
 @register
@@ -106,26 +106,60 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image of a dataset once and in order, as it is evaluated; of several ranks each takes every world-th."""
+    """Every image of a dataset once, as it is evaluated.
+
+    A batch has images of one padded size, and each is padded as if it were alone: what is found in an image does not
+    depend on the batch size. So they come nearly in order, not quite. Of several ranks each takes every world-th batch.
+
+    views: how the images are looked at, if not as the preprocessing says alone; a batch comes once for each.
+    """
 
     def __init__(
-        self, dataset: CocoDataset, preprocess: Preprocess, loader: Loader, rank: int = 0, world: int = 1
+        self,
+        dataset: CocoDataset,
+        preprocess: Preprocess,
+        loader: Loader,
+        rank: int = 0,
+        world: int = 1,
+        views: Sequence[View] | None = None,
     ) -> None:
         self.dataset, self.preprocess, self.loader = dataset, preprocess, loader
-        self._share = range(rank, len(dataset), world)
+        self._views = [View(preprocess)] if views is None else list(views)
+        self._batches = _of_one_size(dataset.sizes, self._views, loader.batch_size)[rank::world]
 
     def __len__(self) -> int:
-        """The number of batches; the last one may be smaller."""
-        return -(-len(self._share) // self.loader.batch_size)
+        """The number of batches; the last one of a size may be smaller."""
+        return len(self._batches) * len(self._views)
+
+    @property
+    def image_count(self) -> int:
+        """The number of images in the batches."""
+        return sum(map(len, self._batches))
 
     def iterate(self) -> "BatchIterator":
         """Return the batches."""
-        size = self.loader.batch_size
-        jobs = (_Job(self._share[start : start + size], self._sample) for start in range(0, len(self._share), size))
+        return self._iterate([partial(view.sample, self.dataset) for view in self._views])
+
+    def labelled(self, keep_original: bool = False) -> "BatchIterator":
+        """Return the batches as training has them, with objects, but not augmented."""
+        still, rng = Augment(flip=0.0), np.random.default_rng(0)
+        return self._iterate(
+            [lambda index: train_sample(self.dataset, index, self.preprocess, still, rng, keep_original)]
+        )
+
+    def _iterate(self, samples: Sequence[Callable[[int], Sample]]) -> "BatchIterator":
+        jobs = (_Job(indices, sample) for indices in self._batches for sample in samples)
         return BatchIterator(jobs, self.dataset, self.preprocess, self.loader)
 
-    def _sample(self, index: int) -> Sample:
-        return image_sample(self.dataset.load(index), self.preprocess, self.dataset.info(index).id)
+
+def _of_one_size(sizes: np.ndarray, views: Sequence[View], batch_size: int) -> list[list[int]]:
+    """Cut images of sizes [N, 2] (h, w) into batches of one padded size, in the order of their first images."""
+    groups: dict[tuple, list[int]] = {}
+    for index, size in enumerate(sizes.tolist()):
+        padded = [view.preprocess.padded(view.preprocess.resized_size(*size)).tolist() for view in views]
+        groups.setdefault(tuple(map(tuple, padded)), []).append(index)
+    batches = [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
+    return sorted(batches)
 
 
 @dataclass

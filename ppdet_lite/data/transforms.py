@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -59,20 +59,34 @@ class Preprocess:
         short_side replaces the specified one, for training at several scales.
         """
         height, width = image.shape[:2]
-        short, long = sorted((height, width))
-        ratio = min((short_side or self.short_side) / short, self.long_side / long)
+        ratio = self._ratio(height, width, short_side)
         if self.resize_in == "float":
             image = image.astype(np.float32)
         if self.sizing != "exact":
-            shift = 0.5 if self.sizing == "nearest" else 0.0
-            size = tuple(max(int(side * ratio + shift), 1) for side in (width, height))
-            scale = np.array([size[1] / height, size[0] / width], np.float32)
-            return self._stretch(image, size), scale
+            new_height, new_width = self.resized_size(height, width, short_side)
+            scale = np.array([new_height / height, new_width / width], np.float32)
+            return self._stretch(image, (new_width, new_height)), scale
         if ratio != 1:
             # Of a side that shrinks below half a pixel OpenCV would leave none, so its size is then given instead.
-            size = None if short * ratio > 0.5 else (max(round(width * ratio), 1), max(round(height * ratio), 1))
+            vanishes = min(height, width) * ratio <= 0.5
+            size = self.resized_size(height, width, short_side)[::-1] if vanishes else None
             image = cv2.resize(image, size, fx=ratio, fy=ratio, interpolation=_INTERPOLATIONS[self.interpolation])
         return image, np.array([ratio, ratio], np.float32)
+
+    def resized_size(self, height: int, width: int, short_side: int | None = None) -> tuple[int, int]:
+        """The size (h, w) that `resize` gives an image of a size."""
+        ratio = self._ratio(height, width, short_side)
+        if self.sizing == "exact":  # OpenCV rounds as Python does, halves to even
+            return max(round(height * ratio), 1), max(round(width * ratio), 1)
+        shift = 0.5 if self.sizing == "nearest" else 0.0
+        return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
+
+    def padded(self, size: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A size (h, w) up to the next multiples of the stride."""
+        return -(-np.asarray(size) // self.stride) * self.stride
+
+    def _ratio(self, height: int, width: int, short_side: int | None) -> float:
+        return min((short_side or self.short_side) / min(height, width), self.long_side / max(height, width))
 
     def _stretch(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if image.shape[1::-1] == size:
@@ -136,16 +150,28 @@ class Augment:
         return int(rng.choice(self.short_sides)), flipped
 
 
+class View(NamedTuple):
+    """One way to look at an image."""
+
+    preprocess: Preprocess
+    flipped: bool = False
+
+    def sample(self, dataset: CocoDataset, index: int) -> Sample:
+        """Load an image as it is looked at."""
+        return image_sample(dataset.load(index), self.preprocess, dataset.info(index).id, self.flipped)
+
+
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
     """Mirror [G, 4] xyxy boxes in an image of a width in pixels."""
     return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
-def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int) -> Sample:
-    """Make a sample of an RGB uint8 image [H, W, 3], for evaluation and inference."""
+def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipped: bool = False) -> Sample:
+    """Make a sample of an RGB uint8 image [H, W, 3] without objects; flipped mirrors it left to right."""
     resized, scale = preprocess.resize(image)
     size = np.array(resized.shape[:2], np.float32)
-    return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale}
+    resized = cv2.flip(resized, 1) if flipped else resized
+    return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale, "flipped": flipped}
 
 
 def train_sample(
@@ -184,12 +210,10 @@ def train_sample(
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
     """Normalise samples and stack them into a batch, padded right and bottom with zeros to multiples of the stride.
 
-    `targets` is there when the samples have objects; `original_images` (list of [3, H, W], normalised too) and
-    `flipped` (bool [N]) when they keep their originals.
+    `targets` is there when the samples have objects, `original_images` (list of [3, H, W], normalised too) when they
+    keep their originals, `flipped` (bool [N]) when they say whether they are.
     """
-    stride = preprocess.stride
-    largest = np.max([sample["image"].shape[:2] for sample in samples], axis=0)
-    height, width = -(-largest // stride) * stride
+    height, width = preprocess.padded(np.max([sample["image"].shape[:2] for sample in samples], axis=0))
     images = np.zeros((len(samples), 3, height, width), np.float32)
     for place, sample in zip(images, samples, strict=True):
         h, w = sample["image"].shape[:2]
@@ -205,5 +229,6 @@ def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
         batch["targets"] = [{key: sample[f"gt_{key}"] for key in keys} for sample in samples]
     if "original_image" in samples[0]:
         batch["original_images"] = [preprocess.normalize(sample["original_image"]) for sample in samples]
+    if "flipped" in samples[0]:
         batch["flipped"] = np.array([sample["flipped"] for sample in samples], bool)
     return batch

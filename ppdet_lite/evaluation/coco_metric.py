@@ -6,11 +6,9 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
@@ -30,23 +28,27 @@ def coco_results(found: Iterable[ImageDetections], category_ids: np.ndarray) -> 
             yield {"image_id": image.image_id, "category_id": category, "bbox": box, "score": score}
 
 
-def score_file(dataset: CocoDataset, results: Path) -> dict[str, Any]:
-    """Let pycocotools score a COCO results file (bbox) against the objects of a dataset.
+def score_file(
+    dataset: CocoDataset, results: Path, backend: Literal["pycocotools", "faster"] = "pycocotools"
+) -> dict[str, Any]:
+    """Let pycocotools, or faster-coco-eval, score a COCO results file (bbox) against the objects of a dataset.
 
     Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, and the numbers of `images` and
     `detections`. As pycocotools has it, -1 stands where nothing of that size or class is annotated. Without any
-    detection the rest is 0. Raises UserError if the file is missing or not the results of this dataset.
+    detection the rest is 0. Raises UserError if the file is missing or not the results of this dataset, or the backend
+    is not installed.
     """
+    coco, coco_eval = _backend(backend)
     records = _read_results(Path(results), dataset)
     for number, record in enumerate(records, start=1):  # as COCO.loadRes does, which fails on an empty list
         record.update(id=number, area=record["bbox"][2] * record["bbox"][3], iscrowd=0)
-    truth, found = COCO(), COCO()
+    truth, found = coco(), coco()
     truth.dataset = dataset.ground_truth()
     found.dataset = {**truth.dataset, "annotations": records}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
         found.createIndex()
-        scorer = COCOeval(truth, found, "bbox")
+        scorer = coco_eval(truth, found, "bbox")
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
@@ -63,9 +65,28 @@ def score_file(dataset: CocoDataset, results: Path) -> dict[str, Any]:
     }
 
 
+def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
+    """The classes COCO and COCOeval of one or the other."""
+    if name == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ModuleNotFoundError:
+        raise UserError(
+            "eval.backend: faster needs a package that is not here: pip install faster-coco-eval, or set pycocotools"
+        ) from None
+    return COCO, COCOeval_faster
+
+
 def format_metrics(metrics: dict[str, Any]) -> str:
     """Lay out what `score_file` returns as lines for people; -- where there is nothing to measure."""
     lines = [f"{metrics['detections']} detections in {metrics['images']} images"]
+    if "loss" in metrics:
+        losses = {"loss": metrics["loss"], **metrics["losses"]}
+        lines.append("  ".join(f"{name} {value:.4f}" for name, value in losses.items()))
     lines += [_row((name, metrics[name]) for name in names) for names in (SUMMARY[:6], SUMMARY[6:])]
     classes = list(metrics["per_class"].items())
     width = max(len(name) for name, _ in classes)

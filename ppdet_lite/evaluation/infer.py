@@ -9,7 +9,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.evaluation.detect import ImageDetections, detect, tell_progress
+from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
 from ppdet_lite.evaluation.drawing import draw_detections, write_picture
 from ppdet_lite.storage.files import write_json_list
 
@@ -36,6 +36,7 @@ def infer(detector: Detector, source: Path, output: Path, loader: Loader, score:
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
     found = detect(detector.model, EvalBatches(images, detector.preprocess, loader).iterate())
     found = tell_progress((_above(score, image) for image in found), len(images))
+    found = in_order(found, range(len(images)))
     write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector))
     get_logger().info("%d pictures and %s written into %s", len(images), DETECTIONS, output)
 

@@ -209,10 +209,12 @@ class Run:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        results = evaluate(self.model, self.data.val, self.data.preprocess, self.data.loader, self.folder)
+        how = build(self.config["eval"])
+        results = evaluate(self.model, self.data.val, self.data.preprocess, self.data.loader, self.folder, how)
         metric = self.config["train"]["best_metric"]
         before = (self.done.best or {}).get(metric)
-        is_best = before is None or results[metric] > before
+        sign = -1 if metric == "loss" else 1
+        is_best = before is None or sign * results[metric] > sign * before
         self.done = self.done._replace(evaluated=self.done.iteration, stale=0 if is_best else self.done.stale + 1)
         if is_best:
             self.done = self.done._replace(best={metric: results[metric], "iteration": self.done.iteration})

@@ -41,6 +41,9 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
     if early_stop is not None and config["train"]["evaluate_every"] is None:
         place = config.origin("train.early_stop")
         raise UserError(f"{place}: train.early_stop: needs evaluations, set train.evaluate_every")
+    if config["train"]["best_metric"] == "loss" and not config["eval"]["loss"]:
+        place = config.origin("train.best_metric")
+        raise UserError(f"{place}: train.best_metric: loss is not measured, set eval.loss: true")
     lengths = (iterations(key) for key in ("checkpoint_every", "evaluate_every"))
     plan = Plan(iterations("length"), per_epoch, *lengths, early_stop)
     warmup = config["schedule"]["warmup_iterations"]

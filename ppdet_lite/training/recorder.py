@@ -54,7 +54,8 @@ class Recorder:
 
     def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
         """Tell of the metrics on the validation images."""
-        self._scalars(iteration, "val", {name: value for name, value in results.items() if name.startswith("A")})
+        shown = {name: value for name, value in results.items() if name.startswith("A") or name == "loss"}
+        self._scalars(iteration, "val", {**shown, **results.get("losses", {})})
 
     def preview(
         self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess, count: int

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
-from ppdet_lite.data.transforms import Augment, Preprocess
+from ppdet_lite.data.transforms import Augment, Preprocess, View
 
 SIZES = [(16, 24), (24, 16), (16, 20), (28, 16), (18, 24), (16, 16), (24, 18)]  # 3 of 7 are portraits
 PREPROCESS = Preprocess(short_side=16, long_side=40, stride=8)
@@ -151,21 +152,42 @@ def test_originals_on_request(dataset):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_evaluation_sees_every_image_once_and_in_order(dataset, threads):
+def test_evaluation_sees_every_image_once_in_batches_of_one_padded_size(dataset, threads):
     batches = EvalBatches(dataset, PREPROCESS, Loader(batch_size=3, threads=threads))
     found = list(batches.iterate())
-    assert len(batches) == len(found) == 3
-    assert [batch["image_ids"].tolist() for batch in found] == [[100, 101, 102], [103, 104, 105], [106]]
+    assert (len(batches), len(found), batches.image_count) == (4, 4, 7)
+    assert [batch["image_ids"].tolist() for batch in found] == [[100, 102, 104], [101, 106], [103], [105]]
+    assert [batch["images"].shape[2:] for batch in found] == [(16, 24), (24, 16), (32, 16), (16, 16)]
     assert "targets" not in found[0]
-    assert found[0]["image_sizes"].tolist() == [[16, 24], [24, 16], [16, 20]]
-    assert len(list(batches.iterate())) == 3  # again
+    assert found[0]["image_sizes"].tolist() == [[16, 24], [16, 20], [16, 21]]
+    assert len(list(batches.iterate())) == 4  # again
+
+
+def test_a_batch_comes_once_for_each_view_and_has_one_padded_size_in_all(dataset):
+    """At half the size all landscapes but the last are padded to 8 x 16: what is together is so in every view."""
+    views = [View(PREPROCESS), View(replace(PREPROCESS, short_side=8, long_side=20), flipped=True)]
+    batches = EvalBatches(dataset, PREPROCESS, Loader(batch_size=3), views=views)
+    found = list(batches.iterate())
+    assert (len(batches), len(found), batches.image_count) == (8, 8, 7)
+    assert [batch["image_ids"].tolist() for batch in found[:3]] == [[100, 102, 104]] * 2 + [[101, 106]]
+    assert [batch["images"].shape[2:] for batch in found[:2]] == [(16, 24), (8, 16)]
+    assert [batch["flipped"].tolist() for batch in found[:2]] == [[False] * 3, [True] * 3]
+    half, _ = views[1].preprocess.resize(dataset.load(0))
+    np.testing.assert_array_equal(found[1]["images"][0, :, :8, :12], PREPROCESS.normalize(half[:, ::-1]))
+
+
+def test_labelled_batches_are_those_of_training_without_augmentation(dataset):
+    (first, *_) = list(EvalBatches(dataset, PREPROCESS, Loader(batch_size=3)).labelled(keep_original=True))
+    assert first["image_ids"].tolist() == [100, 102, 104] and not first["flipped"].any()
+    assert [target["boxes"].tolist() for target in first["targets"][:2]] == [[[0, 1, 5, 7]], [[2, 1, 7, 7]]]
+    assert [image.shape for image in first["original_images"]] == [(3, 16, 24), (3, 16, 20), (3, 18, 24)]
 
 
 def test_ranks_share_the_evaluation(dataset):
     shares = [EvalBatches(dataset, PREPROCESS, Loader(batch_size=2), rank, 3) for rank in range(3)]
     found = [[i for batch in share.iterate() for i in batch["image_ids"].tolist()] for share in shares]
-    assert found == [[100, 103, 106], [101, 104], [102, 105]]
-    assert [len(share) for share in shares] == [2, 1, 1]
+    assert found == [[100, 102, 104], [101, 106, 105], [103]]  # batches as of one process, in turn
+    assert [len(share) for share in shares] == [2, 2, 1]
     assert list(EvalBatches(dataset, PREPROCESS, Loader(), rank=8, world=9).iterate()) == []
 
 
@@ -193,7 +215,7 @@ def test_a_stuck_image_is_named_after_the_timeout(dataset, monkeypatch):
     release, load = threading.Event(), dataset.load
     monkeypatch.setattr(dataset, "load", lambda index: release.wait(20) if index == 3 else load(index))
     stream = EvalBatches(dataset, PREPROCESS, Loader(batch_size=2, timeout=0.3)).iterate()
-    next(stream)
+    next(stream), next(stream)
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=r"3.png: not loaded within 0.3 seconds"):
         next(stream)

@@ -141,6 +141,16 @@ def test_training_ends_when_evaluations_get_no_better(
     assert next(scores) == 0.9
 
 
+def test_the_best_loss_is_the_least(options: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    losses = iter([0.5, 0.3, 0.4])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": 0.0, "loss": next(losses), "losses": {}, "per_class": {}})
+    best = ["train.length=3 iterations", "train.evaluate_every=1 iterations", "train.best_metric=loss"]
+    with pytest.raises(UserError, match=r"train\.best_metric: loss is not measured, set eval\.loss"):
+        train(load_config(QUICKSTART, [*options, *best]), tmp_path / "run")
+    train(load_config(QUICKSTART, [*options, *best, "eval.loss=true"]), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run/checkpoints/best").meta["best"] == {"loss": 0.3, "iteration": 2}
+
+
 def test_early_stopping_needs_evaluations(options: list[str], tmp_path: Path) -> None:
     config = load_config(QUICKSTART, [*options, "train.early_stop=2"])
     with pytest.raises(UserError, match=r"command line: train\.early_stop: needs evaluations"):

@@ -1,0 +1,51 @@
+"""The validation loss against the model called by hand."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.assembly.recipe import Evaluation
+from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.data.loader import Loader
+from ppdet_lite.data.transforms import Augment, Preprocess, collate, train_sample
+from ppdet_lite.evaluation.coco_metric import format_metrics
+from ppdet_lite.evaluation.evaluate import evaluate
+from ppdet_lite.evaluation.validation_loss import validation_losses
+from tests.tiny_run import tiny_config, tiny_dataset
+
+PREPROCESS = Preprocess(short_side=32, long_side=64)
+
+
+def test_validation_losses_are_the_mean_over_images_of_what_training_would_lose(tmp_path):
+    """The oracle calls the model by hand, image by image; nothing of the model or of random numbers is changed."""
+    config = load_config(tiny_config(tmp_path), ["model.roi_sampler.append_ground_truth=true"])
+    dataset = tiny_dataset(tmp_path)
+    model = build_model(config, dataset.class_names)
+    before = {name: value.numpy().copy() for name, value in model.state_dict().items()}
+    paddle.seed(3)
+    expected_draw = paddle.rand([3]).numpy()
+    paddle.seed(3)
+    result = validation_losses(model, dataset, PREPROCESS, Loader(batch_size=1))
+    np.testing.assert_array_equal(paddle.rand([3]).numpy(), expected_draw)
+    assert all(layer.training for layer in (model, model.rpn, model.backbone))
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name], err_msg=name)
+
+    sums = {}
+    model.eval()
+    model.rpn.training = True
+    for index in range(len(dataset)):
+        still = Augment(flip=0.0)
+        batch = collate([train_sample(dataset, index, PREPROCESS, still, np.random.default_rng(1))], PREPROCESS)
+        paddle.seed(dataset.info(index).id)
+        with paddle.no_grad():
+            losses = model(*training_arguments(batch)).losses
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + float(value)
+    assert result["losses"] == pytest.approx({name: value / 3 for name, value in sums.items()}, rel=1e-6)
+    assert result["loss"] == pytest.approx(sum(sums.values()) / 3, rel=1e-6) and result["loss"] > 0
+    metrics = evaluate(model, dataset, PREPROCESS, Loader(batch_size=1), tmp_path, Evaluation(loss=True))
+    assert metrics["loss"] == pytest.approx(
+        result["loss"], rel=1e-6
+    ) and f"loss {result['loss']:.4f}" in format_metrics(metrics)
