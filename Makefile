@@ -30,8 +30,9 @@ quickstart: setup
 	$(PY) tools/infer.py -c $(CONFIG) -o weights=$(RUN) --input dataset/shapes/val --output $(RUN)/predictions
 	@echo "AP: $(RUN)/metrics.json   pictures: $(RUN)/predictions   exported model: $(RUN)/export"
 
+# A process per core, at most four, each with one thread: files of tests run side by side.
 test: setup
-	$(PY) -m pytest --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 test-slow: setup
 	$(PY) -m pytest --slow tests/test_configs.py

@@ -16,10 +16,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
-    """The command-line tools configure the package's logger; the next test finds it as it was."""
+    """The command-line tools configure the package's logger; the next test finds it as after the import."""
     assert ppdet_lite.__version__  # imported first of all: it sets threads and malloc
-    logger = logging.getLogger(ROOT)
-    before = (list(logger.handlers), logger.propagate, logger.level)
     yield
-    logger.handlers[:], logger.propagate, level = before
-    logger.setLevel(level)
+    logger = logging.getLogger(ROOT)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)

@@ -122,7 +122,8 @@ def test_features_proposals_and_detections_are_theirs(version: str, model: Faste
         assert_found(
             expected,
             np.concatenate([classes[:, None], scores[:, None], boxes], axis=1),
-            [0.0, 1e-4 if version == "v1" else 2e-4, *[1e-2] * 4],  # the golden's arithmetic is float64
+            # The golden's arithmetic is float64; ours sums in an order that the number of threads decides.
+            [0.0, 1e-4 if version == "v1" else 3e-4, *[1e-2] * 4],
         )
 
 
