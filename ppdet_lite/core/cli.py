@@ -20,10 +20,13 @@ PACKAGES = {  # what is imported -> the distributions that may bring it
 }
 
 
-def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with -c/--config, -o/--override and --print-config; a tool adds its own arguments."""
+def config_parser(description: str, required: bool = True) -> argparse.ArgumentParser:
+    """A parser with -c/--config, -o/--override and --print-config; a tool adds its own arguments.
+
+    required: whether it can do nothing without a config.
+    """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the config, a YAML file")
+    parser.add_argument("-c", "--config", required=required, metavar="FILE", help="the config, a YAML file")
     parser.add_argument(
         "-o",
         "--override",

@@ -32,3 +32,7 @@ class RunFailed(Exception):
 
     The command-line tools print it without a traceback and exit with code 1.
     """
+
+
+class NotFinite(RunFailed):
+    """A step whose loss or gradient is not finite, before any weight was updated."""

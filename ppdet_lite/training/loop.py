@@ -15,7 +15,7 @@ from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes, use
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
-from ppdet_lite.core.errors import RunFailed, Stopped, UserError
+from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.evaluation.evaluate import evaluate
@@ -24,7 +24,9 @@ from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
+from ppdet_lite.training.diagnosis import StepInput
 from ppdet_lite.training.ema import WeightAverage
+from ppdet_lite.training.nan_dump import dump_step
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
@@ -43,7 +45,7 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
     A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped (one process only); a second one
     ends the process.
 
-    Raises UserError for what the user can mend, RunFailed when a loss is not finite.
+    Raises UserError for what the user can mend, RunFailed when a loss is not finite (see `nan_dump`).
     """
     with contextlib.ExitStack() as held:
         try:
@@ -193,7 +195,11 @@ class Run:
         rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
         self.optimizer.set_lr(rate)
         self.model.train()
-        step = train_step(self.network, self.optimizer, batches, self.clip_norm, iteration, seeds)
+        try:
+            step = train_step(self.network, self.optimizer, batches, self.clip_norm, iteration, seeds)
+        except NotFinite as error:
+            taken = StepInput(batches, iteration, seeds)
+            raise dump_step(self.folder, taken, error, self.model, self.config, self.data.train) from error
         self.patches = step.patches
         self.done = self.done._replace(iteration=iteration + 1)
         if self.average:

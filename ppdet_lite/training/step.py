@@ -9,7 +9,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppdet_lite.assembly.tensors import training_arguments
-from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.core.errors import NotFinite
 from ppdet_lite.optimization.optimizer import clip_gradients
 from ppdet_lite.structures import Patches
 
@@ -34,7 +34,7 @@ def train_step(
 
     Several batches give their mean: of gradients, losses and metrics. seeds: of the sampling in each batch.
 
-    Raises RunFailed, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
+    Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
@@ -80,7 +80,7 @@ def _require_finite(
 ) -> None:
     if not np.isfinite(list(values.values())).all():
         shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        raise RunFailed(
+        raise NotFinite(
             f"{what} is not finite: {shown}; image ids {batch['image_ids'].tolist()}; "
             "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
         )

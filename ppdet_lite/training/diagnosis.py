@@ -1,0 +1,119 @@
+"""Where in a training step the first number is that is not finite."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import clip_gradients
+
+
+class StepInput(NamedTuple):
+    """All that a training step depends on, beside the weights."""
+
+    batches: Sequence[Mapping[str, Any]]  # of the loader, whose mean makes the step
+    iteration: int  # how many steps were done before
+    seeds: Sequence[int]  # of the sampling in each batch
+
+
+class Diagnosis(NamedTuple):
+    """What a step came to when it was taken again."""
+
+    losses: list[dict[str, float]]  # of each batch
+    gradient_norms: dict[str, float]  # of each part of the model that is trained
+    first: str | None  # what is not finite, the first of it in the order of computation; None: all is finite
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step could have been made."""
+        numbers = [*self.gradient_norms.values(), *(value for losses in self.losses for value in losses.values())]
+        return bool(np.isfinite(numbers).all())
+
+
+def diagnose(model: FasterRCNN, step: StepInput) -> Diagnosis:
+    """Go forward and backward as a training step does, without its update, and watch every layer's output.
+
+    The backward is done even from a loss that is not finite, as it shows which parts that reaches. Gradients of before
+    are dropped.
+    """
+    model.clear_gradients()
+    watch = _Watch(model)
+    watch.found += [f"weight {name}" for name, value in model.named_parameters() if not _is_finite(value)]
+    losses = []
+    for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
+        watch.found += [f"{what} of batch {number}" for what in _inputs(batch)]
+        paddle.seed(seed)
+        output = model(*training_arguments(batch), iteration=step.iteration)
+        losses.append({name: value.item() for name, value in output.losses.items()})
+        watch.found += [f"{name} of batch {number}" for name, value in losses[-1].items() if not np.isfinite(value)]
+        (sum(output.losses.values()) / len(step.batches)).backward()
+    watch.end()
+    watch.found += [f"gradient of {name}" for name, value in _gradients(model) if not _is_finite(value)]
+    norms = {name: clip_gradients(part, None) for name, part in model.named_children() if any(_gradients(part))}
+    watch.found += [f"gradient norm of {name}, too large for float32" for name in norms if not np.isfinite(norms[name])]
+    return Diagnosis(losses, norms, next(iter(watch.found), None))
+
+
+class _Watch:
+    """Notes what comes out of a model's layers, and back to there as gradient, that is not finite."""
+
+    def __init__(self, model: nn.Layer) -> None:
+        self.found: list[str] = []
+        self._hooks = [
+            layer.register_forward_post_hook(self._hook(f"{name} ({type(layer).__name__})"))
+            for name, layer in model.named_sublayers()
+        ]
+
+    def end(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _hook(self, name: str) -> Any:
+        def look_at_gradient(gradient: Tensor) -> None:
+            if not _is_finite(gradient):
+                self.found.append(f"gradient at the output of {name}")
+
+        def look(_layer: nn.Layer, _inputs: Any, outputs: Any) -> None:
+            tensors = list(_tensors(outputs))
+            if not all(map(_is_finite, tensors)):
+                self.found.append(f"output of {name}")
+            for tensor in tensors:
+                if not tensor.stop_gradient:
+                    tensor.register_hook(look_at_gradient)
+
+        return look
+
+
+def _inputs(batch: Mapping[str, Any]) -> Iterator[str]:
+    """The images and boxes of a batch that are not finite."""
+    for key in ("images", "original_images"):
+        for image_id, image in zip(batch["image_ids"], batch.get(key, ())):
+            if not np.isfinite(image).all():
+                yield f"image {image_id}"
+    for image_id, target in zip(batch["image_ids"], batch["targets"]):
+        if not np.isfinite(target["boxes"]).all():
+            yield f"box of image {image_id}"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested outputs."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from (tensor for item in value.values() for tensor in _tensors(item))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for item in value for tensor in _tensors(item))
+
+
+def _gradients(model: nn.Layer) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(paddle.isfinite(value).all().item())

@@ -1,0 +1,132 @@
+"""What a step leaves whose loss or gradient is not finite: enough to take it again, and where it went wrong.
+
+nan/iter_00000012/
+  model.safetensors, batch.safetensors, checkpoint.json   a checkpoint: the weights before the step, and its batches
+  config.yml                                              the run's config, which the replay follows
+  report.txt                                              what was found
+"""
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import distributed as dist
+from paddle import nn
+
+from ppdet_lite.assembly.run_files import describe_checkpoint
+from ppdet_lite.assembly.setup import build_model, state_shapes, use_device
+from ppdet_lite.config.checked import Config
+from ppdet_lite.core.errors import NotFinite, RunFailed, UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import freeze
+from ppdet_lite.storage.checkpoint import load_checkpoint, save_checkpoint
+from ppdet_lite.storage.files import write_text
+from ppdet_lite.storage.weights import match_weights
+from ppdet_lite.training.diagnosis import Diagnosis, StepInput, diagnose
+
+FOLDER = "nan"
+
+
+def dump_step(
+    folder: Path, step: StepInput, error: NotFinite, model: FasterRCNN, config: Config, dataset: CocoDataset
+) -> RunFailed:
+    """Write what a failed step needs to be taken again below a run's folder, and look for where it went wrong.
+
+    Of several processes each keeps its own share. Returns the error to raise: the one given, with what was found; a
+    full disk is told in it too.
+    """
+    traceback.clear_frames(error.__traceback__)  # they hold the step's tensors, and it is taken once more
+    rank = dist.get_rank()
+    folder = folder / FOLDER / (f"iter_{step.iteration + 1:08d}" + (f".rank{rank}" if rank else ""))
+    told = f"{error}; in iteration {step.iteration + 1}"
+    command = f"python tools/train.py --replay {folder}"
+    meta = {
+        "iteration": step.iteration,
+        "seeds": list(step.seeds),
+        "error": str(error),
+        **describe_checkpoint(config, dataset.class_names, dataset.category_ids.tolist()),
+    }
+    groups = {
+        "model": {name: value.numpy() for name, value in model.state_dict().items()},
+        "batch": _flat(step.batches),
+    }
+    try:
+        save_checkpoint(folder, groups, meta)
+        write_text(folder / "config.yml", config.dump())
+        if _needs_others(model):
+            return RunFailed(f"{told}; look for where with {command}")
+        report = _report(diagnose(model, step))
+        write_text(folder / "report.txt", "\n".join([told, *report, f"again: {command}", ""]))
+    except UserError as failure:
+        return RunFailed(f"{told}; not kept for a replay: {failure}")
+    except (MemoryError, RuntimeError) as failure:  # the step is kept all the same
+        return RunFailed(f"{told}; looking for where failed too ({type(failure).__name__}); {command}")
+    return RunFailed(f"{told}; {report[0]}; take it again with {command}")
+
+
+def _needs_others(model: FasterRCNN) -> bool:
+    """Whether a forward waits for other processes, which do not know of it."""
+    return dist.get_world_size() > 1 and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers())
+
+
+def replay(config: Config, folder: Path) -> None:
+    """Take the step that `dump_step` kept once more, and log what is found in it; no weight is changed.
+
+    config: the dump's own config.yml, which overrides may have changed. Raises RunFailed when a loss or a gradient is
+    not finite again, UserError when the folder holds no such step or the config describes another model.
+    """
+    groups, meta = load_checkpoint(folder, only=("model", "batch"))
+    get_logger().info("device %s; in the run: %s", use_device(config), meta["error"])
+    model = build_model(config, meta["class_names"])
+    report = match_weights(state_shapes(model), groups["model"])
+    report.require_complete(str(folder))
+    model.set_state_dict(report.matched)
+    freeze(model, config["train"]["freeze"])
+    model.train()
+    found = diagnose(model, StepInput(_nested(groups["batch"]), meta["iteration"], meta["seeds"]))
+    first, *rest = _report(found)
+    for line in rest:
+        get_logger().info("%s", line)
+    if not found.is_finite:
+        raise RunFailed(f"iteration {meta['iteration'] + 1} fails again: {first}")
+    get_logger().info("iteration %d does not fail again: all losses and gradients are finite", meta["iteration"] + 1)
+
+
+def _report(found: Diagnosis) -> list[str]:
+    """What was found, line by line; the first one says where the trouble begins."""
+    return [
+        "all is finite when it is taken again" if found.first is None else f"first not finite: {found.first}",
+        *(f"losses of batch {i}: {_shown(losses)}" for i, losses in enumerate(found.losses, 1)),
+        f"gradient norms: {_shown(found.gradient_norms)}",
+    ]
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _flat(value: Any, path: str = "") -> dict[str, np.ndarray]:
+    """Nested mappings and sequences of arrays as arrays by path: "0/targets/1/boxes"."""
+    if isinstance(value, np.ndarray):
+        return {path: value}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {
+        name: array for key, item in items for name, array in _flat(item, f"{path}/{key}" if path else str(key)).items()
+    }
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> Any:
+    """What `_flat` was given: keys that are numbers make a list."""
+    if "" in arrays:
+        return arrays[""]
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in arrays.items():
+        key, _, rest = path.partition("/")
+        parts.setdefault(key, {})[rest] = array
+    if all(key.isdigit() for key in parts):
+        return [_nested(parts[key]) for key in sorted(parts, key=int)]
+    return {key: _nested(part) for key, part in parts.items()}
