@@ -13,13 +13,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import cv2
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.data.bad_images import JUDGED, BadImages, mostly_bad
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, View, collate, train_sample
 
@@ -30,14 +32,18 @@ class Loader:
     """How batches are loaded.
 
     batch_size: images per device.
-    threads: loading threads; 0 loads in the calling thread, when a batch is asked for.
+    threads: loading threads; 0 loads nothing ahead, each batch when it is asked for.
     timeout: seconds to wait for a batch before the run ends with the name of the image that is stuck.
+    on_bad_image: what becomes of a training image that is missing, damaged or of another size than annotated: the run
+        ends with an `error`, or goes on with the next image of the epoch in its place (`skip`), told in the log. When
+        most images are bad it ends all the same, and it does at any bad image in evaluation.
     group_by_aspect: train on batches of landscape or of portrait images, so that less is padded.
     """
 
     batch_size: PositiveInt = 1
     threads: NonNegativeInt = 2
     timeout: PositiveFloat = 120.0
+    on_bad_image: Literal["error", "skip"] = "error"
     group_by_aspect: bool = True
 
 
@@ -47,6 +53,8 @@ class TrainBatches:
     Every epoch is a new permutation of the images from (seed, epoch), cut into batches of one orientation (the
     remainders of both meet in one mixed batch), which the ranks take in turn. What does not fill a batch on every rank
     is left out of that epoch, at random. With fewer images than all ranks take at once, they repeat within the batch.
+
+    A bad image is replaced, if it is, by the next one of its epoch that is not, as that is augmented there.
 
     keep_original adds `original_images` and `flipped` to a batch, for patches in original resolution.
     """
@@ -65,20 +73,26 @@ class TrainBatches:
         self.dataset, self.preprocess, self.augment, self.loader = dataset, preprocess, augment, loader
         self.seed, self.rank, self.world, self.keep_original = seed, rank, world, keep_original
         self.iterations_per_epoch = max(len(dataset) // (loader.batch_size * world), 1)
+        self.bad_images = BadImages(len(dataset))
         self._epoch = (-1, np.empty(0))  # (number, its batches), the one used last
 
     def iterate(self, start_iteration: int = 0) -> "BatchIterator":
         """Return the batches from an iteration on, the same ones an uninterrupted run would meet there."""
-        return BatchIterator(self._jobs(start_iteration), self.dataset, self.preprocess, self.loader)
+        return BatchIterator(self._jobs(start_iteration), self.dataset, self.preprocess, self.loader, self.bad_images)
 
     def indices(self, iteration: int) -> np.ndarray:
         """Return the dataset indices [batch_size] of this rank's batch at an iteration."""
+        batches, place = self._find(iteration)
+        return batches[place]
+
+    def _find(self, iteration: int) -> tuple[np.ndarray, int]:
+        """The batches of an iteration's epoch, and which of them is this rank's."""
         epoch, step = divmod(iteration, self.iterations_per_epoch)
         known, batches = self._epoch
         if known != epoch:
             batches = self._batches(epoch)
             self._epoch = (epoch, batches)
-        return batches[step * self.world + self.rank]
+        return batches, step * self.world + self.rank
 
     def _batches(self, epoch: int) -> np.ndarray:
         """[iterations_per_epoch * world, batch_size] dataset indices."""
@@ -98,7 +112,9 @@ class TrainBatches:
     def _jobs(self, start: int) -> Iterator["_Job"]:
         for iteration in itertools.count(start):
             sample = partial(self._sample, iteration // self.iterations_per_epoch)
-            yield _Job(self.indices(iteration).tolist(), sample)
+            batches, place = self._find(iteration)
+            spares = partial(_following, batches, place) if self.loader.on_bad_image == "skip" else None
+            yield _Job(batches[place].tolist(), sample, spares)
 
     def _sample(self, epoch: int, index: int) -> Sample:
         rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the epoch
@@ -162,12 +178,24 @@ def _of_one_size(sizes: np.ndarray, views: Sequence[View], batch_size: int) -> l
     return sorted(batches)
 
 
+def _following(batches: np.ndarray, place: int, slot: int) -> list[int]:
+    """The images that come after the one in a slot of a batch, each once, around the end of the epoch's batches."""
+    order = np.roll(batches.ravel(), -(place * batches.shape[1] + slot))
+    return [index for index in dict.fromkeys(order.tolist()) if index != order[0]]
+
+
 @dataclass
 class _Job:
-    """One batch to be loaded."""
+    """One batch to be loaded.
+
+    spares: of a place in the batch, the images that may take it; None where a bad image is an error.
+    """
 
     indices: Sequence[int]
     sample: Callable[[int], Sample]
+    spares: Callable[[int], Sequence[int]] | None = None
+    met: list[int] = field(default_factory=list)  # the images looked at
+    bad: dict[int, str] = field(default_factory=dict)  # those of them that were replaced, and why
     current: int | None = None  # the index being loaded, to name it when it gets stuck
     answer: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)  # one Batch or Exception
 
@@ -176,12 +204,20 @@ class BatchIterator:
     """An iterator of batches that are loaded ahead, two per thread, and come in their order.
 
     An error in loading ends it and is raised where its batch was due: UserError as it is, anything else as
-    RuntimeError with the image's path, also when a batch takes longer than the timeout. `close()` ends the threads;
-    garbage collection and the end of the program do so too.
+    RuntimeError with the image's path; RunFailed when a batch takes longer than the timeout. `close()` ends the
+    threads; garbage collection and the end of the program do so too.
     """
 
-    def __init__(self, jobs: Iterator[_Job], dataset: CocoDataset, preprocess: Preprocess, loader: Loader) -> None:
-        self._jobs, self._dataset, self._preprocess, self._loader = jobs, dataset, preprocess, loader
+    def __init__(
+        self,
+        jobs: Iterator[_Job],
+        dataset: CocoDataset,
+        preprocess: Preprocess,
+        loader: Loader,
+        bad_images: BadImages | None = None,
+    ) -> None:
+        self._jobs, self._dataset, self._loader, self._bad_images = jobs, dataset, loader, bad_images
+        self._ahead = 2 * loader.threads or 1  # without threads one loads all the same, so that it can be waited for
         self._pending: deque[_Job] = deque()
         self._todo: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -189,9 +225,8 @@ class BatchIterator:
         # would never be collected.
         arguments = (self._todo, self._stop, dataset, preprocess)
         name = "ppdet_lite loader"
-        threads = [
-            threading.Thread(target=_work, args=arguments, name=name, daemon=True) for _ in range(loader.threads)
-        ]
+        count = max(loader.threads, 1)
+        threads = [threading.Thread(target=_work, args=arguments, name=name, daemon=True) for _ in range(count)]
         for thread in threads:
             thread.start()
         self._end = weakref.finalize(self, _shut_down, self._stop, self._todo, threads)
@@ -214,9 +249,7 @@ class BatchIterator:
         self._pending.clear()
 
     def _next(self) -> Batch:
-        if self._loader.threads == 0:
-            return _load(next(self._jobs), self._stop, self._dataset, self._preprocess)
-        for job in itertools.islice(self._jobs, 2 * self._loader.threads - len(self._pending)):
+        for job in itertools.islice(self._jobs, self._ahead - len(self._pending)):
             self._pending.append(job)
             self._todo.put(job)
         if not self._pending:
@@ -226,26 +259,53 @@ class BatchIterator:
             answer = job.answer.get(timeout=self._loader.timeout)
         except queue.Empty:
             path = self._dataset.info(job.indices[0] if job.current is None else job.current).path
-            raise RuntimeError(f"{path}: not loaded within {self._loader.timeout:g} seconds (loader.timeout)") from None
+            limit = f"{self._loader.timeout:g} seconds (data.loader.timeout)"
+            raise RunFailed(f"{path}: not loaded within {limit}; is its storage stuck?") from None
         if isinstance(answer, Exception):
             raise answer
+        if self._bad_images is not None:  # here and not in the threads: told in order, whatever their number
+            self._bad_images.note(job.met, job.bad)
         return answer
 
 
 def _load(job: _Job, stop: threading.Event, dataset: CocoDataset, preprocess: Preprocess) -> Batch | None:
     """Return the batch of a job, None if stopped on the way."""
     samples = []
-    for index in job.indices:
+    for slot in range(len(job.indices)):
         if stop.is_set():
             return None
-        job.current = index
-        try:
-            samples.append(job.sample(index))
-        except UserError:
-            raise
-        except Exception as error:
-            raise RuntimeError(f"{dataset.info(index).path}: {type(error).__name__}: {error}") from error
+        samples.append(_good_sample(job, slot, dataset))
     return collate(samples, preprocess)
+
+
+def _good_sample(job: _Job, slot: int, dataset: CocoDataset) -> Sample:
+    """The sample of an image or, where that is bad and may be replaced, of its first good spare."""
+    try:
+        return _sample(job, job.indices[slot], dataset)
+    except UserError as error:
+        if job.spares is None:
+            raise
+        bad = {job.indices[slot]: str(error)}
+    for index in job.spares(slot)[: JUDGED - 1]:
+        try:
+            sample = _sample(job, index, dataset)
+        except UserError as error:
+            bad[index] = str(error)
+        else:
+            job.bad |= bad
+            return sample
+    raise UserError(mostly_bad(len(bad), len(bad), next(iter(bad.values()))))
+
+
+def _sample(job: _Job, index: int, dataset: CocoDataset) -> Sample:
+    job.current = index
+    job.met.append(index)
+    try:
+        return job.sample(index)
+    except UserError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{dataset.info(index).path}: {type(error).__name__}: {error}") from error
 
 
 def _work(todo: queue.SimpleQueue, stop: threading.Event, dataset: CocoDataset, preprocess: Preprocess) -> None:

@@ -149,6 +149,7 @@ class Run:
             describe_run(folder, config, data.train.class_names, data.train.category_ids.tolist())
             self.recorder = Recorder(folder, self.plan.total, self.done.iteration, config["train"]["log_every"])
         self.network = paddle.DataParallel(model) if world > 1 else model
+        self.bad_images = batches.bad_images
         self.batches = batches.iterate(self.done.iteration * self.accumulate)
         self.patches = None  # what an R-CNN teacher saw in the latest step
 
@@ -211,6 +212,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Score the model, its average if it has one, on the validation images; the best one so far is kept."""
+        self.bad_images.tell()
         with self.average.applied(self.model) if self.average else contextlib.nullcontext():
             self._evaluate()
 
@@ -250,6 +252,7 @@ class Run:
     def close(self) -> None:
         """End the loading threads and everything that is written."""
         self.batches.close()
+        self.bad_images.tell()
         if self.recorder:
             self.recorder.close()
 

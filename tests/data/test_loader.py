@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
 from ppdet_lite.data.transforms import Augment, Preprocess, View
 
@@ -217,12 +218,37 @@ def test_a_stuck_image_is_named_after_the_timeout(dataset, monkeypatch):
     stream = EvalBatches(dataset, PREPROCESS, Loader(batch_size=2, timeout=0.3)).iterate()
     next(stream), next(stream)
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"3.png: not loaded within 0.3 seconds"):
+    with pytest.raises(RunFailed, match=r"3.png: not loaded within 0.3 seconds"):
         next(stream)
     assert time.monotonic() - start < 4
     release.set()
     for thread in loader_threads():
         thread.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_file_that_never_answers_is_named(files, dataset, threads):
+    stuck = files.images / "1.png"
+    stuck.unlink()
+    os.mkfifo(stuck)
+    stream = EvalBatches(dataset, PREPROCESS, Loader(threads=threads, timeout=0.3)).iterate()
+    next(stream)
+    with pytest.raises(RunFailed, match=r"1.png: not loaded within 0.3 seconds"):
+        next(stream)
+    with open(stuck, "wb"):  # lets the thread go: it reads an empty file
+        for thread in loader_threads():
+            thread.join()
+
+
+def test_without_threads_nothing_is_loaded_ahead(dataset, monkeypatch):
+    loaded, load = [], dataset.load
+    monkeypatch.setattr(dataset, "load", lambda index: loaded.append(index) or load(index))
+    stream = EvalBatches(dataset, PREPROCESS, Loader(batch_size=2, threads=0)).iterate()
+    next(stream)
+    time.sleep(0.1)
+    assert loaded == [0, 1]
+    stream.close()
 
 
 def loader_threads():

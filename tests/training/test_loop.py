@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,21 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
     told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
     for line in ("1 boxes without", "training resizes short sides to 96..128", "set data.augment.short_sides=null"):
         assert told.count(line) == log.count(line) == 1
+
+
+def test_a_bad_image_ends_a_run_or_is_replaced(overrides, tmp_path, shapes, capsys):
+    folder = shutil.copytree(shapes / "train", tmp_path / "train")
+    bad = sorted(folder.iterdir())[2]
+    bad.write_bytes(b"gone bad")
+    options = [*overrides, f"data.train.images={folder}", "train.length=1 epoch", "train.checkpoint_every=null"]
+    with pytest.raises(UserError, match=f"{bad.name} cannot be decoded"):
+        train(quickstart(options), tmp_path / "run")
+    capsys.readouterr()
+    train(quickstart(options, "data.loader.on_bad_image=skip"), tmp_path / "run")
+    told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
+    for line in ("replaced by another image: ", "1 of 6 training images met could not be used and were replaced"):
+        assert told.count(line) == log.count(line) == 1
+    assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == 6
 
 
 def test_weights_are_no_start_of_training(overrides, tmp_path):
