@@ -12,6 +12,7 @@ import pytest
 from paddle.autograd import PyLayer
 
 from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.core import log
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.storage import checkpoint, files
@@ -83,6 +84,7 @@ def test_a_step_that_is_finite_again_is_told(
         for name, array in kept["model"].items()
     }
     save_checkpoint(tmp_path / "dump", {"model": weights, "batch": kept["batch"]}, meta)
+    log.configure()
     replay(config, tmp_path / "dump")
     assert "iteration 2 does not fail again: all losses and gradients are finite" in capsys.readouterr().out
 
