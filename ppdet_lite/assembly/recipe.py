@@ -43,6 +43,8 @@ class Train:
     ema: keep an average of the weights, and evaluate and export that; null for none.
     early_stop: evaluations without a better one after which training ends; null for never.
     freeze: patterns of parameters that are not trained, such as backbone.*; norms there keep their statistics going.
+    rehearse: before the first iteration, take a step of the largest batch that can come and undo it, so that memory
+        that does not suffice ends the run at once; its results are the same either way.
     preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
     """
 
@@ -57,6 +59,7 @@ class Train:
     ema: Average | None = None
     early_stop: PositiveInt | None = None
     freeze: Sequence[str] = ()
+    rehearse: bool = True
 
 
 @register

@@ -79,6 +79,16 @@ def usable_cores() -> int:
     return min(cores, math.ceil(_cpu_quota() or cores))
 
 
+def peak_rss_mb() -> float:
+    """The largest memory that this process has had, in MiB; NaN where no system call tells (not POSIX)."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+
+
 def cpu_info() -> dict[str, str]:
     """The first processor's fields of /proc/cpuinfo (`vendor_id`, `model name`, ...); empty where there is none."""
     text = _read("/proc/cpuinfo").split("\n\n")[0]

@@ -75,6 +75,11 @@ class CocoDataset:
         """K, without background."""
         return len(self.class_names)
 
+    @property
+    def object_counts(self) -> np.ndarray:
+        """[len(self)] how many objects an image has, crowds included."""
+        return np.diff(self._offsets)
+
     def __len__(self) -> int:
         return len(self.image_ids)
 

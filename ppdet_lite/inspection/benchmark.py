@@ -6,8 +6,6 @@ the last NMS, which has next to nothing to do.
 
 import dataclasses
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ from ppdet_lite.assembly.setup import build_dataset, build_model, load_detector,
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
+from ppdet_lite.core.runtime import peak_rss_mb
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.deployment.export import save_graph
@@ -161,12 +160,6 @@ def run(
     if what == "train":
         return bench_train(config, size or (320, 427), batch, iterations, classes)
     return bench_infer(config, size or (640, 640), batch, iterations, classes)
-
-
-def peak_rss_mb() -> float:
-    """The largest memory that this process has had, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
 
 
 def format_report(report: Report, indent: str = "") -> str:

@@ -11,6 +11,8 @@ from paddle import Tensor, nn
 
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 
+STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
+
 NormName = Literal["none", "bn", "frozen_bn", "frozen_stats_bn", "sync_bn", "gn", "ln", "in"]
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.modeling.norm import FrozenBatchNorm
+from ppdet_lite.modeling.norm import STATISTICS, FrozenBatchNorm
 
 NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)
 ACCUMULATORS = {
@@ -114,7 +114,7 @@ class AdamW(Optimizer):
 
 def matching(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
     """The parameters whose names match a pattern such as backbone.res[23].*; UserError, with the key, if none does."""
-    named = {name: p for name, p in model.named_parameters() if not name.endswith(("._mean", "._variance"))}
+    named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS)}
     found = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         raise UserError(f"{key}: {pattern!r} matches no parameter; they are named such as {next(iter(named))}")

@@ -9,6 +9,7 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.norm import STATISTICS
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 
@@ -40,9 +41,10 @@ def diagnose(model: FasterRCNN, step: StepInput) -> Diagnosis:
     The backward is done even from a loss that is not finite, as it shows which parts that reaches. Gradients of before
     are dropped.
     """
-    model.clear_gradients()
+    model.clear_gradients(set_to_zero=False)
     watch = _Watch(model)
-    watch.found += [f"weight {name}" for name, value in model.named_parameters() if not _is_finite(value)]
+    weights = [(name, value) for name, value in model.named_parameters() if not name.endswith(STATISTICS)]
+    watch.found += [f"weight {name}" for name, value in weights if not _is_finite(value)]
     losses = []
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
         watch.found += [f"{what} of batch {number}" for what in _inputs(batch)]

@@ -17,6 +17,7 @@ from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
 from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -26,9 +27,11 @@ from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
 from ppdet_lite.training.diagnosis import StepInput
 from ppdet_lite.training.ema import WeightAverage
+from ppdet_lite.training.memory import exhaustion_told
 from ppdet_lite.training.nan_dump import dump_step
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
+from ppdet_lite.training.rehearsal import rehearse
 from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
 from ppdet_lite.training.step import iteration_seed, train_step
 from ppdet_lite.training.stopping import StopRequest
@@ -49,8 +52,9 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
     """
     with contextlib.ExitStack() as held:
         try:
-            run = held.enter_context(contextlib.closing(_prepare(config, folder, resume, evaluate_at_end, held)))
-            _go_on(run, held.enter_context(StopRequest(listens=dist.get_world_size() == 1)))
+            with exhaustion_told("training"):
+                run = held.enter_context(contextlib.closing(_prepare(config, folder, resume, evaluate_at_end, held)))
+                _go_on(run, held.enter_context(StopRequest(listens=dist.get_world_size() == 1)))
         except (UserError, RunFailed) as error:
             log.note_in_file(str(error))
             raise
@@ -144,6 +148,8 @@ class Run:
             self.done, average = restore_state(start, model, self.optimizer, config, data.train)
         ema = config["train"]["ema"]
         self.average = None if ema is None else WeightAverage(model, build(ema), average)
+        if config["train"]["rehearse"]:
+            self._rehearse(world)
         self.recorder = None
         if self.rank == 0:
             describe_run(folder, config, data.train.class_names, data.train.category_ids.tolist())
@@ -160,6 +166,12 @@ class Run:
             load_pretrained(self.model, weights, self.data.train.class_names, self.config["pretrain_class_map"])
         warn_about_norms(self.model, self.data.loader.batch_size, from_random=start is None and weights is None)
         warn_about_sizes(self.data.augment.short_sides, self.data.preprocess.short_side)
+
+    def _rehearse(self, world: int) -> None:
+        """See whether the largest batch fits into memory; before the model's gradients are shared with others."""
+        data, keep_original = self.data, self.model.needs_originals
+        batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
+        rehearse(self.model, self.optimizer, batch, (self.accumulate > 1) + (world > 1))
 
     @property
     def finished(self) -> bool:

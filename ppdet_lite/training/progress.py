@@ -57,17 +57,26 @@ class Progress:
             )
 
     def update(
-        self, iteration: int, losses: Mapping[str, float], lr: float, seconds: float, data_seconds: float
+        self,
+        iteration: int,
+        losses: Mapping[str, float],
+        lr: float,
+        seconds: float,
+        data_seconds: float,
+        memory_mb: float,
     ) -> None:
-        """Tell that `iteration` is done: its losses, learning rate, seconds in all and seconds of waiting for data."""
+        """Tell that `iteration` is done: its losses, learning rate, seconds in all and seconds of waiting for data.
+
+        memory_mb: the most memory in use so far.
+        """
         self._losses.update({"loss": sum(losses.values()), **losses})
         self._times.update({"seconds": seconds, "data": data_seconds})
         if self._bar is not None:
-            self._bar.set_description_str(self._text(iteration, lr), refresh=False)
+            self._bar.set_description_str(self._text(iteration, lr, memory_mb), refresh=False)
             self._bar.update(iteration - self._bar.n)
         elif iteration % self._log_every == 0 or iteration in (self._start + 5, self._total):
             width = len(str(self._total))
-            self.write(f"iter {iteration:{width}}/{self._total}  {self._text(iteration, lr)}")
+            self.write(f"iter {iteration:{width}}/{self._total}  {self._text(iteration, lr, memory_mb)}")
 
     def write(self, line: str) -> None:
         """Print a line above the bar, or through the package's logger where there is no bar and no own stream."""
@@ -81,8 +90,9 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _text(self, iteration: int, lr: float) -> str:
+    def _text(self, iteration: int, lr: float, memory_mb: float) -> str:
         times = self._times.medians()
         losses = "  ".join(f"{name} {value:.4g}" for name, value in self._losses.medians().items())
         eta = format_eta((self._total - iteration) * times["seconds"])
-        return f"eta {eta}  lr {lr:.3g}  {losses}  {times['seconds']:.3f} s/iter (data {times['data']:.3f})"
+        pace = f"{times['seconds']:.3f} s/iter (data {times['data']:.3f})"
+        return f"eta {eta}  lr {lr:.3g}  {losses}  {pace}  {memory_mb / 1024:.2f} GiB"

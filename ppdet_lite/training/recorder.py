@@ -13,6 +13,7 @@ from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.memory import peak_memory_mb
 from ppdet_lite.training.metrics_file import MetricsWriter
 from ppdet_lite.training.progress import Progress
 from ppdet_lite.training.step import Step
@@ -45,10 +46,11 @@ class Recorder:
         data_seconds: float,
     ) -> None:
         """Tell of an iteration, counted from 1."""
-        self._progress.update(iteration, step.losses, lr, seconds, data_seconds)
+        memory = peak_memory_mb()
+        self._progress.update(iteration, step.losses, lr, seconds, data_seconds, memory)
         if iteration % self._log_every == 0 or iteration == self._total:
-            times = {"seconds": seconds, "data_seconds": data_seconds}
-            row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **times}
+            costs = {"seconds": seconds, "data_seconds": data_seconds, "memory_mb": memory}
+            row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **costs}
             self._metrics.write(iteration, row)
             self._scalars(iteration, "train", row)
 
