@@ -16,7 +16,8 @@ PACKAGES = {  # what is imported -> the distributions that may bring it
     "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "yaml": ("PyYAML",),
-    **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "msgspec", "tqdm", "visualdl")},
+    **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "msgspec", "matplotlib")},
+    **{name: (name,) for name in ("tqdm", "visualdl")},
 }
 
 

@@ -248,8 +248,9 @@ class Run:
                 self._save("best")
 
     def show(self) -> None:
-        """Tell where deformable parts look, and show what an R-CNN teacher saw."""
+        """Draw the curves; tell where deformable parts look, and show what an R-CNN teacher saw."""
         if self.recorder:
+            self.recorder.curves()
             shown = self.data.train if self.data.val is None else self.data.val
             self.recorder.offsets(self.done.iteration, self.model, shown, self.data.preprocess)
             classes = self.data.train.class_names

@@ -1,4 +1,4 @@
-"""What a training run tells while it goes on: progress, metrics.jsonl, VisualDL."""
+"""What a training run tells while it goes on: progress, metrics.jsonl, VisualDL, curves.png."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ppdet_lite.core.errors import Stopped
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
 from ppdet_lite.evaluation.detect import detect
@@ -13,8 +15,9 @@ from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.curves import draw_curves
 from ppdet_lite.training.memory import peak_memory_mb
-from ppdet_lite.training.metrics_file import MetricsWriter
+from ppdet_lite.training.metrics_file import MetricsWriter, read_metrics
 from ppdet_lite.training.progress import Progress
 from ppdet_lite.training.step import Step
 
@@ -22,7 +25,7 @@ SHOWN_PATCHES = 16
 
 
 class Recorder:
-    """Writes metrics.jsonl and vdl/ into a run's folder and shows the progress.
+    """Writes metrics.jsonl, curves.png and vdl/ into a run's folder and shows the progress.
 
     Every `log_every`-th of `total` iterations is recorded, and the last one; `start` of them were done before.
     `visualdl --logdir FOLDER/vdl` shows the scalars and pictures in a browser.
@@ -31,7 +34,7 @@ class Recorder:
     def __init__(self, folder: Path, total: int, start: int, log_every: int) -> None:
         from visualdl import LogWriter  # heavy: only training needs it
 
-        self._total, self._log_every = total, log_every
+        self._folder, self._total, self._log_every = folder, total, log_every
         self._metrics = MetricsWriter(folder / "metrics.jsonl", start)
         self._board = LogWriter(str(folder / "vdl"))
         self._progress = Progress(total, start, log_every)
@@ -56,8 +59,19 @@ class Recorder:
 
     def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
         """Tell of the metrics on the validation images."""
-        shown = {name: value for name, value in results.items() if name.startswith("A") or name == "loss"}
-        self._scalars(iteration, "val", {**shown, **results.get("losses", {})})
+        shown = {name: value for name, value in results.items() if name.startswith("A")}
+        losses = {name: results[name] for name in ("loss",) if name in results} | results.get("losses", {})
+        self._metrics.write(iteration, shown | {f"val_{name}": value for name, value in losses.items()})
+        self._scalars(iteration, "val", shown | losses)
+
+    def curves(self) -> None:
+        """Draw what metrics.jsonl says into curves.png. That it cannot be drawn is told, and ends no run."""
+        try:
+            draw_curves(read_metrics(self._folder / "metrics.jsonl"), self._folder / "curves.png", self._folder.name)
+        except Stopped:
+            raise
+        except Exception as error:
+            get_logger().warning("curves.png was not drawn: %s", error)
 
     def preview(
         self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess, count: int

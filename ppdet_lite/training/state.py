@@ -20,7 +20,8 @@ from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from ppdet_lite.storage.weights import match_weights
 
-LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan")  # of a run that ended before its first checkpoint
+# Of a run that ended before its first checkpoint.
+LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan", "curves.png")
 
 
 class Progression(NamedTuple):

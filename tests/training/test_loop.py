@@ -94,6 +94,7 @@ def test_a_run_leaves_what_the_contract_names(overrides, tmp_path):
         "checkpoints",
         "bbox.json",
         "metrics.json",
+        "curves.png",
     }
     assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == {
         "best",
