@@ -16,14 +16,15 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # [G, 4]
     classes: Tensor  # [G] int64, 0..K-1
-    is_crowd: Tensor  # [G] bool
+    crowds: Tensor  # [C, 4]: regions full of objects, which are neither objects nor background
 
 
 class Originals(NamedTuple):
-    """The images of a batch before they were resized and mirrored, normalised as the network's input is."""
+    """What patches are cut out of: images before resizing and mirroring, normalised as the network's input is."""
 
     images: Sequence[Tensor]  # N of [3, H, W], each of its own size
-    flipped: Tensor  # [N] bool: the network's input is mirrored left to right
+    flipped: Sequence[bool]  # N: whether the network's input is mirrored left to right
+    sizes: Tensor | None = None  # [N, 2] (h, w): how much of each image is no padding, where that is not all
 
 
 class Rois(NamedTuple):
@@ -31,6 +32,11 @@ class Rois(NamedTuple):
 
     boxes: Tensor  # [R, 4]
     counts: Tensor  # [N] int32, sums to R
+    sizes: Sequence[int] | None = None  # the counts too, where they are known without asking the device
+
+    def counts_on_host(self) -> list[int]:
+        """The counts as ints; the device is waited for where `sizes` does not tell."""
+        return self.counts.tolist() if self.sizes is None else list(self.sizes)
 
 
 class SampledRois(NamedTuple):
@@ -40,6 +46,7 @@ class SampledRois(NamedTuple):
     target_classes: Tensor  # [R] int64; K is background
     target_boxes: Tensor  # [R, 4]; arbitrary where the target is background
     is_proposal: Tensor  # [R] bool; False for ground-truth boxes appended to the proposals
+    foreground: Tensor  # [F] int64, ascending: the rows whose target is an object
 
 
 class BoxHeadOutput(NamedTuple):

@@ -81,12 +81,12 @@ def rois(*images: Sequence[Sequence[float]]) -> Rois:
 def targets(
     rows: Sequence[Sequence[float]] = (), classes: Sequence[int] | None = None, crowd: Sequence[bool] | None = None
 ) -> Targets:
-    """One image's ground truth; class 0 and no crowds unless said otherwise."""
-    return Targets(
-        boxes(*rows),
-        int64([0] * len(rows) if classes is None else classes),
-        paddle.to_tensor(np.array([False] * len(rows) if crowd is None else crowd, bool)),
-    )
+    """One image's ground truth; class 0 and no crowds unless said otherwise; a crowd's class is not looked at."""
+    crowd = [False] * len(rows) if crowd is None else crowd
+    classes = [0] * len(rows) if classes is None else classes
+    objects = [i for i, is_crowd in enumerate(crowd) if not is_crowd]
+    crowds = boxes(*(row for row, is_crowd in zip(rows, crowd, strict=True) if is_crowd))
+    return Targets(boxes(*(rows[i] for i in objects)), int64([classes[i] for i in objects]), crowds)
 
 
 def int32(values: Sequence[int]) -> paddle.Tensor:

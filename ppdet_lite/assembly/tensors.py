@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -21,13 +22,13 @@ def training_arguments(
     originals = None
     if "original_images" in batch:
         images = [paddle.to_tensor(image) for image in batch["original_images"]]
-        originals = Originals(images, paddle.to_tensor(batch["flipped"]))
-    targets = [
-        Targets(
-            paddle.to_tensor(target["boxes"], dtype="float32").reshape([-1, 4]),
-            paddle.to_tensor(target["classes"], dtype="int64"),
-            paddle.to_tensor(target["is_crowd"], dtype="bool"),
-        )
-        for target in batch["targets"]
-    ]
-    return (*detection_arguments(batch), targets, originals)
+        originals = Originals(images, [bool(flipped) for flipped in batch["flipped"]])
+    return (*detection_arguments(batch), [_targets(part) for part in batch["targets"]], originals)
+
+
+def _targets(part: Mapping[str, np.ndarray]) -> Targets:
+    """Objects and crowds are told apart here: on a GPU it would have to be waited for."""
+    is_crowd = np.asarray(part["is_crowd"], bool)
+    boxes = np.asarray(part["boxes"], np.float32).reshape(-1, 4)
+    classes = np.asarray(part["classes"], np.int64)
+    return Targets(*map(paddle.to_tensor, (boxes[~is_crowd], classes[~is_crowd], boxes[is_crowd])))

@@ -144,7 +144,7 @@ class BoxPredictor(nn.Layer):
         classes = sampled.target_classes
         count = max(classes.shape[0], 1)
         loss_cls = F.cross_entropy(output.logits.astype("float32"), classes, reduction="sum") / count
-        foreground = paddle.nonzero(classes < self.num_classes).flatten()
+        foreground = sampled.foreground
         boxes = paddle.gather(sampled.rois.boxes, foreground)
         targets = encode_boxes(boxes, paddle.gather(sampled.target_boxes, foreground), self.delta_weights)
         deltas = self._deltas_of_class(output.deltas, classes, foreground)

@@ -65,8 +65,15 @@ class RoIPool(nn.Layer, ABC):
         """Which pyramid level, 0 the finest, suits the size of each box: [R, 4] -> [R] int64."""
 
     @abstractmethod
+    def level_of_square(self, side: float) -> int:
+        """The level of a square box of this side in pixels, without asking the device."""
+
+    @abstractmethod
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
-        """Pool every RoI from the level that suits it; `features` start at level `finest`, no RoI needs a finer one."""
+        """Pool every RoI from the level that suits it; `features` start at level `finest`, no RoI needs a finer one.
+
+        Nor may one need a level coarser than the features that are given.
+        """
 
 
 class BoxHead(nn.Layer):

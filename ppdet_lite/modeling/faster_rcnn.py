@@ -143,11 +143,12 @@ class FasterRCNN(nn.Layer):
         ones: those are for detection, which meets images only.
         """
         count, size = patches.shape[0], float(patches.shape[-1])
+        level = self.roi_pool.level_of_square(size)
         whole = Rois(paddle.to_tensor([[0.0, 0.0, size, size]] * count), paddle.ones([count], dtype="int32"))
-        level = self.roi_pool.level(whole.boxes[:1]).item()
         backbone = self.backbone if self.mimic.backbone is None else self.mimic.backbone
         with kept_statistics(self):
-            features = self.neck(backbone(patches), finest=level)  # a third of the work would be for finer ones
+            # a third of the work would be for finer levels, and none is pooled from coarser ones
+            features = self.neck(backbone(patches), finest=level)[:1]
             return self.box_head(self.roi_pool(features, whole, finest=level))
 
     def _check_mimic(self, mimic: RCNNTeacher) -> None:

@@ -1,5 +1,6 @@
 """Which ground truth an anchor or RoI answers for, and which of them are drawn for the loss."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,11 +47,10 @@ class Matcher:
 
     @paddle.no_grad()
     def __call__(self, boxes: Tensor, targets: Targets) -> Matches:
-        """Match boxes [A, 4] with the targets of one image; `target_index` counts only its non-crowd boxes."""
-        objects, crowds = split_crowds(targets)
-        labels, index = self._match_objects(boxes, objects.boxes)
-        if crowds.shape[0]:
-            in_crowd = box_coverage(boxes, crowds).max(axis=1) >= self.crowd_coverage
+        """Match boxes [A, 4] with the targets of one image."""
+        labels, index = self._match_objects(boxes, targets.boxes)
+        if targets.crowds.shape[0]:
+            in_crowd = box_coverage(boxes, targets.crowds).max(axis=1) >= self.crowd_coverage
             labels = paddle.where(in_crowd & (labels != FOREGROUND), paddle.full_like(labels, IGNORE), labels)
         return Matches(labels, index)
 
@@ -69,16 +69,6 @@ class Matcher:
         return paddle.where(undecided, paddle.full_like(labels, IGNORE), labels), index
 
 
-def split_crowds(targets: Targets) -> tuple[Targets, Tensor]:
-    """Separate one image's crowd regions: (targets without crowds, crowd boxes [C, 4])."""
-    if not bool(targets.is_crowd.any()):
-        return targets, targets.boxes[:0]
-    single = paddle.nonzero(~targets.is_crowd).flatten()
-    crowd = paddle.nonzero(targets.is_crowd).flatten()
-    objects = Targets(*(paddle.gather(field, single) for field in targets))
-    return objects, paddle.gather(targets.boxes, crowd)
-
-
 @register
 @dataclass(frozen=True)
 class Sampler:
@@ -92,17 +82,23 @@ class Sampler:
     foreground_share: Share = 0.5
 
     @paddle.no_grad()
-    def __call__(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw from labels [A]; returns (foreground indices, background indices), each ascending."""
-        foreground = draw(labels == FOREGROUND, int(self.count * self.foreground_share))
-        background = draw(labels == BACKGROUND, self.count - foreground.shape[0])
-        return foreground, background
+    def __call__(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Draw from the labels [A] of each image: its foreground indices and its background indices, each ascending."""
+        candidates = [part == kind for part in labels for kind in (FOREGROUND, BACKGROUND)]
+        found, drawn = count_true(candidates), []
+        for i in range(0, len(candidates), 2):
+            foreground = draw(candidates[i], found[i], int(self.count * self.foreground_share))
+            background = draw(candidates[i + 1], found[i + 1], self.count - foreground.shape[0])
+            drawn.append((foreground, background))
+        return drawn
 
 
-def draw(candidates: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of at most `count` random ones of the true entries of a bool [A]."""
-    indices = paddle.nonzero(candidates).flatten()
-    if indices.shape[0] <= count:
-        return indices
-    chosen = paddle.randperm(indices.shape[0])[:count]
-    return paddle.gather(indices, chosen).sort()
+def count_true(masks: Sequence[Tensor]) -> list[int]:
+    """How many entries of each bool tensor are true. The device is waited for once, however many they are."""
+    return paddle.stack([mask.astype("int64").sum() for mask in masks]).tolist()
+
+
+def draw(candidates: Tensor, found: int, count: int) -> Tensor:
+    """Indices, ascending, of at most `count` random ones of the `found` true entries of a bool [A]."""
+    ranks = paddle.arange(found) if found <= count else paddle.randperm(found)[:count].sort()
+    return paddle.searchsorted(candidates.astype("int64").cumsum(), ranks + 1)

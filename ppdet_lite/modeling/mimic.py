@@ -1,6 +1,7 @@
 """The R-CNN teacher, whose features the detector learns to mimic: in training only, never in a trained model."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import paddle
@@ -10,7 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
-from ppdet_lite.modeling.matching import draw
+from ppdet_lite.modeling.matching import count_true, draw
 from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops.crop import crop_and_resize
 from ppdet_lite.structures import Originals, Patches, Rois, SampledRois
@@ -117,14 +118,16 @@ class RCNNTeacher(nn.Layer):
             candidates = (sampled.target_classes < self.num_classes) == (self.kind == "foreground")
         if not self.include_ground_truth:
             candidates = candidates & sampled.is_proposal
-        drawn, start = [], 0
-        for count in sampled.rois.counts.tolist():
-            drawn.append(draw(candidates[start : start + count], self.rois_per_image) + start)
-            start += count
+        sizes = sampled.rois.counts_on_host()
+        starts, parts = itertools.accumulate(sizes, initial=0), candidates.split(sizes)
+        drawn = [
+            draw(part, found, self.rois_per_image) + start
+            for part, found, start in zip(parts, count_true(parts), starts)
+        ]
         rows = paddle.concat(drawn)
-        counts = paddle.to_tensor([part.shape[0] for part in drawn], dtype="int32")
-        boxes = paddle.gather(sampled.rois.boxes, rows)
-        return Omega(rows, Rois(boxes, counts), paddle.gather(sampled.target_classes, rows))
+        counts = [part.shape[0] for part in drawn]
+        rois = Rois(paddle.gather(sampled.rois.boxes, rows), paddle.to_tensor(counts, dtype="int32"), counts)
+        return Omega(rows, rois, paddle.gather(sampled.target_classes, rows))
 
     @paddle.no_grad()
     def crop(self, rois: Rois, sources: Originals, image_sizes: Tensor, scales: Tensor) -> Tensor:
@@ -133,9 +136,11 @@ class RCNNTeacher(nn.Layer):
         Each is seen as the network sees it, mirrored where it is.
         """
         patches = []
-        parts = rois.boxes.astype("float64").split(rois.counts.tolist())
-        for boxes, image, flipped, size, scale in zip(
-            parts, sources.images, sources.flipped.tolist(), image_sizes.tolist(), scales.astype("float64")
+        parts = rois.boxes.astype("float64").split(rois.counts_on_host())
+        extents = [None] * len(parts) if sources.sizes is None else sources.sizes
+        image_sizes, scales = image_sizes.astype("float64"), scales.astype("float64")
+        for boxes, image, extent, flipped, size, scale in zip(
+            parts, sources.images, extents, sources.flipped, image_sizes, scales
         ):
             if boxes.shape[0] == 0:
                 continue
@@ -143,7 +148,7 @@ class RCNNTeacher(nn.Layer):
             if flipped:  # from the right border; x1 > x2 mirrors the patch
                 x1, x2 = size[1] - x1, size[1] - x2
             boxes = paddle.stack([x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]], axis=1)
-            patches.append(crop_and_resize(image.astype("float32"), boxes, self.crop_size))
+            patches.append(crop_and_resize(image.astype("float32"), boxes, self.crop_size, extent))
         return paddle.concat(patches)
 
     def losses(self, student: Tensor, teacher: Tensor, logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
@@ -177,6 +182,4 @@ class RCNNTeacher(nn.Layer):
 
 def network_sources(images: Tensor, image_sizes: Tensor) -> Originals:
     """The network's input as what patches are cut out of: without its padding, and as it is mirrored or not."""
-    sizes = image_sizes.astype("int64").tolist()
-    parts: Sequence[Tensor] = [image[:, :height, :width] for image, (height, width) in zip(images, sizes)]
-    return Originals(parts, paddle.zeros([len(parts)], dtype="bool"))
+    return Originals(list(images), [False] * images.shape[0], image_sizes)

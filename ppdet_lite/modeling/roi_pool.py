@@ -13,8 +13,9 @@ from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import slow_zeros
 from ppdet_lite.modeling.norm import init_normal
-from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
-from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align
+from ppdet_lite.ops import places
+from ppdet_lite.ops.deform_roi_pool import SampleGroups, deform_roi_pool, sample_groups
+from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align, square_level
 from ppdet_lite.structures import Rois
 
 
@@ -36,6 +37,15 @@ class _PyramidPool(RoIPool):
     def level(self, boxes: Tensor) -> Tensor:
         """Which of the levels, 0 the finest, each box [R, 4] is pooled from: [R] int64."""
         return pyramid_level(boxes, len(self.strides), self.canonical_size, self.canonical_level)
+
+    def level_of_square(self, side: float) -> int:
+        """The level of a square box of this side in pixels, without asking the device."""
+        return square_level(side, len(self.strides), self.canonical_size, self.canonical_level)
+
+    def _maps(self, features: Sequence[Tensor], finest: int) -> tuple[Sequence[Tensor], list[int]]:
+        """Which of the features, that begin with level `finest`, are pooled from, and their strides."""
+        strides = self.strides[finest:][: len(features)]
+        return features[: len(strides)], strides
 
 
 @register
@@ -66,9 +76,9 @@ class RoIAlign(_PyramidPool):
 
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
         """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
-        strides = self.strides[finest:]
-        features, level = features[: len(strides)], self.level(rois.boxes) - finest
-        if self.training and self.aligned and features[0].place.is_cpu_place():
+        features, strides = self._maps(features, finest)
+        level = self.level(rois.boxes) - finest
+        if self.training and self.aligned and places.on_cpu(features[0]):
             # the same numbers; on a CPU Paddle's own gradient takes four times as long
             scales = [1.0 / stride for stride in strides]
             return deform_roi_pool(
@@ -124,12 +134,18 @@ class DeformRoIPool(_PyramidPool):
 
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
         """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
-        offset, mask = self.offsets(features, rois, finest)
-        return self._pool(features, rois, finest, offset, mask)
+        groups = self._groups(features, rois, finest)
+        offset, mask = self._offsets(features, rois, finest, groups)
+        return self._pool(features, rois, finest, groups, offset, mask)
 
     def offsets(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> tuple[Tensor, Tensor | None]:
         """Offsets [R, 2, P, P], x first, in units of gamma times the RoI's size, and the mask [R, 1, P, P] or None."""
-        plain = self._pool(features, rois, finest, None, None).flatten(1)
+        return self._offsets(features, rois, finest, self._groups(features, rois, finest))
+
+    def _offsets(
+        self, features: Sequence[Tensor], rois: Rois, finest: int, groups: SampleGroups | None
+    ) -> tuple[Tensor, Tensor | None]:
+        plain = self._pool(features, rois, finest, groups).flatten(1)
         size, bins = self.output_size, self.output_size**2
         if self.branches is None:
             answer = _answer(self.offset, self.mask, plain)
@@ -148,21 +164,36 @@ class DeformRoIPool(_PyramidPool):
             answer = answer + of_level * _answer(branch.offset, branch.mask, plain)
         return answer
 
+    def _groups(self, features: Sequence[Tensor], rois: Rois, finest: int) -> SampleGroups | None:
+        """What both poolings need to know of the RoIs, read once; nothing in a graph being exported."""
+        if not paddle.in_dynamic_mode():
+            return None
+        scales = [1.0 / stride for stride in self._maps(features, finest)[1]]
+        level = self.level(rois.boxes) - finest
+        return sample_groups(rois.boxes, level, self.output_size, scales, self.sampling_ratio)
+
     def _pool(
-        self, features: Sequence[Tensor], rois: Rois, finest: int, offset: Tensor | None, mask: Tensor | None
+        self,
+        features: Sequence[Tensor],
+        rois: Rois,
+        finest: int,
+        groups: SampleGroups | None,
+        offset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        scales = [1.0 / stride for stride in self.strides[finest:]]
+        features, strides = self._maps(features, finest)
         return deform_roi_pool(
-            features[: len(scales)],
+            features,
             rois.boxes,
             rois.counts,
             self.output_size,
-            scales,
+            [1.0 / stride for stride in strides],
             self.sampling_ratio,
             self.gamma,
             offset,
             mask,
             level=self.level(rois.boxes) - finest,
+            groups=groups,
         )
 
 
@@ -206,6 +237,10 @@ class DeformPSRoIPool(RoIPool):
     def level(self, boxes: Tensor) -> Tensor:
         """The one level there is: [R, 4] -> [R] int64."""
         return paddle.zeros([boxes.shape[0]], dtype="int64")
+
+    def level_of_square(self, side: float) -> int:
+        """The one level there is."""
+        return 0
 
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
         """One map [N, C_in, H, W] and R RoIs -> [R, C, P, P]."""

@@ -15,8 +15,9 @@ from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.bounds import DeltaWeights, Share
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
-from ppdet_lite.modeling.matching import Matcher, Sampler, split_crowds
+from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.norm import init_normal
+from ppdet_lite.ops import places
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from ppdet_lite.ops.nms import grouped_nms
 from ppdet_lite.structures import Rois, Targets
@@ -100,26 +101,47 @@ class RPN(nn.Layer):
         image_sizes [N, 2] (h, w) bound the boxes. NMS works inside each level.
         """
         pre_nms = self.pre_nms_train if self.training else self.pre_nms_test
-        levels = [self._level_candidates(*level, image_sizes, pre_nms) for level in zip(anchors, logits, deltas)]
-        boxes = paddle.concat([level[0] for level in levels], axis=1)
-        scores = paddle.concat([level[1] for level in levels], axis=1)
-        return self._best_per_image(boxes, scores)
+        levels = [self._candidates(*level, image_sizes, pre_nms) for level in zip(anchors, logits, deltas)]
+        suppress = self._suppress_by_level if places.cheap_to_read(logits[0]) else self._suppress_by_image
+        return self._best_per_image(*suppress(levels))
 
-    def _level_candidates(
+    def _candidates(
         self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Tensor, pre_nms: int
     ) -> tuple[Tensor, Tensor]:
-        """Candidates of one level [N, k, 4] and their logits [N, k], DEAD where removed."""
+        """Candidates of one level [N, k, 4] and their logits [N, k], DEAD where they have no area."""
         scores, index = _top(logits, pre_nms)
         boxes = decode_boxes(paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index), self.delta_weights)
         boxes = clip_boxes(boxes.reshape([scores.shape[0], -1, 4]), image_sizes.unsqueeze(1))
         usable = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # of NaN it is false
         scores = paddle.where(usable, scores, paddle.full_like(scores, DEAD))
         whole = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
-        boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
-        image_index = paddle.arange(scores.shape[0], dtype="int64").unsqueeze(1).expand_as(index)
-        kept = grouped_nms(boxes.reshape([-1, 4]), scores.flatten(), image_index.flatten(), self.nms_iou)
+        return paddle.where(
+            usable.unsqueeze(-1), boxes, whole.expand_as(boxes)
+        ), scores  # harmless, should one be needed
+
+    def _suppress_by_level(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """All candidates [N, k, 4] and their logits [N, k], DEAD where NMS inside their level removed them.
+
+        NMS takes the square of how many boxes it is given, so that a CPU does a level at a time.
+        """
+        scores = []
+        for boxes, of_level in levels:
+            image = paddle.arange(of_level.shape[0], dtype="int64").unsqueeze(1).expand_as(of_level)
+            scores.append(self._suppress(boxes, of_level, image))
+        return paddle.concat([boxes for boxes, _ in levels], axis=1), paddle.concat(scores, axis=1)
+
+    def _suppress_by_image(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The same an image at a time: a GPU is waited for with each, and few images are fewer than levels."""
+        level = [paddle.full([scores.shape[1]], i, dtype="int64") for i, (_, scores) in enumerate(levels)]
+        boxes, scores = (paddle.concat(parts, axis=1) for parts in zip(*levels))
+        level = paddle.concat(level)
+        return boxes, paddle.stack([self._suppress(*image, level) for image in zip(boxes, scores)])
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+        """Scores of any shape, DEAD where a better box of the same group covers theirs."""
+        kept = grouped_nms(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
         alive = paddle.scatter(paddle.zeros_like(scores.flatten()), kept, paddle.ones_like(kept, dtype=scores.dtype))
-        return boxes, paddle.where(alive.reshape(scores.shape) > 0, scores, paddle.full_like(scores, DEAD))
+        return paddle.where(alive.reshape(scores.shape) > 0, scores, paddle.full_like(scores, DEAD))
 
     def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:
         scores, index = _top(scores, self.post_nms_train if self.training else self.post_nms_test)
@@ -128,8 +150,13 @@ class RPN(nn.Layer):
             threshold = _top(scores.reshape([1, -1]), self.post_nms_train)[0][0, -1]
             alive = alive & (scores >= threshold)
         alive = alive | (paddle.arange(scores.shape[1]) == 0)  # later stages need not handle an image without RoIs
+        counts, boxes = alive.astype("int32").sum(axis=1, dtype="int32"), _gather_rows(boxes, index)
+        if self.training:  # the later stages need the counts, and with them the boxes, which stand first in each row
+            sizes = counts.tolist()
+            rows = boxes.reshape([len(sizes), -1, 4])
+            return Rois(paddle.concat([rows[i, :size] for i, size in enumerate(sizes)]), counts, sizes)
         rows = paddle.nonzero(alive.flatten()).flatten()
-        return Rois(paddle.gather(_gather_rows(boxes, index), rows), alive.astype("int32").sum(axis=1, dtype="int32"))
+        return Rois(paddle.gather(boxes, rows), counts)
 
     def losses(
         self,
@@ -144,16 +171,15 @@ class RPN(nn.Layer):
         """
         anchors, logits, deltas = paddle.concat(anchors), paddle.concat(logits, 1), paddle.concat(deltas, 1)
         loss_objectness, loss_box = paddle.zeros([]), paddle.zeros([])
-        for i, target in enumerate(targets):
-            matches = self.matcher(anchors, target)
-            foreground, background = self.sampler(matches.labels)
+        matches = [self.matcher(anchors, target) for target in targets]
+        samples = self.sampler([part.labels for part in matches])
+        for i, (foreground, background) in enumerate(samples):
             drawn = paddle.concat([foreground, background])
             labels = paddle.concat([paddle.ones([foreground.shape[0]]), paddle.zeros([background.shape[0]])])
             score = paddle.gather(logits[i], drawn)
             # binary cross entropy; Paddle's own has a wrong gradient at a logit of exactly 0
             loss_objectness += (F.softplus(score) - score * labels).sum()
-            matched = paddle.gather(matches.target_index, foreground)
-            truth = paddle.gather(split_crowds(target)[0].boxes, matched)
+            truth = paddle.gather(targets[i].boxes, paddle.gather(matches[i].target_index, foreground))
             wanted = encode_boxes(paddle.gather(anchors, foreground), truth, self.delta_weights)
             loss_box += sum_box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
         count = len(targets) * self.sampler.count

@@ -7,6 +7,7 @@ import paddle
 import paddle.vision.ops as native_ops
 from paddle import Tensor
 
+from ppdet_lite.ops import places
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
 from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
 
@@ -108,7 +109,7 @@ def _choose(implementation: str, x: Tensor) -> Callable[..., Tensor]:
         implementation in ("auto", "native", "gather"), f"implementation {implementation!r}: auto, native or gather"
     )
     if implementation == "auto":
-        return _gather if paddle.in_dynamic_mode() and not x.place.is_gpu_place() else _native
+        return _gather if paddle.in_dynamic_mode() and places.on_cpu(x) else _native
     return _native if implementation == "native" else _gather
 
 

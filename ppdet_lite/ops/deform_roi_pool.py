@@ -13,6 +13,9 @@ from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, requir
 from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
+# Indices of RoIs with equal sample counts per bin (None: all RoIs), and the counts along y and x.
+SampleGroups = list[tuple[Tensor | None, int, int]]
+
 
 def deform_roi_pool(
     x: Tensor | Sequence[Tensor],
@@ -29,6 +32,7 @@ def deform_roi_pool(
     sample_per_part: int = 4,
     part_size: int | None = None,
     group_size: int = 1,
+    groups: SampleGroups | None = None,
 ) -> Tensor:
     """Pool RoIs into P x P bins, each moved by an offset and, in version 2, scaled by a mask.
 
@@ -48,29 +52,28 @@ def deform_roi_pool(
     Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 when x is. The samples, many
     times the size of the result, never exist all at once (see sum_rows). In a graph being exported, aligned pooling is
     Paddle's own RoIAlign with the bins as its RoIs: for inference only, since no gradient would reach the offsets.
-
+    groups: what `sample_groups` says of the same RoIs; without, adaptive sampling makes a GPU wait.
     Raises ValueError naming the shapes when they do not fit together.
+
     Sources: Dai et al. 2017 (Deformable ConvNets), section 2.2; Zhu et al. 2019 (version 2), section 3.2.
     """
     features, scales = (x, spatial_scale) if isinstance(x, list | tuple) else ([x], [spatial_scale])
     output_size = as_pair("output_size", output_size, 1)
     part_size = output_size if part_size is None else as_pair("part_size", part_size, 1)
     legacy = semantics == "legacy"
-    require(legacy or semantics == "aligned", f"semantics is aligned or legacy, not {semantics!r}")
     classes = offset.shape[1] // 2 if legacy and offset is not None else 1
     _check(features, scales, boxes, counts, offset, mask, level, output_size, part_size, classes, group_size)
-    _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size)
-
+    _check_samples(semantics, sampling_ratio, sample_per_part, output_size, part_size, group_size)
     with paddle.amp.auto_cast(enable=False):
         *features, boxes, offset, mask = full_precision(*features, boxes.detach(), offset, mask)
-        rois = Rois(boxes, counts)
-        level = paddle.zeros_like(boxes[:, 0], dtype="int64") if level is None else level
+        rois, level = Rois(boxes, counts), paddle.zeros_like(boxes[:, 0], dtype="int64") if level is None else level
         if not legacy and not paddle.in_dynamic_mode():
             return _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask)
         bins = _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset)
         origin, map_size = _maps(features, rois, level, output_size, group_size)
-        samples = sample_per_part if legacy else sampling_ratio
-        taps, order = _taps(bins, origin, map_size, mask, samples, legacy, classes)
+        groups = groups or _sample_groups(bins, sample_per_part if legacy else sampling_ratio)
+        adaptive = not legacy and sampling_ratio == 0
+        taps, order = _taps(groups, bins, origin, map_size, mask, legacy, adaptive, classes)
         pooled = sum_rows(_rows(features, group_size, classes), *taps)
         pooled = pooled.reshape([boxes.shape[0], *output_size, features[0].shape[1] // group_size**2])
         return (pooled if order is None else paddle.gather(pooled, order)).transpose([0, 3, 1, 2])
@@ -132,13 +135,11 @@ def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tenso
     return start + (image * group_size**2 + ph * group_size + pw) * area, paddle.gather(sizes, level)
 
 
-def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[Taps], Tensor | None]:
+def _taps(groups, bins, origin, map_size, mask, legacy, adaptive, classes) -> tuple[list[Taps], Tensor | None]:
     """What to sum for each bin, RoI after RoI in groups of equal sample count, and how to restore the RoIs' order."""
-    adaptive = samples == 0
     map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
     mask = None if mask is None else mask.reshape([-1, *mask.shape[2:], 1, 1])
     class_count = paddle.to_tensor([classes])  # times an int, oneDNN would fuse a sum with and ruin it
-    groups = _sample_groups(bins, samples)
     taps = []
     for rois, rows, columns in groups:
 
@@ -161,11 +162,18 @@ def _taps(bins, origin, map_size, mask, samples, legacy, classes) -> tuple[list[
     return taps, order
 
 
-def _sample_groups(bins: _Bins, samples: int) -> list[tuple[Tensor | None, int, int]]:
-    """Indices of RoIs with equal sample counts per bin (None: all RoIs), and the counts along y and x."""
+def sample_groups(
+    boxes: Tensor, level: Tensor, output_size: Pair, spatial_scale: Sequence[float], sampling_ratio: int = 0
+) -> SampleGroups:
+    """What `deform_roi_pool` with semantics "aligned" reads of its RoIs, for several calls with the same ones."""
+    boxes, size = full_precision(boxes.detach())[0], as_pair("output_size", output_size, 1)
+    return _sample_groups(_bins(boxes, spatial_scale, level, size, size, False, 1, 0.0, None), sampling_ratio)
+
+
+def _sample_groups(bins: _Bins, samples: int) -> SampleGroups:
     if samples or not bins.height.shape[0]:
         return [(None, samples or 1, samples or 1)]
-    sizes = np.stack([bins.height.numpy().ravel(), bins.width.numpy().ravel()], axis=1)
+    sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1).numpy()
     grids, group = np.unique(np.fmax(np.ceil(sizes), 1).astype(int), axis=0, return_inverse=True)
     if len(grids) == 1:
         return [(None, *grids[0].tolist())]
@@ -192,7 +200,7 @@ def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, leg
 
 def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:
     """Aligned pooling by RoIAlign, whose RoIs are the bins when these are moved; inference only."""
-    boxes, counts = rois
+    boxes, counts = rois.boxes, rois.counts
     if sampling_ratio == 0:  # RoIAlign divides by the number of samples; without extent there are none: move these away
         has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
         boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9000, -9000, -8999, -8999], dtype=boxes.dtype))
@@ -208,8 +216,7 @@ def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, g
     def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape: oneDNN refuses it on a level without RoIs
         return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio or -1, aligned=True)
 
-    rois = Rois(boxes, counts)
-    pooled = pool(0, features[0], rois) if len(features) == 1 else pool_by_level(features, rois, level, pool)
+    pooled = pool_by_level(features, Rois(boxes, counts), level, pool)
     if offset is not None:
         pooled = pooled.reshape([-1, *output_size, features[0].shape[1]]).transpose([0, 3, 1, 2])
     return pooled if mask is None else pooled * mask
@@ -240,8 +247,9 @@ def _check(features, scales, boxes, counts, offset, mask, level, output_size, pa
 
 
 @paddle.jit.not_to_static
-def _check_samples(legacy, sampling_ratio, sample_per_part, output_size, part_size, group_size) -> None:
-    if legacy:
+def _check_samples(semantics, sampling_ratio, sample_per_part, output_size, part_size, group_size) -> None:
+    require(semantics in ("aligned", "legacy"), f"semantics is aligned or legacy, not {semantics!r}")
+    if semantics == "legacy":
         require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; give sample_per_part")
         require(sample_per_part > 0, f"sample_per_part is at least 1, not {sample_per_part}")
     else:

@@ -1,5 +1,6 @@
 """RoIAlign over a feature pyramid, and the sharing of RoIs among its levels."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import paddle
@@ -9,6 +10,9 @@ from paddle.vision.ops import roi_align
 from ppdet_lite.ops.boxes import box_area
 from ppdet_lite.ops.nms import count_groups
 from ppdet_lite.structures import Rois
+
+_NEAR_ZERO = 1e-8  # keeps the logarithm of a RoI's size finite
+_UP = 1 + 1e-6  # keeps a side of exactly 224 from falling a level by rounding
 
 
 def image_of_roi(counts: Tensor, total: Tensor | int) -> Tensor:
@@ -22,10 +26,15 @@ def pyramid_level(boxes: Tensor, level_count: int, canonical_size: float, canoni
 
     A box of side `canonical_size` goes to `canonical_level`; half the side, one level finer.
     """
-    # 1e-8 keeps the log finite; a relative 1e-6 keeps a side of exactly 224 from falling a level by rounding
     relative = paddle.sqrt(box_area(boxes)) / canonical_size
-    level = paddle.floor(canonical_level + paddle.log2(relative * (1 + 1e-6) + 1e-8))
+    level = paddle.floor(canonical_level + paddle.log2(relative * _UP + _NEAR_ZERO))
     return level.clip(0, level_count - 1).astype("int64")
+
+
+def square_level(side: float, level_count: int, canonical_size: float, canonical_level: int) -> int:
+    """`pyramid_level` of a square of this side."""
+    level = math.floor(canonical_level + math.log2(side / canonical_size * _UP + _NEAR_ZERO))
+    return min(max(level, 0), level_count - 1)
 
 
 def pool_by_level(
@@ -33,16 +42,24 @@ def pool_by_level(
 ) -> Tensor:
     """Pool each RoI from its own level, in the order of the RoIs: [R, C, P, P].
 
-    `pool(l, feature, rois_of_level)` may get a level without RoIs.
+    `pool(l, feature, rois_of_level)` may get a level without RoIs. With one level nothing is read; else a GPU is waited
+    for once.
     """
-    total = rois.boxes.shape[0]
-    image = image_of_roi(rois.counts, total)
-    rows, pooled = [], []
+    if len(features) == 1:
+        return pool(0, features[0], rois)
+    image = image_of_roi(rois.counts, rois.boxes.shape[0])
+    rows, pooled = _rows_by_level(level, len(features)), []
     for i, feature in enumerate(features):
-        rows.append(paddle.nonzero(level == i).flatten())
         counts = count_groups(paddle.gather(image, rows[i]), rois.counts.shape[0])
         pooled.append(pool(i, feature, Rois(paddle.gather(rois.boxes, rows[i]), counts)))
     return paddle.gather(paddle.concat(pooled), paddle.argsort(paddle.concat(rows)))
+
+
+def _rows_by_level(level: Tensor, level_count: int) -> list[Tensor]:
+    """Which RoIs are of each level, ascending."""
+    if paddle.in_dynamic_mode():
+        return paddle.argsort(level, stable=True).split(count_groups(level, level_count).tolist())
+    return [paddle.nonzero(level == i).flatten() for i in range(level_count)]  # no sizes are known in a graph
 
 
 def pyramid_roi_align(

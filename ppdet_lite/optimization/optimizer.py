@@ -134,13 +134,27 @@ def clip_gradients(model: nn.Layer, limit: float | None) -> float:
 
     Paddle's own clipping would take the norm of each parameter group by itself. The device is waited for once.
     """
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = (gradient.flatten() for gradient in gradients)
-    norm = math.sqrt(sum(paddle.stack([paddle.dot(vector, vector) for vector in flat]).tolist()))
-    if limit is not None and norm > limit:
-        for gradient in gradients:
-            gradient.scale_(limit / norm)
+    norm = math.sqrt(sum(squared_norms(model).tolist()))
+    scale_down(model, norm, limit)
     return norm
+
+
+@paddle.no_grad()
+def squared_norms(model: nn.Layer) -> Tensor:
+    """The squared L2 norm of each gradient of a model: [P], on its device."""
+    return paddle.stack([paddle.dot(vector, vector) for vector in (part.flatten() for part in _gradients(model))])
+
+
+@paddle.no_grad()
+def scale_down(model: nn.Layer, norm: float, limit: float | None) -> None:
+    """Scale all gradients of a model, whose joint norm is given, down to a limit if it is above it."""
+    if limit is not None and norm > limit:
+        for gradient in _gradients(model):
+            gradient.scale_(limit / norm)
+
+
+def _gradients(model: nn.Layer) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """One training step: a batch forward, its losses backward, the weights moved."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import NotFinite
-from ppdet_lite.optimization.optimizer import clip_gradients
+from ppdet_lite.modeling.faster_rcnn import TrainingOutput
+from ppdet_lite.optimization.optimizer import scale_down, squared_norms
 from ppdet_lite.structures import Patches
 
 
@@ -38,29 +40,42 @@ def train_step(
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
-    parts = []
+    outputs = []
     for i, part in enumerate(batches):
         if seeds:
             paddle.seed(seeds[i])
         is_last = i == len(batches) - 1
         with contextlib.nullcontext() if is_last or not hasattr(network, "no_sync") else network.no_sync():
-            parts.append(_backward(network, part, iteration, len(batches)))
+            outputs.append(_backward(network, part, iteration, len(batches)))
+    parts, gradient_norm = _read(outputs, squared_norms(network))
+    for part, numbers in zip(batches, parts):
+        _require_finite("a loss", numbers.losses, numbers.losses, [part])
     losses, metrics = (_mean([getattr(part, key) for part in parts]) for key in ("losses", "metrics"))
-    gradient_norm = clip_gradients(network, clip_norm)
-    _require_finite("a gradient", {"norm": gradient_norm}, losses, batches[-1])
+    _require_finite("a gradient", {"norm": gradient_norm}, losses, batches)
+    scale_down(network, gradient_norm, clip_norm)
     optimizer.step()
     optimizer.clear_grad()
-    return Step(losses, {**metrics, "gradient_norm": gradient_norm}, parts[-1].patches)
+    return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
 
 
-def _backward(network: nn.Layer, batch: Mapping[str, Any], iteration: int | None, batch_count: int) -> Step:
+def _backward(network: nn.Layer, batch: Mapping[str, Any], iteration: int | None, batch_count: int) -> TrainingOutput:
     """Add a batch's share of the gradient to what is there."""
     output = network(*training_arguments(batch), iteration=iteration)
-    losses = _numbers(output.losses)
-    _require_finite("a loss", losses, losses, batch)
     loss = sum(output.losses.values())
     (loss if batch_count == 1 else loss / batch_count).backward()
-    return Step(losses, _numbers(output.metrics), output.patches)
+    return output
+
+
+def _read(outputs: Sequence[TrainingOutput], squares: Tensor) -> tuple[list[Step], float]:
+    """All numbers of a step, with one transfer from the device: what each batch gave, and the gradients' joint norm."""
+    scalars = [value for output in outputs for value in (*output.losses.values(), *output.metrics.values())]
+    stacked = paddle.stack([value.detach().astype("float32") for value in scalars])
+    numbers = iter(paddle.concat([stacked, squares]).tolist())
+    parts = [
+        Step(*({name: next(numbers) for name in values} for values in (output.losses, output.metrics)))
+        for output in outputs
+    ]
+    return parts, math.sqrt(sum(numbers))
 
 
 def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -76,17 +91,11 @@ def iteration_seed(seed: int, iteration: int, rank: int) -> int:
 
 
 def _require_finite(
-    what: str, values: Mapping[str, float], losses: Mapping[str, float], batch: Mapping[str, Any]
+    what: str, values: Mapping[str, float], losses: Mapping[str, float], batches: Sequence[Mapping[str, Any]]
 ) -> None:
     if not np.isfinite(list(values.values())).all():
         shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         raise NotFinite(
-            f"{what} is not finite: {shown}; image ids {batch['image_ids'].tolist()}; "
+            f"{what} is not finite: {shown}; image ids {[i for part in batches for i in part['image_ids'].tolist()]}; "
             "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
         )
-
-
-def _numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalar tensors as floats, with one transfer from the device."""
-    stacked = paddle.stack([value.detach().astype("float32") for value in values.values()]).numpy()
-    return dict(zip(values, stacked.tolist(), strict=True))

@@ -135,7 +135,7 @@ def test_losses_and_gradients_in_training() -> None:
         Targets(
             paddle.to_tensor(GOLDEN[f"v1/{i}/gt_boxes"]),
             paddle.to_tensor(np.array(classes) - 1),
-            paddle.zeros([len(classes)], dtype="bool"),
+            paddle.zeros([0, 4]),
         )
         for i, (_, classes) in enumerate(cases.GROUND_TRUTH)
     ]

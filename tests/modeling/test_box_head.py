@@ -16,7 +16,8 @@ RNG = np.random.default_rng(0)
 
 def sampled(rows: list, classes: list[int], wanted: list, counts: list[int] | None = None) -> SampledRois:
     packed = Rois(boxes(*rows), int32([len(rows)] if counts is None else counts))
-    return SampledRois(packed, int64(classes), boxes(*wanted), paddle.ones([len(rows)], dtype="bool"))
+    foreground = int64([row for row, label in enumerate(classes) if label < K])
+    return SampledRois(packed, int64(classes), boxes(*wanted), paddle.ones([len(rows)], dtype="bool"), foreground)
 
 
 def output(logits: np.ndarray, deltas: np.ndarray) -> BoxHeadOutput:

@@ -4,8 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler, split_crowds
-from ppdet_lite.structures import Targets
+from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler
 from tests.tiny import area, boxes, float32, int64, iou, overlap, random_boxes, targets
 
 TRUTH = [0, 0, 10, 10]
@@ -120,7 +119,7 @@ def test_against_a_loop(matcher: Matcher) -> None:
     rng = np.random.default_rng(21)
     rows, truth = random_boxes(rng, 150, size=60), random_boxes(rng, 8, size=60, least=8)
     is_crowd = np.arange(8) % 4 == 3
-    labels = matcher(float32(rows), Targets(float32(truth), int64([0] * 8), paddle.to_tensor(is_crowd))).labels.tolist()
+    labels = matcher(float32(rows), targets(truth, crowd=is_crowd)).labels.tolist()
     assert labels == match_loop(rows, truth, is_crowd, matcher)
     assert {BACKGROUND, FOREGROUND, IGNORE} == set(labels)
 
@@ -129,17 +128,6 @@ def test_background_must_not_be_above_foreground() -> None:
     with pytest.raises(ValueError) as error:
         Matcher(0.3, 0.7)
     assert str(error.value) == "background_iou 0.7 is above foreground_iou 0.3"
-
-
-def test_split_crowds() -> None:
-    truth = targets([[0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3], [0, 0, 4, 4]], [4, 5, 6, 7], [False, True, False, True])
-    objects, crowds = split_crowds(truth)
-    assert objects.boxes[:, 2].tolist() == [1, 3]
-    assert objects.classes.tolist() == [4, 6]
-    assert objects.is_crowd.tolist() == [False, False]
-    assert crowds[:, 2].tolist() == [2, 4]
-    objects, crowds = split_crowds(targets())
-    assert objects.boxes.shape == crowds.shape == [0, 4]
 
 
 LABELS = [FOREGROUND] * 20 + [BACKGROUND] * 60 + [IGNORE] * 20
@@ -161,7 +149,7 @@ LABELS = [FOREGROUND] * 20 + [BACKGROUND] * 60 + [IGNORE] * 20
 )
 def test_how_many_are_drawn(labels: list[int], sampler: Sampler, foreground: int, background: int) -> None:
     paddle.seed(0)
-    drawn = sampler(int64(labels))
+    (drawn,) = sampler([int64(labels)])
     for indices, kind, count in zip(drawn, (FOREGROUND, BACKGROUND), (foreground, background), strict=True):
         indices = indices.tolist()
         assert len(indices) == count
@@ -173,7 +161,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
     paddle.seed(1)
     counts = np.zeros(100, int)
     for _ in range(300):
-        foreground, background = Sampler(20, 0.5)(int64(LABELS))
+        ((foreground, background),) = Sampler(20, 0.5)([int64(LABELS)])
         counts[foreground.numpy()] += 1
         counts[background.numpy()] += 1
     # binomial, n = 300: 150 +- 8.7 (10 of 20), 50 +- 6.5 (10 of 60); limits at 4 deviations
@@ -186,5 +174,14 @@ def test_draws_follow_paddles_seed() -> None:
     draws = []
     for seed in (5, 5, 6):
         paddle.seed(seed)
-        draws.append(Sampler(16, 0.5)(int64(LABELS))[1].tolist())
+        draws.append(Sampler(16, 0.5)([int64(LABELS)])[0][1].tolist())
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_images_are_drawn_from_one_after_the_other() -> None:
+    """Each as if it were alone, with what the generator has for it."""
+    images = [int64(LABELS), int64([]), int64([BACKGROUND] * 30), int64(LABELS[::-1])]
+    paddle.seed(7)
+    alone = [[part.tolist() for part in Sampler(16, 0.5)([labels])[0]] for labels in images]
+    paddle.seed(7)
+    assert [[part.tolist() for part in drawn] for drawn in Sampler(16, 0.5)(images)] == alone

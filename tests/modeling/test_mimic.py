@@ -26,7 +26,11 @@ ROWS = {  # by (rois, include_ground_truth)
 def sampled(classes=CLASSES, is_proposal=IS_PROPOSAL, counts=COUNTS) -> SampledRois:
     boxes = paddle.to_tensor(tiny.random_boxes(np.random.default_rng(0), len(classes)))
     return SampledRois(
-        Rois(boxes, tiny.int32(counts)), tiny.int64(classes), boxes, paddle.to_tensor(np.array(is_proposal, bool))
+        Rois(boxes, tiny.int32(counts)),
+        tiny.int64(classes),
+        boxes,
+        paddle.to_tensor(np.array(is_proposal, bool)),
+        tiny.int64([row for row, label in enumerate(classes) if label < K]),
     )
 
 
@@ -206,7 +210,7 @@ def original_sources(flipped: list[bool]) -> Originals:
     rng = np.random.default_rng(0)
     shapes = [(round(h / sy), round(w / sx)) for (h, w), (sy, sx) in zip(SIZES, SCALES, strict=True)]
     images = [paddle.to_tensor(rng.standard_normal((3, *shape)).astype(np.float32)) for shape in shapes]
-    return Originals(images, paddle.to_tensor(flipped))
+    return Originals(images, flipped)
 
 
 @pytest.mark.parametrize("flipped", [[False, False], [True, False], [True, True]])
@@ -230,7 +234,7 @@ def test_crops_are_exact_far_to_the_right_in_a_large_image() -> None:
     rng = np.random.default_rng(2)
     image, scale = rng.standard_normal((3, 24, 4000)).astype(np.float32), np.float32(0.37)
     width, box = round(4000 * 0.37), np.float32([12.3, 1.1, 31.7, 7.9])
-    sources = Originals([paddle.to_tensor(image)], paddle.to_tensor([True]))
+    sources = Originals([paddle.to_tensor(image)], [True])
     sizes, scales = tiny.float32([[round(24 * 0.37), width]]), tiny.float32([[scale, scale]])
     found = teacher(crop_size=10).crop(tiny.rois([box.tolist()]), sources, sizes, scales)
     x1, y1, x2, y2 = box.astype(np.float64)

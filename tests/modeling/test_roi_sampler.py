@@ -23,6 +23,7 @@ def test_three_images_by_hand() -> None:
     assert sampled.rois.counts.tolist() == [3, 1, 2]
     assert sampled.target_classes.tolist() == [2, 2, K, K, 1, K]
     assert sampled.is_proposal.tolist() == [True, False, True, True, False, True]
+    assert sampled.foreground.tolist() == [0, 1, 4]
     assert sampled.target_boxes[:2].tolist() == [DOG, DOG]
     assert sampled.target_boxes[4].tolist() == DOG
     dtypes = [t.dtype for t in (sampled.rois.counts, sampled.target_classes, sampled.is_proposal)]
@@ -55,7 +56,7 @@ def test_nothing_is_left_where_a_crowd_covers_everything() -> None:
     sampled = EVERYTHING(rois([FAR, NEAR]), [crowd], K)
     assert sampled.rois.boxes.shape == sampled.target_boxes.shape == [0, 4]
     assert sampled.rois.counts.tolist() == [0]
-    assert sampled.target_classes.shape == sampled.is_proposal.shape == [0]
+    assert sampled.target_classes.shape == sampled.is_proposal.shape == sampled.foreground.shape == [0]
 
 
 def test_a_crowd_is_never_appended() -> None:

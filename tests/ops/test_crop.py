@@ -52,6 +52,16 @@ def test_the_whole_image_is_resized_as_opencv_does(height: int, width: int) -> N
     np.testing.assert_allclose(crop(image, [[0, 0, width, height]], 64)[0], expected, atol=1e-5)
 
 
+def test_a_padded_image_ends_where_it_is_said_to() -> None:
+    """Below and to the right of `extent` there are numbers that must not come in."""
+    padded = noise()
+    padded[:, 30:] = padded[:, :, 41:] = 1e6
+    boxes = paddle.to_tensor([box for name, box in BOXES.items() if name != "no extent"], dtype="float32")
+    found = crop_and_resize(paddle.to_tensor(padded), boxes, 9, paddle.to_tensor([30.0, 41.0])).numpy()
+    expected = [slow_crop(noise()[:, :30, :41], box, 9) for box in boxes.numpy()]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_a_box_of_the_patches_size_is_copied() -> None:
     np.testing.assert_allclose(crop(noise(), [[11, 7, 27, 23]], 16)[0], noise()[:, 7:23, 11:27], atol=1e-6)
 

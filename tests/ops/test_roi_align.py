@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 from ppdet_lite.modeling.roi_pool import RoIAlign
-from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level, pyramid_level, pyramid_roi_align
+from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level, pyramid_level, pyramid_roi_align, square_level
 from ppdet_lite.structures import Rois
 from tests.tiny import boxes, float32, int32, int64, rois
 
@@ -58,6 +58,7 @@ def test_image_of_roi() -> None:
 )
 def test_level_of_a_square(side: float, level: int) -> None:
     assert pyramid_level(boxes([7, 7, 7 + side, 7 + side]), 4, 224.0, 2).tolist() == [level]
+    assert square_level(side, 4, 224.0, 2) == level
 
 
 def test_rounding_lowers_no_level() -> None:

@@ -85,7 +85,7 @@ def test_nms(threshold: float, grouped: bool) -> None:
 )
 def test_matching(name: str, matcher: Matcher) -> None:
     objects, boxes = map(paddle.to_tensor, inputs.matching_case())
-    targets = Targets(objects, paddle.zeros([9], dtype="int64"), paddle.zeros([9], dtype="bool"))
+    targets = Targets(objects, paddle.zeros([9], dtype="int64"), paddle.zeros([0, 4]))
     matches = matcher(boxes, targets)
     expected = GOLDEN[f"matching/{name}"]  # the object's index, -1 background, -2 ignored
     labels = np.where(expected >= 0, FOREGROUND, np.where(expected == -1, BACKGROUND, IGNORE))

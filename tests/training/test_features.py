@@ -58,7 +58,7 @@ def after_a_step(batches: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]
 
 def test_two_batches_of_two_make_the_step_of_one_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling takes the first candidates in place of random ones."""
-    monkeypatch.setattr(matching, "draw", lambda candidates, count: paddle.nonzero(candidates).flatten()[:count])
+    monkeypatch.setattr(matching, "draw", lambda candidates, _, count: paddle.nonzero(candidates).flatten()[:count])
     whole, losses = after_a_step(images(0, 4))
     halves, mean = after_a_step([images(0, 2), images(2, 2)])
     for name, value in whole.items():
