@@ -19,7 +19,7 @@ class Config(Mapping[str, Any]):
     def __init__(self, nodes: Mapping[str, Node], origin: str, path: str = "", component: type | None = None) -> None:
         """`nodes` hold a scalar, a list or a Config each; lists hold bare values."""
         self._nodes = dict(nodes)
-        self._origin = origin
+        self._origin, self._path = origin, path
         self.component = component
         self.place = f"{origin}: {path}" if path else origin
 
@@ -53,6 +53,10 @@ class Config(Mapping[str, Any]):
             else:
                 raise KeyError(path)
         return origin
+
+    def place_of(self, key: str) -> str:
+        """Where the value of a key was written and what it is, as messages begin: "command line: data.train.images"."""
+        return f"{self.origin(key)}: {self._path}.{key}" if self._path else f"{self.origin(key)}: {key}"
 
     def dump(self, origins: bool = False) -> str:
         """The config as YAML that loads again to an equal Config, on request with each line's origin as a comment."""

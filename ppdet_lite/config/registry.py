@@ -120,7 +120,7 @@ def build(node: Config, offered: Mapping[str, Any] | None = None, **given: Any) 
     offered: values of which the component gets those that it declares as Derived; it need not want them all.
 
     Components inside are built first, from the config alone. A UserError of the constructor gains the node's place in
-    front.
+    front, or that of the argument which it names.
     """
     if node.component is None:
         raise TypeError(f"{node.place}: not a component but a plain mapping")
@@ -133,7 +133,9 @@ def build(node: Config, offered: Mapping[str, Any] | None = None, **given: Any) 
     try:
         return node.component(**arguments)
     except UserError as error:
-        raise UserError(f"{node.place}: {error}") from error
+        error.args = (f"{node.place_of(error.key) if error.key in node else node.place}: {error}",)
+        error.key = None
+        raise
 
 
 def _argument(value: Any, hint: Any) -> Any:

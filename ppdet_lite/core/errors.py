@@ -5,7 +5,13 @@ class UserError(Exception):
     """A mistake in a config, a file or a command, told in one line that says what and how to mend it.
 
     The command-line tools print it without a traceback and exit with code 2.
+
+    key: the argument of a component that is to be changed; whoever builds it from a config adds where that was set.
     """
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Misfit(ValueError):

@@ -1,10 +1,11 @@
 """Detection data in COCO format: one JSON file of annotations and a folder of images.
 
 The annotations become a few packed arrays as soon as they are read; nothing per annotation stays behind as a Python
-object, so memory stays flat and loader threads share it. Image files are touched only when they are loaded.
+object, so memory stays flat and loader threads share it. Image files are touched when they are loaded, in
+`check_images`, and where the annotations leave a size open or have it the wrong way round.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,14 @@ import numpy as np
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco_file import Annotations, CocoFile, read_coco
+from ppdet_lite.data import image_sizes
+from ppdet_lite.data.coco_file import read_coco
+from ppdet_lite.data.coco_objects import clipped_corners, extents, pack
+from ppdet_lite.data.image_sizes import ROUNDING
+from ppdet_lite.data.problems import Example, Problem, problems_at, refuse
+from ppdet_lite.data.statistics import Statistics, count
 
-MIN_SIDE = 1e-3  # pixels; a box that is narrower or lower inside its image has nothing to learn from
+SAMPLED = 500  # headers that `check_images` compares with the annotations; all of them once one differs
 
 
 class ImageInfo(NamedTuple):
@@ -42,33 +48,50 @@ class CocoDataset:
     images: the folder that the `file_name` entries are relative to.
     annotations: the JSON file.
     keep_empty: keep images without objects (none at all, or crowd regions only) as pure background.
+    drop_empty_classes: leave out classes without any box; with class_names, those that are not among them, and their
+        boxes. One without boxes that class_names do not have is left out in any case.
     class_names: the classes in the order of the training set or a checkpoint; the file's categories are matched to
         them by name, whatever their ids. Without it class k is the k-th category in the order of ids.
 
-    `notes` has one line for everything that was mended or left out.
-    Raises UserError, naming the file, for whatever is missing, not COCO or inconsistent.
+    `problems` are all that was mended or left out; `notes` has a line for each.
+    Raises UserError, naming the file, for whatever is missing, not COCO or inconsistent; Refused where it can be
+    counted.
     """
 
     class_names: list[str]  # [K]
     category_ids: np.ndarray  # [K] int64, class -> COCO category id
     image_ids: np.ndarray  # [images] int64
     sizes: np.ndarray  # [images, 2] int32 (h, w)
-    notes: list[str]
+    problems: list[Problem]
 
     def __init__(
         self,
         images: str,
         annotations: str,
         keep_empty: bool = True,
+        drop_empty_classes: bool = False,
         class_names: Derived[Sequence[str] | None] = None,
     ) -> None:
-        self.images, self.file, self.notes = Path(images), str(annotations), []
+        self.images, self.file = Path(images), str(annotations)
         content = read_coco(self.file)
         if not self.images.is_dir():
-            raise UserError(f"image folder {images} (for {annotations}) does not exist; correct `images`")
-        self._take_categories(content, class_names)
-        self.image_ids, self.sizes, self._file_names = content.image_ids, content.sizes, content.file_names
-        self._take_annotations(content.annotations, keep_empty)
+            raise UserError(f"image folder {images} (for {annotations}) does not exist; correct `images`", key="images")
+        names, renamed = image_sizes.with_slashes(self.images, content.file_names)
+        self.image_ids, self.sizes, self._file_names = content.image_ids, content.sizes, names
+        self.problems = content.problems + self._problems(
+            "file_name_backslash", renamed, lambda row: {"file_name": content.file_names[row]}
+        )
+        self.problems += self._problems("file_twice", _repeated(names))
+        reach = extents(content.annotations.xywh, content.annotations.image_ids, self.image_ids)
+        unlikely = (reach > self.sizes + ROUNDING).any(1) & (reach <= self.sizes[:, ::-1] + ROUNDING).all(1)
+        self._settle_sizes(np.flatnonzero(unlikely | (self.sizes <= 0).any(1)), reach)
+        objects = pack(content, self.file, self.sizes, names, class_names, keep_empty, drop_empty_classes)
+        self.problems += objects.problems
+        self.class_names, self.category_ids = objects.class_names, objects.category_ids
+        self.image_ids, self.sizes = self.image_ids[objects.images], self.sizes[objects.images]
+        self._file_names = [names[i] for i in objects.images.tolist()]
+        self._offsets, self._classes, self._xywh = objects.offsets, objects.classes, objects.xywh
+        self._areas, self._is_crowd = objects.areas, objects.is_crowd
 
     @property
     def num_classes(self) -> int:
@@ -79,6 +102,11 @@ class CocoDataset:
     def object_counts(self) -> np.ndarray:
         """[len(self)] how many objects an image has, crowds included."""
         return np.diff(self._offsets)
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for every problem."""
+        return [f"{self.file}: {problem}" for problem in self.problems]
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -91,8 +119,14 @@ class CocoDataset:
     def annotations(self, index: int) -> Objects:
         """Return the boxes, classes and crowd flags of an image, in original pixels."""
         rows = slice(self._offsets[index], self._offsets[index + 1])
-        boxes = _clipped_corners(self._xywh[rows], self.sizes[index])
+        boxes = clipped_corners(self._xywh[rows], self.sizes[index])
         return Objects(boxes, self._classes[rows].astype(np.int64), self._is_crowd[rows].copy())
+
+    def statistics(self) -> Statistics:
+        """Count images and objects, by class and size."""
+        owners = np.repeat(np.arange(len(self)), np.diff(self._offsets))
+        per_image = np.bincount(owners[~self._is_crowd], minlength=len(self))
+        return count(self._classes, self._areas, self._is_crowd, per_image, self.num_classes)
 
     def load(self, index: int) -> np.ndarray:
         """Return the pixels of an image, RGB uint8 [H, W, 3].
@@ -131,60 +165,45 @@ class CocoDataset:
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
         }
 
-    def _take_categories(self, content: CocoFile, class_names: Sequence[str] | None) -> None:
-        self.class_names, self.category_ids = content.class_names, np.array(content.category_ids, np.int64)
-        if class_names is not None:
-            extra, missing = set(self.class_names) - set(class_names), set(class_names) - set(self.class_names)
-            if extra or missing:
-                raise UserError(
-                    f"the classes of {self.file} are not those of the model or training set; "
-                    f"only in the file: {_listed(extra)}; missing in the file: {_listed(missing)}"
-                )
-            self.category_ids = self.category_ids[[self.class_names.index(name) for name in class_names]]
-            self.class_names = list(class_names)
+    def check_images(self) -> None:
+        """Look whether all image files are there, and whether those of a sample have the annotated sizes.
 
-    def _take_annotations(self, records: Annotations, keep_empty: bool) -> None:
-        where = f"{self.file}: annotation"
-        image = _index(records.image_ids, self.image_ids, f"{where} of unknown image")
-        classes = _index(records.category_ids, self.category_ids, f"{where} of unknown category")
-        xywh, areas, is_crowd = records.xywh, records.areas, records.is_crowd
-        with np.errstate(invalid="ignore"):  # NaN and infinity are sorted out below
-            right_bottom = xywh[:, :2] + xywh[:, 2:]
-            areas = np.where(np.isfinite(areas), areas, xywh[:, 2] * xywh[:, 3])
-            corners = _clipped_corners(xywh, self.sizes[image])
-            good = np.isfinite(xywh).all(1) & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
-            beyond = (xywh[:, :2] < -0.5) | (right_bottom > self.sizes[image, ::-1] + 0.5)  # not mere rounding
+        Widths and heights that are swapped are mended. Raises Refused for files that are missing or of other sizes.
+        """
+        absent = image_sizes.missing(self.images, self._file_names)
+        refuse(self.file, self._problems("file_missing", absent, self._tried))
+        reach = extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
+        sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
+        before = self.problems
+        if self._settle_sizes(sample, reach) and len(sample) < len(self):
+            self.problems = before
+            self._settle_sizes(np.arange(len(self)), reach)
 
-        objects = np.bincount(image[good & ~is_crowd], minlength=len(self))
-        self._report(records, good, good & beyond.any(1))
-        self._note(np.sum(objects == 0), f"images without objects, {'kept' if keep_empty else 'left out'} (keep_empty)")
-        if not keep_empty:
-            kept = objects > 0
-            good &= kept[image]
-            image = (np.cumsum(kept) - 1)[image]
-            self.image_ids, self.sizes = self.image_ids[kept], self.sizes[kept]
-            self._file_names = [name for name, keep in zip(self._file_names, kept, strict=True) if keep]
-            if not len(self):
-                raise UserError(f"{self.file}: no image has an object, and keep_empty is false")
+    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray) -> bool:
+        """Compare images with their files, as `image_sizes.compare`, and take sizes from there; whether it took any."""
+        listed = self.sizes
+        found, kinds = image_sizes.compare([self.images / self._file_names[i] for i in rows], listed[rows], reach[rows])
+        actual = listed.copy()
+        actual[rows] = np.where(found > 0, found, listed[rows])
 
-        order = np.argsort(image, kind="stable")
-        order = order[good[order]]
-        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(image[order], minlength=len(self)))])
-        self._classes, self._xywh, self._areas = classes[order].astype(np.int32), xywh[order], areas[order]
-        self._is_crowd = is_crowd[order]
+        def differing(row: int) -> dict[str, Any]:
+            (height, width), (h, w) = listed[row].tolist(), actual[row].tolist()
+            return {"width": width, "height": height, "file": f"{w}x{h}" if w else None}
 
-    def _report(self, records: Annotations, good: np.ndarray, outside: np.ndarray) -> None:
-        ids = list(map(str, records.ids))
-        first = f", the first is annotation {ids[int(np.argmin(good))]}" if not good.all() else ""
-        self._note(np.sum(~good), f"boxes without a finite area inside their image, dropped{first}")
-        self._note(np.sum(outside), "boxes that reach beyond their image, clipped")
-        self._note(records.without_crowd, "annotations without iscrowd, taken as 0")
-        self._note(records.without_area, "annotations without area, taken as w * h")
-        self._note(len(ids) - len(set(ids) - {"0", "None"}), "annotation ids missing, 0 or repeated, renumbered")
+        for kind, places in kinds.items():
+            self.problems = self.problems + self._problems(kind, rows[places], differing)
+        refuse(self.file, self.problems)
+        self.sizes = actual  # what differs otherwise was refused
+        return bool(kinds)
 
-    def _note(self, count: int, what: str) -> None:
-        if count:
-            self.notes.append(f"{self.file}: {count} {what}")
+    def _problems(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
+        """The problem of some images."""
+        ids, names = self.image_ids, self._file_names
+        return problems_at(kind, rows, len(ids), lambda i: Example(image=int(ids[i]), file=names[i], value=value(i)))
+
+    def _tried(self, row: int) -> dict[str, str]:
+        path, other = self.images / self._file_names[row], image_sizes.elsewhere(self.images, self._file_names[row])
+        return {"tried": str(path)} if other is None else {"tried": str(path), "it is at": other}
 
 
 def load_image(path: str) -> np.ndarray:
@@ -208,22 +227,7 @@ def load_image(path: str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _index(values: np.ndarray, ids: np.ndarray, where: str) -> np.ndarray:
-    """Return the position of each value among unique ids, or raise UserError for the first unknown one."""
-    order = np.argsort(ids)
-    place = np.searchsorted(ids[order], values).clip(max=len(ids) - 1)
-    unknown = ids[order[place]] != values
-    if unknown.any():
-        raise UserError(f"{where} {values[np.argmax(unknown)]} ({np.sum(unknown)} such annotations)")
-    return order[place]
-
-
-def _clipped_corners(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Turn [G, 4] xywh into float32 xyxy inside images of size (h, w), [2] or [G, 2]."""
-    limit = np.concatenate([size[..., ::-1], size[..., ::-1]], axis=-1)
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    return np.clip(corners, 0, limit).astype(np.float32)
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+def _repeated(names: Sequence[str]) -> list[int]:
+    """The places of names that were there before."""
+    first: dict[str, int] = {}
+    return [place for place, name in enumerate(names) if first.setdefault(name, place) != place]

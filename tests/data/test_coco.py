@@ -69,10 +69,12 @@ def test_empty_images(coco_files):
     files = three_images(coco_files)
     files.content["annotations"][0]["iscrowd"] = 1  # image 101 is left with crowds alone
     kept = files.read()
-    assert len(kept) == 3 and kept.notes == [f"{files.json}: 2 images without objects, kept (keep_empty)"]
+    assert len(kept) == 3 and kept.notes == [
+        f"{files.json}: 2 of 3 images are without objects: kept (keep_empty); the first: image 101 (1.png)"
+    ]
     dropped = files.read(keep_empty=False)
     assert dropped.image_ids.tolist() == [100] and dropped.notes[0].endswith(
-        "2 images without objects, left out (keep_empty)"
+        "2 of 3 images are without objects: left out (keep_empty); the first: image 101 (1.png)"
     )
     assert dropped.info(0).path.endswith("0.png")
     assert dropped.annotations(0).classes.tolist() == [1]
@@ -100,9 +102,15 @@ def test_boxes_without_area_are_dropped_and_counted(coco_files):
     files.add(0, [5, 5, 0.2, 0.3])  # tiny, but real
     dataset = files.read()
     np.testing.assert_allclose(dataset.annotations(0).boxes, [[5, 5, 5.2, 5.3]])
-    assert dataset.notes == [
-        f"{files.json}: 5 boxes without a finite area inside their image, dropped, the first is annotation 1"
+    assert [(p.kind, p.level, p.count, p.total) for p in dataset.problems] == [
+        ("box_dropped", "note", 5, 6),
+        ("box_corners", "warning", 5, 6),
     ]
+    assert dataset.notes[0] == (
+        f"{files.json}: 5 of 6 boxes have no finite area inside their image: dropped; the first: annotation 1 of "
+        'image 100 (0.png): {"bbox": [5.0, 5.0, 0.0, 10.0], "width": 60, "height": 40}'
+    )
+    assert [example.annotation for example in dataset.problems[0].examples] == [1, 2, 3, 4, 5]
     assert [a["bbox"] for a in dataset.ground_truth()["annotations"]] == [[5, 5, 0.2, 0.3]]
 
 
@@ -112,7 +120,10 @@ def test_boxes_are_clipped_for_training_but_not_for_evaluation(coco_files):
     files.add(0, [50, 0, 10.1, 5])  # out by rounding; clipped without ado
     dataset = files.read()
     np.testing.assert_array_equal(dataset.annotations(0).boxes, [[0, 30, 60, 40], [50, 0, 60, 5]])
-    assert dataset.notes == [f"{files.json}: 1 boxes that reach beyond their image, clipped"]
+    assert dataset.notes[0] == (
+        f"{files.json}: 1 of 2 boxes reach beyond their image: clipped; the first: annotation 1 of image 100 (0.png): "
+        '{"bbox": [-5.0, 30.0, 100.0, 20.0], "width": 60, "height": 40}'
+    )
     assert dataset.ground_truth()["annotations"][0]["bbox"] == [-5, 30, 100, 20]
 
 
@@ -123,9 +134,11 @@ def test_gaps_are_filled_and_reported_once(coco_files):
     files.add(0, [0, 0, 4, 7], id=9)
     dataset = files.read()
     assert [note.removeprefix(f"{files.json}: ") for note in dataset.notes] == [
-        "2 annotations without iscrowd, taken as 0",
-        "1 annotations without area, taken as w * h",
-        "2 annotation ids missing, 0 or repeated, renumbered",
+        "2 of 3 annotations have no iscrowd: taken as 0; the first: annotation 0 of image 100 (0.png)",
+        "2 of 3 annotations have an id that is missing, 0, no number or repeated: renumbered; "
+        "the first: annotation 0 of image 100 (0.png)",
+        "1 of 3 annotations have no area, or none above 0: taken as w * h; "
+        "the first: annotation 0 of image 100 (0.png)",
     ]
     truth = dataset.ground_truth()["annotations"]
     assert [(a["id"], a["area"], a["iscrowd"]) for a in truth] == [(1, 20.0, 0), (2, 12.0, 0), (3, 14.0, 0)]
@@ -168,22 +181,37 @@ def test_segmentations_are_not_kept(coco_files):
         (lambda c: c.update(categories={}), "it has no list of categories"),
         (lambda c: c.update(categories=[]), "its list of categories is empty"),
         (lambda c: c.update(images=[]), "its list of images is empty"),
-        (lambda c: c.update(images=[1]), "it has no list of images"),
-        (lambda c: c["images"].append(c["images"][0]), "image id 100 occurs 2 times"),
-        (lambda c: c["images"][0].update(id="100"), r"image no. 1: a whole number is expected as id, found '100'"),
-        (lambda c: c["images"][0].pop("width"), r"image no. 1: a whole number is expected as width, found nothing"),
-        (lambda c: c["images"][0].update(height=0), "image 100 has height 0 and width 60"),
-        (lambda c: c["images"][0].update(file_name=""), "image 100 has no file_name"),
-        (lambda c: c["categories"][0].update(name=" "), "category 7 has no name"),
-        (lambda c: c["categories"][0].update(name="cat"), "category name cat occurs 2 times"),
-        (lambda c: c["categories"][0].update(id=3), "category id 3 occurs 2 times"),
-        (lambda c: c["annotations"][0].update(image_id=5), r"annotation of unknown image 5 \(1 such annotations\)"),
-        (lambda c: c["annotations"][0].update(category_id=4), "annotation of unknown category 4"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "annotation bbox: four numbers expected everywhere"),
-        (lambda c: c["annotations"][0].update(bbox=["a"] * 4), "annotation bbox: four numbers expected everywhere"),
-        (lambda c: c["annotations"][0].pop("bbox"), "annotation bbox: four numbers expected everywhere"),
-        (lambda c: c["annotations"][0].update(area="big"), "annotation area: a number expected everywhere"),
-        (lambda c: c["annotations"][0].update(image_id=True), "a whole number is expected as image_id, found True"),
+        (lambda c: c.update(images=[1]), r'1 of 1 entries are no mapping .*: no. 1: {"images": 1}'),
+        (lambda c: c["images"].append(c["images"][0]), r"1 of 4 images have an id .*: image 100 \(0.png\)"),
+        (
+            lambda c: c["images"][0].update(id="a"),
+            r'1 of 3 .* no whole number as id.*: image .a. \(0.png\): {"id": "a"}',
+        ),
+        (lambda c: c["images"][0].update(height=-1), r'1 of 3 images .* image 100 \(0.png\): {"height": -1}'),
+        (lambda c: c["images"][0].update(width=60.5), r'1 of 3 images .* image 100 \(0.png\): {"width": 60.5}'),
+        (
+            lambda c: c["images"][0].update(file_name=""),
+            r'1 of 3 images have no text as file_name.*: image 100: {"file',
+        ),
+        (lambda c: c["categories"][0].update(name=" "), r'1 of 3 categories have no name.*: category 7: {"name": " "}'),
+        (lambda c: c["categories"][0].update(name="cat"), r'1 of 3 categories .* category 3: {"name": "cat"}'),
+        (lambda c: c["categories"][0].update(id=3), r'1 of 3 categories have an id that .* category 3: {"id": 3}'),
+        (lambda c: c["annotations"][0].update(image_id=5), r"1 of 3 .* not listed.*: annotation 1 of image 5$"),
+        (
+            lambda c: c["annotations"][0].update(category_id=4),
+            r'annotation 1 of image 101 \(1.png\): {"category_id": 4}',
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r'annotation 1 of image 101 \(1.png\): {"bbox": \[1, 2, 3\]}',
+        ),
+        (lambda c: c["annotations"][0].update(bbox=["a"] * 4), r'annotation 1 of image 101 \(1.png\): {"bbox": \["a"'),
+        (
+            lambda c: c["annotations"][0].pop("bbox"),
+            r"neither bbox nor .* annotation 1 of image 101 \(1.png\): no bbox",
+        ),
+        (lambda c: c["annotations"][0].update(area="big"), r'annotation 1 of image 101 \(1.png\): {"area": "big"}'),
+        (lambda c: c["annotations"][0].update(image_id=True), 'annotation 1 of image True: {"image_id": true}'),
     ],
 )
 def test_bad_content_is_named(coco_files, change, message):

@@ -10,6 +10,7 @@ import pytest
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data import coco_file
 from ppdet_lite.data.coco_file import read_coco
+from ppdet_lite.data.coco_repair import read_with_repairs
 
 COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny"
 
@@ -46,15 +47,15 @@ def assert_same(one: coco_file.CocoFile, other: coco_file.CocoFile) -> None:
 
 def test_both_ways_of_reading_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "a.json", content())
-    slow = coco_file._told(path)
-    monkeypatch.setattr(coco_file, "_told", lambda path: pytest.fail("a file without faults was read twice"))
+    slow = read_with_repairs(path)
+    monkeypatch.setattr(coco_file, "read_with_repairs", lambda path: pytest.fail("a good file was read twice"))
     fast = read_coco(path)
     assert_same(fast, slow)
     assert (fast.class_names, fast.category_ids) == (["cat", "dog"], [3, 7])
     assert fast.image_ids.tolist() == [9, 4] and fast.sizes.tolist() == [[40, 60], [30, 20]]
     records = fast.annotations
     assert records.is_crowd.tolist() == [True, False, False] and records.ids == [1, 2, None]
-    assert (records.without_crowd, records.without_area) == (1, 2)
+    assert records.says_crowd.tolist() == [True, False, False] and fast.problems == []
     assert records.xywh.tolist() == [[1, 2, 3, 4], [0.5, 1.5, 2, 2], [1, 1, 2, 2]]
     np.testing.assert_array_equal(records.areas, [12, np.nan, np.nan])
 
@@ -67,7 +68,7 @@ def test_no_annotations_at_all(tmp_path: Path) -> None:
 @pytest.mark.skipif(not COCO_TINY.exists(), reason="no coco_tiny here")
 def test_both_ways_agree_on_real_files() -> None:
     for path in sorted(COCO_TINY.rglob("*.json")):
-        assert_same(read_coco(str(path)), coco_file._told(str(path)))
+        assert_same(read_coco(str(path)), read_with_repairs(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -75,17 +76,20 @@ def test_both_ways_agree_on_real_files() -> None:
     [
         (
             {"images": [{"id": True, "file_name": "a", "height": 1, "width": 1}]},
-            "image no. 1: a whole number",
+            "1 of 1 images have no whole number as id.*: image True",
         ),
-        ({"images": [{"id": 1, "file_name": "a", "height": 1.0, "width": 1}]}, "found 1.0"),
-        ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "image 1 has no file_name"),
-        ({"images": [{"id": 1, "file_name": "a", "height": 0, "width": 1}]}, "image 1 has height 0 and width 1"),
-        ({"images": [{"id": 2**70, "file_name": "a", "height": 1, "width": 1}]}, "a whole number is expected as id"),
+        ({"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}]}, 'no size.*: image 1 .*"height": 1.5'),
+        ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "no text as file_name.*: image 1: "),
+        ({"images": [{"id": 1, "file_name": "a", "height": 1, "width": 2**31}]}, "no size.*: image 1 .*: 2147483648"),
+        ({"images": [{"id": 2**70, "file_name": "a", "height": 1, "width": 1}]}, "no whole number as id"),
         ({"images": []}, "its list of images is empty"),
-        ({"categories": [{"id": 3, "name": " "}]}, "category 3 has no name"),
-        ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "category id 3 occurs 2 times"),
-        ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3]}]}, "bbox: four numbers expected"),
-        ({"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, "annotation no. 1: .*category_id, found nothing"),
+        ({"categories": [{"id": 3, "name": " "}]}, 'no name.*: category 3: {"name": " "}'),
+        (
+            {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]},
+            "1 of 2 categories have an id that another one has",
+        ),
+        ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3]}]}, r"no. 1, image 9 .*\[1, 2, 3\]"),
+        ({"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, r"no. 1, image 9 \(a.jpg\): no category_id"),
         ({"annotations": None}, "it has no list of annotations"),
     ],
 )
