@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from ppdet_lite.config.registry import Derived, register
@@ -17,6 +16,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data import image_sizes
 from ppdet_lite.data.coco_file import read_coco
 from ppdet_lite.data.coco_objects import clipped_corners, extents, pack
+from ppdet_lite.data.decoding import decode
 from ppdet_lite.data.image_sizes import ROUNDING
 from ppdet_lite.data.problems import Example, Problem, problems_at, refuse
 from ppdet_lite.data.statistics import Statistics, count
@@ -209,22 +209,16 @@ class CocoDataset:
 def load_image(path: str) -> np.ndarray:
     """Read an image file as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
 
-    Raises UserError if it is missing, truncated or cannot be decoded.
+    Raises UserError if it is missing, damaged or no image.
     """
     try:
-        data = np.fromfile(path, np.uint8)  # unlike cv2.imread, at home with every path on every system
+        content = Path(path).read_bytes()  # unlike cv2.imread, at home with every path on every system
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror or error}") from None
-    content = data.tobytes()
-    if content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise UserError(f"image {path} is a truncated JPEG (no end marker)")  # OpenCV 4 would fill the rest with grey
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"image {path} cannot be decoded ({len(data)} bytes); it is damaged or not an image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return decode(content)
+    except ValueError as error:
+        raise UserError(f"image {path} cannot be decoded ({len(content)} bytes): {error}") from None
 
 
 def _repeated(names: Sequence[str]) -> list[int]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppdet_lite.data.decoding import TURNED, exif_orientation
+
 ROUNDING = 0.5  # pixels by which a box may reach beyond its image without a word
-ORIENTATION = 0x0112  # EXIF
-TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 class Header(NamedTuple):
@@ -26,7 +26,7 @@ def read_header(path: str | Path) -> Header | None:
 
     try:
         with Image.open(path) as image:
-            (width, height), turned = image.size, image.getexif().get(ORIENTATION) in TURNED
+            (width, height), turned = image.size, exif_orientation(image) in TURNED
     except Exception:  # Pillow's readers raise nearly anything of damaged files
         return None
     return Header(width, height, True) if turned else Header(height, width, False)

@@ -292,7 +292,7 @@ def test_a_truncated_jpeg_is_refused(tmp_path, cut, progressive):
     path.write_bytes(data)
     assert load_image(str(path)).shape == (64, 64, 3)
     path.write_bytes(data[:-cut])
-    with pytest.raises(UserError, match=r"a.jpg is a truncated JPEG"):
+    with pytest.raises(UserError, match=r"a.jpg cannot be decoded .*: Premature end of JPEG file"):
         load_image(str(path))
 
 
@@ -304,7 +304,7 @@ def test_an_end_marker_in_a_thumbnail_does_not_hide_truncation(tmp_path):
     path.write_bytes(with_thumbnail + b"trailing bytes of a camera")
     assert load_image(str(path)).shape == (64, 64, 3)
     path.write_bytes(with_thumbnail[:-20])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match="Premature end of JPEG file"):
         load_image(str(path))
 
 
