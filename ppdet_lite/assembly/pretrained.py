@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppdet_lite.assembly.class_layers import match_classes
+from ppdet_lite.assembly.class_layers import CLASSIFIERS, match_classes
 from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
@@ -17,6 +17,8 @@ from ppdet_lite.storage.peers.classifiers import caffe2_classifier, ppdet_classi
 from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
 
 TRUNK = ("backbone.", "box_head.res5.")  # what a classifier brings; a C4 detector has stage 5 in its head
+
+OTHERWISE = "Take weights of this backbone, or pretrain_weights: null to start at random"
 
 
 def load_pretrained(
@@ -40,14 +42,22 @@ def load_pretrained(
     arrays = _for_classes(weights, model, class_names, class_map)
     arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
     report = max(_readings(model, wanted, arrays), key=lambda reading: len(reading.matched))
-    report.require_any(weights.source)
+    try:
+        report.require_any(weights.source)
+    except UserError as error:
+        raise UserError(f"{error}. {OTHERWISE}") from None
+    if weights.meta.get("class_names") is None and any(name.startswith(CLASSIFIERS) for name in report.matched):
+        get_logger().warning(
+            "%s names no classes: the layers of its classes, which are as many, are taken in their order",
+            weights.source,
+        )
     report = _with_teacher(report, wanted)
     get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
     lacking = [name for name in (*report.missing, *(each.name for each in report.mis_shaped)) if _is_pretrained(name)]
     if lacking:
         get_logger().warning(
-            "%s lacks %d arrays of the backbone, such as %s: they start at random. Is it for another depth or norm?",
-            *(weights.source, len(lacking), lacking[0]),
+            "%s lacks %d arrays of the backbone, such as %s: they start at random. Is it for another depth or norm? %s",
+            *(weights.source, len(lacking), lacking[0], OTHERWISE),
         )
     model.set_state_dict({**model.state_dict(), **report.matched})
     return report

@@ -1,5 +1,6 @@
 """From a config to the objects that it describes."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,10 +12,12 @@ from ppdet_lite.assembly.recipe import Recipe
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.load import load_tree
-from ppdet_lite.config.registry import build
+from ppdet_lite.config.registry import build, placed
 from ppdet_lite.core.errors import Misfit, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.checks import training_problems
 from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.problems import refuse
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.peers import peer_of
@@ -46,14 +49,32 @@ def run_folder(config: Config, config_path: str | Path) -> Path:
 def build_dataset(
     config: Config, split: Literal["train", "val"], class_names: Sequence[str] | None = None
 ) -> CocoDataset:
-    """Read the annotations of a split; its classes are matched by name with `class_names` where given."""
-    return build(config["data"][split], class_names=class_names)
+    """Read the annotations of a split; its classes are matched by name with `class_names` where given.
+
+    A training set that drops empty classes has the validation set leave out the same ones.
+    """
+    drop = any(config["data"][each]["drop_empty_classes"] for each in ("train", split))
+    return build(config["data"][split], class_names=class_names, drop_empty_classes=drop)
 
 
 def log_notes(dataset: CocoDataset) -> None:
     """Log what was mended, dropped or noticed in a dataset's annotations."""
-    for note in dataset.notes:
-        get_logger().info("%s", note)
+    for note, problem in zip(dataset.notes, dataset.problems, strict=True):
+        get_logger().log(logging.WARNING if problem.level == "warning" else logging.INFO, "%s", note)
+
+
+def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) -> None:
+    """Look at both splits before training: whether there is something to learn, and whether all images are there.
+
+    Adds what it finds to the training set's problems. Raises UserError, with the place in the config, for what cannot
+    be trained on.
+    """
+    for split, dataset in {"train": train, "val": val}.items():
+        with placed(config["data"][split]):
+            if dataset is train:
+                train.problems = train.problems + training_problems(train)
+                refuse(train.file, train.problems)
+            dataset.check_images()
 
 
 def build_model(config: Config, class_names: Sequence[str] | None = None, for_training: bool = True) -> FasterRCNN:

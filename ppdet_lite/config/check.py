@@ -13,6 +13,8 @@ from ppdet_lite.config.type_hints import mistakes
 from ppdet_lite.config.yaml_nodes import Node, plain
 from ppdet_lite.core.errors import UserError
 
+FOLLOWS = {"num_classes": "follows from the categories in the annotations, remove it"}  # keys that users look for
+
 
 def check(tree: Node, root: type) -> Config:
     """Check a tree against a registered root class and fill in the defaults.
@@ -84,7 +86,9 @@ class _Checker:
         """Check a component's keys and values against its constructor, in the constructor's order."""
         known = parameters(cls)
         for key, child in node.value.items():
-            if key not in known and key != "type":
+            if key in FOLLOWS:
+                self.fail(child, _join(path, key), FOLLOWS[key])
+            elif key not in known and key != "type":
                 names = [name for name, parameter in known.items() if not parameter.derived]
                 hint = did_you_mean(key, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
                 self.fail(child, _join(path, key), f"unknown key of {cls.__name__}{hint}")

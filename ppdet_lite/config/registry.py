@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -130,8 +131,15 @@ def build(node: Config, offered: Mapping[str, Any] | None = None, **given: Any) 
     for key in node:
         if key in known and key not in given:
             arguments[key] = _argument(node[key], known[key].hint)
-    try:
+    with placed(node):
         return node.component(**arguments)
+
+
+@contextmanager
+def placed(node: Config) -> Iterator[None]:
+    """Put the place of a component's node in front of a UserError, or that of the argument which the error names."""
+    try:
+        yield
     except UserError as error:
         error.args = (f"{node.place_of(error.key) if error.key in node else node.place}: {error}",)
         error.key = None

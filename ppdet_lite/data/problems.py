@@ -79,7 +79,7 @@ KINDS = {
         "boxes are clipped or dropped",
         "are they corners x1, y1, x2, y2? COCO has x, y, width, height",
     ),
-    "boxes_none": Kind("refusal", "images have a box that is no crowd", "there is nothing to learn; annotate some"),
+    "boxes_none": Kind("refusal", "images have no box that is no crowd", "there is nothing to learn; annotate some"),
     # the file
     "encoding": Kind("note", "files are not UTF-8", "read as what they are"),
     "record": Kind("refusal", "entries are no mapping {...}", "correct the file"),

@@ -38,6 +38,17 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
         )
 
 
+def warn_about_batch(images: int, batch_size: int, devices: int, batches: int) -> None:
+    """Log a warning where a step takes more images than there are: then they are not what the rate is scaled for."""
+    taken = batch_size * devices * batches
+    if taken > images:
+        get_logger().warning(
+            "a step takes %d images (%d x %d devices x %d batches), there are %d: it is filled by taking them again, "
+            "and the learning rate is scaled for %d different ones: set data.loader.batch_size to %d or less",
+            *(taken, batch_size, devices, batches, images, taken, max(images // (devices * batches), 1)),
+        )
+
+
 def warn_about_sizes(trained: Sequence[int] | None, evaluated: int) -> None:
     """Log a warning where evaluation's size is none that training draws from, as when a config changes one of two."""
     if trained is not None and not min(trained) <= evaluated <= max(trained):

@@ -11,7 +11,7 @@ from ppdet_lite import __version__
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
 from ppdet_lite.assembly.run_files import describe_run
-from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes, use_device
+from ppdet_lite.assembly.setup import build_dataset, build_model, check_training_data, log_notes, use_device
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
@@ -19,12 +19,13 @@ from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import TrainBatches
+from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.storage.files import sole_writer
-from ppdet_lite.training.advice import warn_about_norms, warn_about_sizes
+from ppdet_lite.training.advice import warn_about_batch, warn_about_norms, warn_about_sizes
 from ppdet_lite.training.diagnosis import StepInput
 from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.memory import exhaustion_told
@@ -94,8 +95,8 @@ def _prepare(
         raise UserError(f"{place}: weights: is for evaluation and export; training starts from pretrain_weights")
     start, device = starting_point(folder, resume), use_device(config)
     train_set = build_dataset(config, "train")
-    evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
-    val_set = build_dataset(config, "val", train_set.class_names) if evaluates else None
+    val_set = build_dataset(config, "val", train_set.class_names)
+    check_training_data(config, train_set, val_set)
     model = build_model(config, train_set.class_names)
     aside = None
     if dist.get_rank() == 0:
@@ -110,11 +111,14 @@ def _prepare(
     for setting in runtime.applied():
         get_logger().info("%s", setting)
     for dataset in (train_set, val_set):
-        if dataset is not None:
-            log_notes(dataset)
+        log_notes(dataset)
+    columns = {"train": train_set.statistics(), "val": val_set.statistics()}
+    get_logger().info("data:\n%s", format_statistics(columns, train_set.class_names))
     if dist.get_world_size() > 1:
         dist.init_parallel_env()
-    return Run(config, folder, build(config["data"], train=train_set, val=val_set), model, start)
+    evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
+    data = build(config["data"], train=train_set, val=val_set if evaluates else None)
+    return Run(config, folder, data, model, start)
 
 
 class Run:
@@ -138,6 +142,7 @@ class Run:
             "%d classes, %d training images, %d iterations per epoch, %d in all",
             *(data.train.num_classes, len(data.train), self.plan.per_epoch, self.plan.total),
         )
+        warn_about_batch(len(data.train), data.loader.batch_size, world, self.accumulate)
         self._initialise(start)
         freeze(model, config["train"]["freeze"])
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])

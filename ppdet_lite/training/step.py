@@ -49,9 +49,9 @@ def train_step(
             outputs.append(_backward(network, part, iteration, len(batches)))
     parts, gradient_norm = _read(outputs, squared_norms(network))
     for part, numbers in zip(batches, parts):
-        _require_finite("a loss", numbers.losses, numbers.losses, [part])
+        _require_finite("a loss", numbers.losses, numbers.losses, [part], clip_norm)
     losses, metrics = (_mean([getattr(part, key) for part in parts]) for key in ("losses", "metrics"))
-    _require_finite("a gradient", {"norm": gradient_norm}, losses, batches)
+    _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     scale_down(network, gradient_norm, clip_norm)
     optimizer.step()
     optimizer.clear_grad()
@@ -91,11 +91,16 @@ def iteration_seed(seed: int, iteration: int, rank: int) -> int:
 
 
 def _require_finite(
-    what: str, values: Mapping[str, float], losses: Mapping[str, float], batches: Sequence[Mapping[str, Any]]
+    what: str,
+    values: Mapping[str, float],
+    losses: Mapping[str, float],
+    batches: Sequence[Mapping[str, Any]],
+    clip_norm: float | None,
 ) -> None:
     if not np.isfinite(list(values.values())).all():
         shown = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         raise NotFinite(
             f"{what} is not finite: {shown}; image ids {[i for part in batches for i in part['image_ids'].tolist()]}; "
-            "lower optimizer.base_lr, lengthen the warm-up, or set optimizer.clip_norm"
+            f"lower optimizer.base_lr, lengthen the warm-up, or {'set' if clip_norm is None else 'lower'} "
+            "optimizer.clip_norm"
         )
