@@ -174,15 +174,17 @@ class CocoDataset:
         refuse(self.file, self._problems("file_missing", absent, self._tried))
         reach = extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
         sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
-        before = self.problems
-        if self._settle_sizes(sample, reach) and len(sample) < len(self):
-            self.problems = before
+        if self._compare(sample, reach)[1]:
             self._settle_sizes(np.arange(len(self)), reach)
 
-    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray) -> bool:
-        """Compare images with their files, as `image_sizes.compare`, and take sizes from there; whether it took any."""
+    def _compare(self, rows: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
+        paths = [self.images / self._file_names[row] for row in rows.tolist()]
+        return image_sizes.compare(paths, self.sizes[rows], reach[rows])
+
+    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray) -> None:
+        """Compare images with their files, and take sizes from there that are missing or swapped."""
         listed = self.sizes
-        found, kinds = image_sizes.compare([self.images / self._file_names[i] for i in rows], listed[rows], reach[rows])
+        found, kinds = self._compare(rows, reach)
         actual = listed.copy()
         actual[rows] = np.where(found > 0, found, listed[rows])
 
@@ -194,7 +196,6 @@ class CocoDataset:
             self.problems = self.problems + self._problems(kind, rows[places], differing)
         refuse(self.file, self.problems)
         self.sizes = actual  # what differs otherwise was refused
-        return bool(kinds)
 
     def _problems(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
         """The problem of some images."""

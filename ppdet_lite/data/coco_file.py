@@ -62,15 +62,16 @@ def _typed(content: _Content) -> CocoFile | None:
     images, records, count = content.images, content.annotations, len(content.annotations)
     categories = sorted(content.categories, key=lambda category: category.id)
     names = [category.name for category in categories]
+    category_ids = np.fromiter((category.id for category in categories), np.int64, len(categories)).tolist()
     image_ids = np.fromiter((image.id for image in images), np.int64, len(images))
     sizes = np.array([(image.height, image.width) for image in images], np.int64)
     if not (
         images
         and categories
         and len(np.unique(image_ids)) == len(images)
-        and len({category.id for category in categories}) == len(set(names)) == len(names)
+        and len(set(category_ids)) == len(set(names)) == len(names)
         and all(name and name == name.strip() for name in names)
-        and all(image.file_name for image in images)
+        and all(image.file_name.isprintable() and image.file_name.strip() for image in images)
         and sizes.min() > 0
         and sizes.max() <= np.iinfo(np.int32).max
     ):
@@ -84,5 +85,5 @@ def _typed(content: _Content) -> CocoFile | None:
         np.fromiter((record.iscrowd == 1 for record in records), bool, count),
         np.fromiter((record.iscrowd is not None for record in records), bool, count),
     )
-    file_names, category_ids = [image.file_name for image in images], [category.id for category in categories]
+    file_names = [image.file_name for image in images]
     return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, annotations, [])

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppdet_lite.data.coco_content import Annotations, CocoFile
 from ppdet_lite.data.json_records import read_lists
-from ppdet_lite.data.loose_values import crowd, number, segmentation_box, whole
+from ppdet_lite.data.loose_values import crowd, is_file_name, number, segmentation_box, whole
 from ppdet_lite.data.problems import Example, Problem, problems_at, refuse
 
 LARGEST_SIDE = np.iinfo(np.int32).max
@@ -27,7 +27,9 @@ def read_with_repairs(path: str) -> CocoFile:
     for row, record in enumerate(images.records):
         if not _file(record):
             images.tell("file_name", row, "file_name")
-    annotations, faults = _annotations(lists["annotations"], _names(image_ids, images.records))
+    annotations, faults = _annotations(
+        lists["annotations"], _names(image_ids, images.records), dict(zip(image_ids, sizes, strict=True))
+    )
     problems += told + images.problems() + faults
     refuse(path, problems)
     return CocoFile(
@@ -136,8 +138,10 @@ def _sizes(images: _Entries) -> list[list[int]]:
     return sizes
 
 
-def _annotations(records: Sequence[dict], names: Mapping[int, str]) -> tuple[Annotations | None, list[Problem]]:
-    """The annotations, None if some are refused, and what is to be told of them; `names` are the images' files."""
+def _annotations(
+    records: Sequence[dict], names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
+) -> tuple[Annotations | None, list[Problem]]:
+    """The annotations, None if some are refused, and what is to be told of them; images are given by their ids."""
 
     def place(record: dict) -> Example:
         return Example(record.get("id"), record.get("image_id"), file=names.get(whole(record.get("image_id"))[0]))
@@ -146,7 +150,8 @@ def _annotations(records: Sequence[dict], names: Mapping[int, str]) -> tuple[Ann
     ids = [_id(entries, row) for row in rows]
     image_ids = entries.whole("image_id", "image", "number")
     category_ids = entries.whole("category_id", "category", "number")
-    xywh, areas = [_box(entries, row) for row in rows], [_area(entries, row) for row in rows]
+    xywh = [_box(entries, row, sizes.get(image, (0, 0))) for row, image in zip(rows, image_ids, strict=True)]
+    areas = [_area(entries, row) for row in rows]
     is_crowd = [_crowd(entries, row) for row in rows]
     problems = entries.problems()
     if any(problem.level == "refusal" for problem in problems):
@@ -172,13 +177,17 @@ def _id(entries: _Entries, row: int) -> Any:
     return value if found is None else found
 
 
-def _box(entries: _Entries, row: int) -> Sequence[float]:
-    """x, y, width, height of an annotation, from its segmentation where it has no bbox."""
+def _box(entries: _Entries, row: int, size: Sequence[int]) -> Sequence[float]:
+    """x, y, width, height of an annotation, from its segmentation where it has no bbox; `size` is its image's."""
     record = entries.records[row]
     if record.get("bbox") in (None, []):
-        found = segmentation_box(record.get("segmentation"))
-        entries.tell("bbox_missing" if found is None else "bbox_from_mask", row, "bbox")
-        return found or NOTHING
+        outline = record.get("segmentation")
+        found = segmentation_box(outline, size)
+        if found is None:
+            entries.tell("bbox_missing", row, "segmentation" if outline else "bbox")
+            return NOTHING
+        entries.tell("bbox_from_mask", row, "bbox")
+        return found
     values = record["bbox"] if isinstance(record["bbox"], list) else []
     numbers = [number(value) for value in values]
     if len(numbers) != 4 or any(found is None for found, _ in numbers):
@@ -204,7 +213,7 @@ def _crowd(entries: _Entries, row: int) -> bool | None:
     """Whether an annotation is a crowd region; None where it does not say."""
     value = entries.records[row].get("iscrowd")
     found, usual = crowd(value)
-    if found is None and value is not None:
+    if found is None and value is not None and value == value:
         entries.tell("crowd", row, "iscrowd")
     elif not usual:
         entries.tell("crowd_text", row, "iscrowd")
@@ -217,6 +226,6 @@ def _names(image_ids: Sequence[int | None], records: Sequence[dict]) -> dict[int
 
 
 def _file(record: dict) -> str | None:
-    """The file of an image, if it names one."""
+    """The file of an image, if it names one that can be there."""
     name = record.get("file_name")
-    return name if isinstance(name, str) and name else None
+    return name if isinstance(name, str) and is_file_name(name) else None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 JPEG, EXIF = b"\xff\xd8\xff", b"Exif\x00\x00"
+HARMLESS = "Invalid SOS parameters"  # a complaint about some phones' files; no pixel depends on them
 ORIENTATION = 0x0112  # the tag in EXIF
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 MIRRORED = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # orientation -> how cv2.flip undoes it, after transposing
@@ -23,7 +24,7 @@ def decode(content: bytes) -> np.ndarray:
     Raises ValueError, saying what is wrong, for what is damaged or no image.
     """
     if content.startswith(JPEG):
-        return _turned(simplejpeg.decode_jpeg(content, "RGB", strict=True), _jpeg_orientation(content))
+        return _turned(_jpeg(content), _jpeg_orientation(content))
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -40,6 +41,15 @@ def exif_orientation(image: "Image.Image") -> int:
     exif = Image.Exif()
     exif.load(image.info.get("exif", b""))
     return exif.get(ORIENTATION, 1)
+
+
+def _jpeg(content: bytes) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(content, "RGB", strict=True)
+    except ValueError as error:
+        if not str(error).startswith(HARMLESS):
+            raise
+    return simplejpeg.decode_jpeg(content, "RGB", strict=False)
 
 
 def _jpeg_orientation(content: bytes) -> int:

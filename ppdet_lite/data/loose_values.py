@@ -27,16 +27,18 @@ def number(value: Any) -> tuple[float | None, bool]:
     """A number, NaN for null, None if it is none; and whether it is written as one, not as text."""
     if value is None:
         return math.nan, True
-    if type(value) in (int, float):
-        return (float(value), True) if abs(value) < 1e300 or not math.isfinite(value) else (None, True)
+    if type(value) is int:
+        return (float(value), True) if value.bit_length() <= 63 else (None, True)
+    if isinstance(value, float):
+        return value, True
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         return float(value), False
     return None, True
 
 
 def crowd(value: Any) -> tuple[bool | None, bool]:
-    """What iscrowd says, None if nothing; and whether it is written as 0 or 1 (or not at all)."""
-    if value is None:
+    """What iscrowd says, None if nothing (null, NaN); and whether it is written as 0 or 1 (or not at all)."""
+    if value is None or value != value:
         return None, True
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower()), False
@@ -45,9 +47,20 @@ def crowd(value: Any) -> tuple[bool | None, bool]:
     return None, True
 
 
-def segmentation_box(value: Any) -> list[float] | None:
-    """x, y, width and height of polygons [[x, y, ...], ...] or of a run-length mask; None if it is neither."""
-    return _mask_box(value) if isinstance(value, dict) else _outline_box(value)
+def is_file_name(value: str) -> bool:
+    """Whether a system can have such a file: no empty name, null byte or half of a surrogate pair."""
+    return bool(value.strip()) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def segmentation_box(value: Any, image_size: Sequence[int]) -> list[float] | None:
+    """x, y, width and height of polygons [[x, y, ...], ...] or of a run-length mask; None if it is neither.
+
+    A mask must have the size of its image, (h, w), where that is known and not 0; which is which may be mixed up.
+    """
+    if not isinstance(value, dict):
+        return _outline_box(value)
+    found, size = _mask_box(value), value.get("size")
+    return found if found is None or min(image_size) == 0 or sorted(size) == sorted(image_size) else None
 
 
 def _outline_box(value: Any) -> list[float] | None:

@@ -21,7 +21,7 @@ def other_format(path: Path) -> str | None:
     if not path.is_file():
         return None
     found = _of_file(path)
-    return None if found is None else _import(found, path.parent, "")
+    return None if found is None else _import(found, path if found == "csv" else path.parent, "")
 
 
 def _import(found: str, source: Path, kind: str) -> str:

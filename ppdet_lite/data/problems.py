@@ -10,7 +10,7 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 
 SHOWN = 5  # examples that a problem keeps
-LONGEST_VALUE = 80  # characters
+LONGEST_VALUE = 200  # characters
 
 
 class Kind(NamedTuple):
@@ -65,7 +65,9 @@ KINDS = {
     "category_unknown": Kind("refusal", "annotations are of a category that is not listed", "correct the file"),
     "bbox": Kind("refusal", "annotations have a bbox that is not four numbers", "write x, y, width, height"),
     "bbox_text": Kind("note", "annotations have text as numbers of bbox or area", "read as the numbers"),
-    "bbox_missing": Kind("refusal", "annotations have neither bbox nor a segmentation to take it from", "give a bbox"),
+    "bbox_missing": Kind(
+        "refusal", "annotations have neither a bbox nor a segmentation to take it from", "give a bbox"
+    ),
     "bbox_from_mask": Kind("note", "annotations have no bbox", "taken from their segmentation"),
     "area": Kind("refusal", "annotations have an area that is no number", "correct the file"),
     "area_missing": Kind("note", "annotations have no area, or none above 0", "taken as w * h"),
@@ -98,10 +100,10 @@ class Example(NamedTuple):
 
     def __str__(self) -> str:
         named = {"annotation": self.annotation, "image": self.image, "category": self.category}
-        ids = [f"{name} {value!r}" for name, value in named.items() if value is not None]
+        ids = [f"{name} {_cut(_json(value))}" for name, value in named.items() if value is not None]
         numbered = [] if self.number is None else [f"no. {self.number}"]
         place = ", ".join([*numbered, *([" of ".join(ids)] if ids else [])])
-        place += f" ({self.file})" if self.file else ""
+        place += f" ({shown(self.file)})" if self.file else ""
         return place if self.value is None else f"{place}: {shown(self.value)}"
 
 
@@ -163,10 +165,14 @@ def refuse(file: str, problems: Sequence[Problem]) -> None:
 
 def shown(value: Any) -> str:
     """A value as it stands in the file, on one line, cut where it is long; bare text is a remark of ours."""
-    if isinstance(value, str):
-        return value
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
+    return _cut(value if isinstance(value, str) else _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    if not text.isprintable():
+        text = json.dumps(text)[1:-1]
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "..."

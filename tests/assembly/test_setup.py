@@ -107,7 +107,7 @@ class TestConfig:
             ("model.neck.type=FNP", ("command line", "FNP", "FPN")),
             ("model.neck.in_channels=[1]", ("command line", "in_channels", "derived")),
             ("train.length=12 steps", ("command line", "train.length", "12 epochs")),
-            ("model.predictor.num_classes=3", ("command line", "num_classes", "derived")),
+            ("model.predictor.num_classes=3", ("command line", "num_classes", "categories in the annotations")),
         ],
     )
     def test_mistakes_are_told_before_anything_is_built(

@@ -185,7 +185,7 @@ def test_segmentations_are_not_kept(coco_files):
         (lambda c: c["images"].append(c["images"][0]), r"1 of 4 images have an id .*: image 100 \(0.png\)"),
         (
             lambda c: c["images"][0].update(id="a"),
-            r'1 of 3 .* no whole number as id.*: image .a. \(0.png\): {"id": "a"}',
+            r'1 of 3 .* no whole number as id.*: image "a" \(0.png\): {"id": "a"}',
         ),
         (lambda c: c["images"][0].update(height=-1), r'1 of 3 images .* image 100 \(0.png\): {"height": -1}'),
         (lambda c: c["images"][0].update(width=60.5), r'1 of 3 images .* image 100 \(0.png\): {"width": 60.5}'),
@@ -208,10 +208,10 @@ def test_segmentations_are_not_kept(coco_files):
         (lambda c: c["annotations"][0].update(bbox=["a"] * 4), r'annotation 1 of image 101 \(1.png\): {"bbox": \["a"'),
         (
             lambda c: c["annotations"][0].pop("bbox"),
-            r"neither bbox nor .* annotation 1 of image 101 \(1.png\): no bbox",
+            r"neither a bbox nor .* annotation 1 of image 101 \(1.png\): no bbox",
         ),
         (lambda c: c["annotations"][0].update(area="big"), r'annotation 1 of image 101 \(1.png\): {"area": "big"}'),
-        (lambda c: c["annotations"][0].update(image_id=True), 'annotation 1 of image True: {"image_id": true}'),
+        (lambda c: c["annotations"][0].update(image_id=True), 'annotation 1 of image true: {"image_id": true}'),
     ],
 )
 def test_bad_content_is_named(coco_files, change, message):

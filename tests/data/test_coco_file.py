@@ -76,7 +76,7 @@ def test_both_ways_agree_on_real_files() -> None:
     [
         (
             {"images": [{"id": True, "file_name": "a", "height": 1, "width": 1}]},
-            "1 of 1 images have no whole number as id.*: image True",
+            "1 of 1 images have no whole number as id.*: image true",
         ),
         ({"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}]}, 'no size.*: image 1 .*"height": 1.5'),
         ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "no text as file_name.*: image 1: "),

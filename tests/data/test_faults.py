@@ -1,0 +1,372 @@
+"""What tools write otherwise than COCO: mended with its right value and a note, or refused with its place."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data import coco
+from ppdet_lite.data.checks import training_problems
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.problems import Problem, Refused
+
+
+def told(problems: list[Problem]) -> dict[str, tuple[int, int]]:
+    """Kind -> (count, total)."""
+    return {problem.kind: (problem.count, problem.total) for problem in problems}
+
+
+@pytest.fixture
+def files(coco_files):
+    """Two images of 40 x 60, two boxes on the first and one on the second."""
+    files = coco_files([(40, 60)] * 2)
+    files.add(0, [1, 2, 30, 20])
+    files.add(0, [5, 6, 7, 8], category=7)
+    files.add(1, [0, 0, 9, 9], category=90)
+    files.content = json.loads(json.dumps(files.content))  # a copy of its own
+    return files
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("0", 0), ("false", 0), ("False ", 0), (0.0, 0), (False, 0), ("1", 1), ("true", 1), (1.0, 1), (True, 1)],
+)
+def test_iscrowd_as_text_or_float(files, value, meant):
+    files.content["annotations"][0]["iscrowd"] = value
+    dataset = files.read()
+    assert dataset.annotations(0).is_crowd.tolist() == [bool(meant), False]
+    assert told(dataset.problems)["crowd_text"] == (1, 3)
+
+
+@pytest.mark.parametrize("value", ["null", "NaN"])
+def test_iscrowd_left_open(files, value):
+    files.write()
+    files.json.write_text(files.json.read_text().replace('"iscrowd": 0', f'"iscrowd": {value}', 1))
+    dataset = CocoDataset(str(files.images), str(files.json))
+    assert not dataset.annotations(0).is_crowd.any() and told(dataset.problems) == {"crowd_missing": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    "write", [str, float, lambda n: f"{n}.0", lambda n: f" {n} "], ids=["1", "1.0", "'1.0'", "' 1 '"]
+)
+def test_whole_numbers_as_text_or_float(files, write):
+    plain = files.read()
+    for name, keys in {
+        "images": ("id", "width", "height"),
+        "categories": ("id",),
+        "annotations": ("id", "image_id", "category_id"),
+    }.items():
+        for record in files.content[name]:
+            record.update({key: write(record[key]) for key in keys})
+    dataset = files.read()
+    assert dataset.ground_truth() == plain.ground_truth()
+    assert told(dataset.problems) == {"image_number": (2, 2), "category_number": (3, 3), "number": (3, 3)}
+
+
+def test_text_as_numbers_of_boxes(files):
+    files.content["annotations"][0].update(bbox=["1", " 2.0", "3e1", 20], area="300")
+    dataset = files.read()
+    assert dataset.annotations(0).boxes[0].tolist() == [1, 2, 31, 22]
+    assert dataset.ground_truth()["annotations"][0]["area"] == 300 and told(dataset.problems) == {"bbox_text": (1, 3)}
+
+
+def test_boxes_from_segmentations(files):
+    from pycocotools import mask
+
+    filled = np.zeros((40, 60), np.uint8, order="F")
+    filled[10:25, 20:50] = 1  # x 20, y 10, 30 wide, 15 high
+    compressed = mask.encode(filled)
+    column_wise = filled.reshape(-1, order="F")
+    ends = np.flatnonzero(np.diff(column_wise)) + 1
+    runs = np.diff([0, *ends.tolist(), column_wise.size]).tolist()
+    polygons = [[3, 4, 9, 4, 9, 8], [1.5, 5, 2, 5, 2, 6]]  # x 1.5 to 9, y 4 to 8
+    first, second, third = files.content["annotations"]
+    first.update(bbox=None, segmentation={"size": [40, 60], "counts": compressed["counts"].decode()})
+    second.update(bbox=[], segmentation={"size": [40, 60], "counts": runs})
+    third.update(segmentation=polygons)
+    del third["bbox"]
+    dataset = files.read()
+    assert dataset.annotations(0).boxes.tolist() == [[20, 10, 50, 25]] * 2
+    assert dataset.annotations(1).boxes.tolist() == [[1.5, 4, 9, 8]]
+    assert told(dataset.problems) == {"bbox_from_mask": (3, 3)}
+
+
+def test_a_category_without_boxes(files):
+    """As Roboflow writes it; it would become a class."""
+    files.content["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+    dataset = files.read()
+    assert dataset.class_names[0] == "animals" and dataset.problems == []
+    (problem,) = training_problems(dataset)
+    assert (problem.kind, problem.level, problem.count, problem.total) == ("class_empty", "warning", 1, 4)
+    assert "drop_empty_classes" in str(problem) and "category 0: animals" in str(problem)
+    dropped = files.read(drop_empty_classes=True)
+    assert dropped.class_names == ["cat", "dog", "cow"] and dropped.category_ids.tolist() == [3, 7, 90]
+    assert told(dropped.problems) == {"class_dropped": (1, 4)} and training_problems(dropped) == []
+    matched = files.read(class_names=["cat", "dog", "cow"])  # a validation file has it too
+    assert matched.annotations(0).classes.tolist() == [0, 1] and told(matched.problems) == {"class_unused": (1, 4)}
+
+
+def test_boxes_of_a_class_that_training_leaves_out(files):
+    with pytest.raises(UserError, match=r"only in the file: cow; .*drop_empty_classes: true leaves the former out"):
+        files.read(class_names=["cat", "dog"])
+    dataset = files.read(class_names=["cat", "dog"], drop_empty_classes=True)
+    assert dataset.annotations(1).boxes.shape == (0, 4) and told(dataset.problems)["class_left_out"] == (1, 3)
+
+
+def test_class_names(files):
+    files.content["categories"][0]["name"], files.content["categories"][1]["name"] = " dog\t", 3
+    dataset = files.read()
+    assert dataset.class_names == ["3", "dog", "cow"]
+    assert told(dataset.problems) == {"name_spaces": (1, 3), "name_number": (1, 3)}
+
+
+@pytest.mark.parametrize("area", [0, None, -1, 0.0])
+def test_areas_that_say_nothing(files, area):
+    for record in files.content["annotations"]:
+        record["area"] = area
+    dataset = files.read()
+    assert [a["area"] for a in dataset.ground_truth()["annotations"]] == [600, 56, 81]
+    assert told(dataset.problems) == {"area_missing": (3, 3)}
+
+
+def test_swapped_sizes_that_boxes_show(files):
+    files.content["images"][0].update(width=40, height=60)
+    files.content["annotations"][0]["bbox"] = [1, 2, 50, 20]  # beyond a width of 40
+    dataset = files.read()
+    assert dataset.sizes.tolist() == [[40, 60], [40, 60]] and dataset.load(0).shape == (40, 60, 3)
+    assert dataset.annotations(0).boxes[0].tolist() == [1, 2, 51, 22]  # not clipped
+    assert told(dataset.problems) == {"size_swapped": (1, 2)}
+
+
+def test_swapped_sizes_that_only_files_show(files, monkeypatch):
+    files = type(files)(files.folder / "more", [(40, 60)] * 5)
+    for number, image in enumerate(files.content["images"]):
+        image.update(width=40, height=60)
+        files.add(number, [1, 1, 30, 30])
+    dataset = files.read()
+    assert dataset.problems == []
+    monkeypatch.setattr(coco, "SAMPLED", 2)
+    dataset.check_images()
+    assert dataset.sizes.tolist() == [[40, 60]] * 5 and told(dataset.problems) == {"size_swapped": (5, 5)}
+
+
+def test_sizes_from_the_files(files):
+    files.content["images"][0].pop("width")
+    files.content["images"][1].update(width=None, height=0)
+    dataset = files.read()
+    assert dataset.sizes.tolist() == [[40, 60]] * 2 and told(dataset.problems) == {"size_missing": (2, 2)}
+    (files.images / "1.png").unlink()
+    with pytest.raises(Refused, match=r"1 of 2 images have no width or height, nor a file .* image 101 \(1.png\)"):
+        files.read()
+
+
+def test_sizes_of_other_images(files):
+    files.content["images"][1].update(width=30, height=20)
+    dataset = files.read()
+    with pytest.raises(Refused, match=r'1 of 2 images have another size.* 101 \(1.png\): {"width": 30, "height": 20, '):
+        dataset.check_images()
+
+
+def test_a_file_under_two_ids(files):
+    files.content["images"][1]["file_name"] = "0.png"
+    dataset = files.read()
+    (problem,) = dataset.problems
+    assert (problem.kind, problem.count, problem.total) == ("file_twice", 1, 2)
+    assert problem.examples[0].image == 101 and problem.examples[0].file == "0.png"
+
+
+def test_backslashes(files):
+    (files.images / "day").mkdir()
+    (files.images / "0.png").rename(files.images / "day" / "0.png")
+    files.content["images"][0]["file_name"] = "day\\0.png"
+    dataset = files.read()
+    assert dataset.load(0).shape == (40, 60, 3) and told(dataset.problems) == {"file_name_backslash": (1, 2)}
+    dataset.check_images()
+
+
+def test_a_folder_named_twice(files):
+    files.content["images"][0]["file_name"] = "images/0.png"
+    files.content["images"][1]["file_name"] = "nowhere/1.jpg"
+    with pytest.raises(Refused) as caught:
+        files.read().check_images()
+    assert str(caught.value).startswith(f"{files.json}: 2 of 2 images have no file")
+    assert [example.value for example in caught.value.problems[-1].examples] == [
+        {"tried": str(files.images / "images" / "0.png"), "it is at": str(files.images / "0.png")},
+        {"tried": str(files.images / "nowhere" / "1.jpg")},
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_other_encodings(files, encoding):
+    files.content["categories"][0]["name"] = "Hündin"
+    files.json.write_bytes(json.dumps(files.content, ensure_ascii=False).encode(encoding))
+    dataset = CocoDataset(str(files.images), str(files.json))
+    assert dataset.class_names == ["cat", "Hündin", "cow"]
+    assert [problem.kind for problem in dataset.problems] == ([] if encoding == "utf-8-sig" else ["encoding"])
+
+
+def test_a_jpeg_damaged_in_the_middle(files):
+    pixels = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), (5, 5), 0)
+    content = bytearray(cv2.imencode(".jpg", pixels)[1].tobytes())
+    content[len(content) // 2 :] = bytes(100) + b"\xff\xd9"
+    (files.images / "0.jpg").write_bytes(content)
+    files.content["images"][0]["file_name"] = "0.jpg"
+    with pytest.raises(UserError, match=r"0.jpg cannot be decoded .*Corrupt JPEG data.* \(image id 100 in"):
+        files.read().load(0)
+
+
+def test_corners_given_as_boxes(files):
+    files = type(files)(files.folder / "more", [(40, 60)])
+    for place in range(20):
+        files.add(0, [place, 0, place + 10, 10] if place else [59, 39, 60, 40])
+    assert told(files.read().problems) == {"box_clipped": (1, 20)}  # one in twenty may be a slip
+    for record in files.content["annotations"][:19]:
+        record["bbox"] = [50, 30, 55, 38]
+    problem = files.read().problems[-1]
+    assert (problem.kind, problem.level, problem.count, problem.total) == ("box_corners", "warning", 19, 20)
+    assert "are they corners" in str(problem) and str(problem).startswith("19 of 20 boxes")
+
+
+def test_nothing_to_learn(files):
+    for record in files.content["annotations"]:
+        record["iscrowd"] = 1
+    (problem,) = training_problems(files.read())
+    assert (problem.kind, problem.level, problem.count, problem.total) == ("boxes_none", "refusal", 2, 2)
+    files.content["annotations"] = []
+    assert told(training_problems(files.read())) == {"boxes_none": (2, 2)}
+
+
+HUGE = int("9" * 400)
+IMAGE, CATEGORY, OBJECT = "images", "categories", "annotations"  # image 100 (0.png), category 7, annotation 1
+MALFORMED: list[tuple[str, dict[str, Any], str]] = [
+    (IMAGE, {"id": 1.5}, 'image 1.5 (0.png): {"id": 1.5}'),
+    (IMAGE, {"id": "x1"}, 'image "x1" (0.png): {"id": "x1"}'),
+    (IMAGE, {"id": None}, 'no. 1 (0.png): {"id": null}'),
+    (IMAGE, {"id": [100]}, 'image [100] (0.png): {"id": [100]}'),
+    (IMAGE, {"id": float("nan")}, 'image NaN (0.png): {"id": NaN}'),
+    (IMAGE, {"id": "101"}, 'image 101 (1.png): {"id": 101}'),  # as number and as text
+    (IMAGE, {"width": "60px"}, 'image 100 (0.png): {"width": "60px"}'),
+    (IMAGE, {"width": 60.5}, 'image 100 (0.png): {"width": 60.5}'),
+    (IMAGE, {"height": -40}, 'image 100 (0.png): {"height": -40}'),
+    (IMAGE, {"height": True}, 'image 100 (0.png): {"height": true}'),
+    (IMAGE, {"height": 2**31}, 'image 100 (0.png): {"height": 2147483648}'),
+    (IMAGE, {"file_name": None}, 'image 100: {"file_name": null}'),
+    (IMAGE, {"file_name": 7}, 'image 100: {"file_name": 7}'),
+    (IMAGE, {"file_name": "a\0b"}, 'image 100: {"file_name": "a\\u0000b"}'),
+    (IMAGE, {"file_name": "a\ud800"}, 'image 100: {\\"file_name\\": \\"a\\ud800\\"}'),
+    (CATEGORY, {"id": 7.5}, 'category 7.5: {"id": 7.5}'),
+    (CATEGORY, {"id": "dog"}, 'category "dog": {"id": "dog"}'),
+    (CATEGORY, {"id": HUGE}, "category 999"),
+    (CATEGORY, {"id": "3"}, 'category 3: {"id": 3}'),  # as number and as text
+    (CATEGORY, {"name": None}, 'category 7: {"name": null}'),
+    (CATEGORY, {"name": ["dog"]}, 'category 7: {"name": ["dog"]}'),
+    (CATEGORY, {"name": True}, 'category 7: {"name": true}'),
+    (CATEGORY, {"name": " cat "}, 'category 3: {"name": "cat"}'),  # with and without spaces
+    (OBJECT, {"image_id": "100.5"}, 'annotation 1 of image "100.5": {"image_id": "100.5"}'),
+    (OBJECT, {"image_id": None}, 'annotation 1: {"image_id": null}'),
+    (OBJECT, {"image_id": "0.png"}, 'annotation 1 of image "0.png": {"image_id": "0.png"}'),
+    (OBJECT, {"image_id": 5}, "annotation 1 of image 5"),
+    (OBJECT, {"category_id": 3.7}, 'annotation 1 of image 100 (0.png): {"category_id": 3.7}'),
+    (OBJECT, {"category_id": [3]}, 'annotation 1 of image 100 (0.png): {"category_id": [3]}'),
+    (OBJECT, {"category_id": "cat"}, 'annotation 1 of image 100 (0.png): {"category_id": "cat"}'),
+    (OBJECT, {"category_id": 4}, 'annotation 1 of image 100 (0.png): {"category_id": 4}'),
+    (OBJECT, {"bbox": "1,2,3,4"}, 'annotation 1 of image 100 (0.png): {"bbox": "1,2,3,4"}'),
+    (OBJECT, {"bbox": {"x": 1}}, 'annotation 1 of image 100 (0.png): {"bbox": {"x": 1}}'),
+    (OBJECT, {"bbox": [[1, 2, 3, 4]]}, 'annotation 1 of image 100 (0.png): {"bbox": [[1, 2, 3, 4]]}'),
+    (OBJECT, {"bbox": [1, 2, 3, 4, 5]}, 'annotation 1 of image 100 (0.png): {"bbox": [1, 2, 3, 4, 5]}'),
+    (OBJECT, {"bbox": [1, 2, 3, True]}, 'annotation 1 of image 100 (0.png): {"bbox": [1, 2, 3, true]}'),
+    (OBJECT, {"bbox": [1, 2, 3, "4px"]}, 'annotation 1 of image 100 (0.png): {"bbox": [1, 2, 3, "4px"]}'),
+    (OBJECT, {"bbox": [1, 2, 3, HUGE]}, 'annotation 1 of image 100 (0.png): {"bbox": [1, 2, 3, 999'),
+    (OBJECT, {"bbox": None, "segmentation": [[1, 2, 3]]}, 'annotation 1 of image 100 (0.png): {"segmentation": [[1'),
+    (
+        OBJECT,
+        {"bbox": None, "segmentation": {"size": [40, 60], "counts": [3]}},
+        'annotation 1 of image 100 (0.png): {"segmentation": {"size": [40, 60], "counts": [3]}}',
+    ),
+    (
+        OBJECT,
+        {"bbox": None, "segmentation": {"size": [4, 6], "counts": [3, 4, 17]}},
+        'annotation 1 of image 100 (0.png): {"segmentation": {"size": [4, 6]',
+    ),
+    (OBJECT, {"area": True}, 'annotation 1 of image 100 (0.png): {"area": true}'),
+    (OBJECT, {"area": [600]}, 'annotation 1 of image 100 (0.png): {"area": [600]}'),
+    (OBJECT, {"area": HUGE}, 'annotation 1 of image 100 (0.png): {"area": 999'),
+    (OBJECT, {"iscrowd": 2}, 'annotation 1 of image 100 (0.png): {"iscrowd": 2}'),
+    (OBJECT, {"iscrowd": "maybe"}, 'annotation 1 of image 100 (0.png): {"iscrowd": "maybe"}'),
+    (OBJECT, {"iscrowd": [0]}, 'annotation 1 of image 100 (0.png): {"iscrowd": [0]}'),
+]
+
+
+@pytest.mark.parametrize(("records", "change", "place"), MALFORMED, ids=lambda value: str(value)[:40])
+def test_what_means_nothing_is_refused_with_its_place(files, records, change, place):
+    files.content[records][0].update(change)
+    with pytest.raises(Refused) as caught:
+        files.read()
+    message = str(caught.value)
+    assert message.startswith(f"{files.json}: 1 of {len(files.content[records])} ") and place in message
+    assert message.isprintable() and len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"images": [', "are not JSON: Expecting value"),
+        (b'{"images": []}]', "are not JSON: Extra data"),
+        (b'{"images": [],}', "are not JSON: "),
+        (b"{'images': []}", "are not JSON: "),
+        (b'{"images": []}\n{"images": []}', "are not JSON: Extra data: line 2"),
+        (b'{"images": ["\xe9t\xe9"]}', "byte 13 is no utf-8; save the file as UTF-8"),
+        (b"\x1f\x8b\x08\x00", "are not JSON: byte 1 is no utf-8"),
+        (b'"images"', "no list of images"),
+        (b"null", "no list of images"),
+        (b'{"images": {"100": {}}}', "no list of images"),
+        (b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "is a COCO results file"),
+        (b'{"images": [[]], "annotations": [], "categories": [1]}', 'entries are no mapping .*: no. 1: {"images": '),
+    ],
+)
+def test_what_is_no_annotation_file(files, content, message):
+    files.json.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        CocoDataset(str(files.images), str(files.json))
+    assert str(files.json) in str(caught.value) and "\n" not in str(caught.value)
+
+
+VOC = "<annotation><filename>a.jpg</filename><object><name>cat</name></object></annotation>"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form"),
+    [
+        ("a.xml", f'<?xml version="1.0"?>\n{VOC}', "voc"),
+        ("a.xml", f"\ufeff{VOC}", "voc"),
+        ("a.txt", "0 0.5 0.5 0.1 0.2\n3 0.25 0.25 0.1 0.1\n", "yolo"),
+        ("a.txt", "0 0.1 0.1 0.2 0.1 0.2 0.2", "yolo"),
+        ("data.yaml", "train: images/train\nnc: 2\nnames: [cat, dog]\n", "yolo"),
+        ("a.json", '{"version": "5.0.1", "flags": {}, "shapes": [], "imagePath": "a.jpg"}', "labelme"),
+        ("a.csv", "a.jpg,1,2,3,4,cat\n", "csv"),
+        ("a.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,60,40,cat,1,2,3,4\n", "csv"),
+    ],
+)
+def test_other_formats_are_named_with_their_import(files, name, text, form):
+    folder = files.folder / "labels"
+    folder.mkdir()
+    (folder / name).write_text(text, encoding="utf-8")
+    source = folder / name if form == "csv" else folder
+    with pytest.raises(UserError, match=f"--from {form} {source} --output") as caught:
+        CocoDataset(str(files.images), str(folder / name))
+    assert f"annotations {folder / name}: " in str(caught.value) and "not COCO JSON" in str(caught.value)
+    with pytest.raises(UserError, match=f"a folder of .*--from {form} {folder} --output"):
+        CocoDataset(str(files.images), str(folder))
+
+
+def test_a_folder_of_coco_files(files, tmp_path: Path):
+    files.write()
+    with pytest.raises(UserError, match=r"a folder; name the JSON file in it, such as instances\.json"):
+        CocoDataset(str(files.images), str(files.folder))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: a folder; name the JSON file in it$"):
+        CocoDataset(str(files.images), str(tmp_path / "empty"))
