@@ -106,15 +106,49 @@ def test_other_classes_in_validation(options, refused, shapes):
 def test_missing_image(options, refused, shapes):
     for path in (shapes / "train").iterdir():
         path.unlink()
-    line = refused("train.py", CONFIG, options, left=TRAINING)
-    assert "cannot read image" in line and "image id" in line and "No such file" in line
+    line = refused("train.py", CONFIG, options)
+    assert line.startswith(
+        f"error: command line: data.train.images: {shapes}/annotations/instances_train.json: 4 of 4 "
+    )
+    assert "image 1 (000001.jpg)" in line and f'"tried": "{shapes}/train/000001.jpg"' in line
+
+
+def test_a_missing_image_of_an_evaluation_that_is_far_away(options, refused, shapes):
+    (shapes / "val/000002.jpg").unlink(missing_ok=True)
+    next((shapes / "val").iterdir()).unlink(missing_ok=True)
+    line = refused("train.py", CONFIG, [*options, "train.evaluate_every=null"])
+    assert line.startswith("error: command line: data.val.images: ") and " of 2 images have no file" in line
+
+
+def test_an_error_in_data_has_the_place_that_was_set_last(tmp_path, options, refused, shapes):
+    """The user's file sets images, the base the rest; the command line annotations."""
+    config = tmp_path / "mine.yml"
+    config.write_text(f"_base_: {CONFIG}\ndata:\n  train:\n    images: {tmp_path}/nowhere\n")
+    mine = [option for option in options if not option.startswith("data.train.images")]
+    line = refused("train.py", config, mine)
+    assert line.startswith(f"error: {config}:4: data.train.images: image folder {tmp_path}/nowhere ")
+    line = refused("train.py", config, [*mine, "data.train.annotations=none.json"])
+    assert line.startswith("error: command line: data.train.annotations: cannot read annotations none.json")
+
+
+def test_nothing_to_learn(options, refused, shapes):
+    path = shapes / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": []}))
+    line = refused("train.py", CONFIG, options)
+    assert f"data.train.annotations: {path}: 4 of 4 images have no box that is no crowd: there is nothing to" in line
+
+
+def test_the_number_of_classes(options, refused):
+    line = refused("train.py", CONFIG, [*options, "model.num_classes=3"])
+    assert line == "error: command line: model.num_classes: follows from the categories in the annotations, remove it\n"
 
 
 def test_corrupt_image(options, refused, shapes):
     for path in (shapes / "train").iterdir():
         path.write_bytes(path.read_bytes()[:200])
     line = refused("train.py", CONFIG, options, left=TRAINING)
-    assert "damaged or not an image" in line and "image id" in line
+    assert "cannot be decoded (200 bytes): " in line and "image id" in line
 
 
 @pytest.mark.parametrize("tool", ["eval.py", "infer.py", "export_model.py"])

@@ -38,6 +38,7 @@ def main() -> None:
     setup.use_device(config)
     detector = setup.load_detector(config)
     dataset = setup.build_dataset(config, "val", detector.class_names)
+    setup.check_images(config, "val", dataset)
     setup.log_notes(dataset)
     loader = build(config["data"]["loader"])
     folder = setup.run_folder(config, args.config)

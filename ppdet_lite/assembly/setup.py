@@ -69,12 +69,17 @@ def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) ->
     Adds what it finds to the training set's problems. Raises UserError, with the place in the config, for what cannot
     be trained on.
     """
-    for split, dataset in {"train": train, "val": val}.items():
-        with placed(config["data"][split]):
-            if dataset is train:
-                train.problems = train.problems + training_problems(train)
-                refuse(train.file, train.problems)
-            dataset.check_images()
+    train.problems = train.problems + training_problems(train)
+    with placed(config["data"]["train"]):
+        refuse(train.file, train.problems)
+    check_images(config, "train", train)
+    check_images(config, "val", val)
+
+
+def check_images(config: Config, split: Literal["train", "val"], dataset: CocoDataset) -> None:
+    """Look whether the images of a split are there (`CocoDataset.check_images`); errors have the config's place."""
+    with placed(config["data"][split]):
+        dataset.check_images()
 
 
 def build_model(config: Config, class_names: Sequence[str] | None = None, for_training: bool = True) -> FasterRCNN:

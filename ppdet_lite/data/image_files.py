@@ -9,8 +9,9 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.image_sizes import read_header
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class ImageFile(NamedTuple):
@@ -51,7 +52,8 @@ class ImageFiles:
     @cached_property
     def sizes(self) -> np.ndarray:
         """[N, 2] int32 (h, w) as the files' headers have them; 1 of a file that is no image, or damaged."""
-        return np.array([_size(self.root / name) for name in self.names], np.int32)
+        headers = [read_header(self.root / name) for name in self.names]
+        return np.array([(1, 1) if header is None else header[:2] for header in headers], np.int32)
 
     def info(self, index: int) -> ImageFile:
         """Return the position and path of an image."""
@@ -60,14 +62,3 @@ class ImageFiles:
     def load(self, index: int) -> np.ndarray:
         """Return RGB uint8 [H, W, 3]. Raises UserError, naming the file, if it is damaged."""
         return load_image(self.info(index).path)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    from PIL import Image  # Paddle brings it
-
-    try:
-        with Image.open(path) as image:
-            (width, height), turned = image.size, image.getexif().get(0x0112, 1) >= 5
-    except Exception:  # Pillow's readers raise nearly anything of damaged files; loading tells
-        return 1, 1
-    return (width, height) if turned else (height, width)

@@ -142,7 +142,7 @@ class Refused(UserError):
     def __init__(self, file: str, problems: Sequence[Problem]) -> None:
         first, *more = [problem for problem in problems if problem.level == "refusal"]
         others = f" (and {len(more)} other faults: tools/check_data.py)" if more else ""
-        super().__init__(f"{file}: {first}{others}", key="annotations")
+        super().__init__(f"{file}: {first}{others}", key="images" if first.kind == "file_missing" else "annotations")
         self.problems = list(problems)
 
 

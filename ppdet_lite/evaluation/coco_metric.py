@@ -33,10 +33,10 @@ def score_file(
 ) -> dict[str, Any]:
     """Let pycocotools, or faster-coco-eval, score a COCO results file (bbox) against the objects of a dataset.
 
-    Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, and the numbers of `images` and
-    `detections`. As pycocotools has it, -1 stands where nothing of that size or class is annotated. Without any
-    detection the rest is 0. Raises UserError if the file is missing or not the results of this dataset, or the backend
-    is not installed.
+    Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, `per_class_AP50` likewise, and the
+    numbers of `images` and `detections`. As pycocotools has it, -1 stands where nothing of that size or class is
+    annotated. Without any detection the rest is 0. Raises UserError if the file is missing or not the results of this
+    dataset, or the backend is not installed.
     """
     coco, coco_eval = _backend(backend)
     records = _read_results(Path(results), dataset)
@@ -53,13 +53,12 @@ def score_file(
         scorer.accumulate()
         scorer.summarize()
     precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
-    column = {category: k for k, category in enumerate(scorer.params.catIds)}
+    place = {category: k for k, category in enumerate(scorer.params.catIds)}
+    columns = {name: place[i] for name, i in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)}
     return {
         **{name: float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
-        "per_class": {
-            name: _mean(precision[:, :, column[category]])
-            for name, category in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)
-        },
+        "per_class": {name: _mean(precision[:, :, k]) for name, k in columns.items()},
+        "per_class_AP50": {name: _mean(precision[0, :, k]) for name, k in columns.items()},
         "images": len(dataset),
         "detections": len(records),
     }

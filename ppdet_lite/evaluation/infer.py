@@ -1,11 +1,13 @@
 """Detection in image files: pictures with boxes, names and scores, and detections.json."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppdet_lite.assembly.setup import Detector
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
@@ -16,6 +18,21 @@ from ppdet_lite.storage.files import write_json_list
 DETECTIONS = "detections.json"
 
 
+class _Files(ImageFiles):
+    """Image files of which some may be damaged: a black one stands for each, and `failures` tells why."""
+
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        super().__init__(root, names)
+        self.failures: dict[int, str] = {}
+
+    def load(self, index: int) -> np.ndarray:
+        try:
+            return super().load(index)
+        except UserError as error:
+            self.failures[index] = str(error)
+            return np.zeros((*self.sizes[index].tolist(), 3), np.uint8)
+
+
 def infer(detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5) -> None:
     """Detect in an image, or in all images of a folder and its sub-folders.
 
@@ -24,10 +41,11 @@ def infer(detector: Detector, source: Path, output: Path, loader: Loader, score:
     bbox [x1, y1, x2, y2] in the pixels of the image as its EXIF orientation turns it. Every file appears whole or not
     at all, detections.json last.
 
-    Raises UserError for a source without images, an image that is damaged, a score below the model's own threshold,
-    and an output that cannot be written or would mix with the source.
+    Images that are damaged are passed over and named in the log; RunFailed tells of them when all the rest is written.
+    Raises UserError for a source without images, a score below the model's own threshold, and an output that cannot be
+    written or would mix with the source.
     """
-    images = ImageFiles.find(source)
+    images = _Files.find(source)
     lowest = detector.model.postprocess.score_threshold
     if not lowest <= score <= 1:
         raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
@@ -38,7 +56,11 @@ def infer(detector: Detector, source: Path, output: Path, loader: Loader, score:
     found = tell_progress((_above(score, image) for image in found), len(images))
     found = in_order(found, range(len(images)))
     write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector))
-    get_logger().info("%d pictures and %s written into %s", len(images), DETECTIONS, output)
+    pictures = len(images) - len(images.failures)
+    get_logger().info("%d pictures and %s written into %s", pictures, DETECTIONS, output)
+    if images.failures:
+        first = images.failures[min(images.failures)]
+        raise RunFailed(f"{len(images.failures)} of {len(images)} images were passed over; the first: {first}")
 
 
 def _above(score: float, image: ImageDetections) -> ImageDetections:
@@ -47,11 +69,14 @@ def _above(score: float, image: ImageDetections) -> ImageDetections:
 
 
 def _draw_each(
-    found: Iterable[ImageDetections], images: ImageFiles, output: Path, detector: Detector
+    found: Iterable[ImageDetections], images: _Files, output: Path, detector: Detector
 ) -> Iterator[dict[str, Any]]:
-    """Write the picture of each image, and yield what detections.json says of it."""
+    """Write the picture of each image that could be read, and yield what detections.json says of it."""
     for image in found:
         pixels, name = images.load(image.image_id), images.names[image.image_id]
+        if image.image_id in images.failures:
+            get_logger().warning("passed over: %s", images.failures[image.image_id])
+            continue
         picture = draw_detections(pixels, image.boxes, image.classes, image.scores, detector.class_names)
         write_picture(output / name, picture)
         rows = zip(image.classes.tolist(), image.scores.tolist(), image.boxes.tolist(), strict=True)

@@ -41,7 +41,7 @@ def run(dataset, answers, folder):
 
 
 def pycocotools_says(annotations, results):
-    """The 12 numbers and {category id: AP}, by pycocotools' own functions only; -1 as it is."""
+    """The 12 numbers and {category id: (AP, AP50)}, by pycocotools' own functions only; -1 as it is."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         scorer = COCOeval(truth, truth.loadRes(str(results)), "bbox")
@@ -54,7 +54,7 @@ def pycocotools_says(annotations, results):
             scorer.evaluate()
             scorer.accumulate()
             scorer.summarize()
-            per_class[category] = scorer.stats[0]
+            per_class[category] = scorer.stats[:2].tolist()
     return stats, per_class
 
 
@@ -131,7 +131,8 @@ def test_a_shifted_box_counts_up_to_its_overlap(tmp_path):
     dataset = tiny_dataset(tmp_path, xywh={7: [(5, 10, 30, 40, 5)], 3: [], 12: []})
     metrics = run(dataset, [([[11, 10, 41, 50]], [0.9], [0]), NOTHING, NOTHING], tmp_path)
     assert [metrics[name] for name in ("AP", "AP50", "AP75")] == pytest.approx([0.4, 1.0, 0.0])
-    assert metrics["per_class"]["dog"] == -1
+    assert metrics["per_class"] == pytest.approx({"cat": 0.4, "dog": -1})
+    assert metrics["per_class_AP50"] == pytest.approx({"cat": 1.0, "dog": -1})
 
 
 def test_no_detections_give_ap_0_and_a_valid_file(tmp_path):
@@ -170,8 +171,9 @@ def test_metrics_are_pycocotools_to_the_last_digit(tmp_path, seed):
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert 0 < written["AP"] < written["AP50"] < 1
     assert [written[name] for name in SUMMARY] == stats
-    expected = {name: per_class[category] for category, name in {9: "dog", 5: "cat"}.items()}
-    assert written["per_class"] == expected | {"eel": -1.0}
+    for place, key in enumerate(("per_class", "per_class_AP50")):
+        expected = {name: per_class[category][place] for category, name in {9: "dog", 5: "cat"}.items()}
+        assert written[key] == expected | {"eel": -1.0}
     assert written == metrics == score_file(dataset, tmp_path / "bbox.json")
 
 

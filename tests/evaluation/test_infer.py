@@ -1,13 +1,14 @@
 """Inference on files: what is found, what is written, and what is refused."""
 
 import json
+import logging
 
 import cv2
 import numpy as np
 import pytest
 
 from ppdet_lite.assembly.setup import Detector
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.loader import Loader
 from ppdet_lite.data.transforms import Preprocess
@@ -101,15 +102,32 @@ def test_a_score_that_cannot_be_honoured_is_refused(tmp_path, score):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_damaged_image_is_named_and_every_file_written_is_whole(tmp_path, threads):
+def test_damaged_images_are_passed_over_and_named(tmp_path, threads, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
     source, output = tmp_path / "in", tmp_path / "out"
     for name in ("a.png", "b.png", "c.png", "e.png"):
         write_image(source / name)
     (source / "d.png").write_bytes((source / "a.png").read_bytes()[:200])
-    with pytest.raises(UserError, match=r"d\.png cannot be decoded"):
-        run([CAT] * 5, source, output, threads=threads)
-    assert files(output) == ["a.png", "b.png", "c.png"]
-    assert load_image(str(output / "b.png")).shape == (48, 64, 3)
+    (source / "f.tiff").write_bytes(b"II*\0")
+    with pytest.raises(RunFailed, match=r"^2 of 6 images were passed over; the first: .*d\.png cannot be decoded"):
+        run([CAT] * 6, source, output, threads=threads)
+    assert [line for line in caplog.messages if "f.tiff cannot be decoded" in line and line.startswith("passed over: ")]
+    found = json.loads((output / "detections.json").read_text())
+    assert [(image["file"], len(image["detections"])) for image in found] == [
+        (name, 1) for name in ("a.png", "b.png", "c.png", "e.png")
+    ]
+    assert files(output) == ["a.png", "b.png", "c.png", "detections.json", "e.png"]
+
+
+def test_tiff(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    for name, depth in (("a.tif", 8), ("b.TIFF", 16)):
+        deep = pixels if depth == 8 else pixels.astype(np.uint16) * 257
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(cv2.imencode(".tiff", deep[..., ::-1])[1].tobytes())
+        np.testing.assert_array_equal(load_image(str(tmp_path / "in" / name)), pixels)
+    assert len(run([NOTHING] * 2, tmp_path / "in", tmp_path / "out")) == 2
+    np.testing.assert_array_equal(load_image(str(tmp_path / "out" / "a.tif")), pixels)
 
 
 @pytest.mark.parametrize(
