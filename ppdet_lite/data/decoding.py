@@ -10,6 +10,8 @@ import simplejpeg
 if TYPE_CHECKING:
     from PIL import Image
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is damaged is told once, by `decode`
+
 JPEG, EXIF = b"\xff\xd8\xff", b"Exif\x00\x00"
 HARMLESS = "Invalid SOS parameters"  # a complaint about some phones' files; no pixel depends on them
 ORIENTATION = 0x0112  # the tag in EXIF

@@ -218,6 +218,23 @@ class TestDataset:
             log_notes(dataset)
         assert dataset.notes
         assert [record.getMessage() for record in caplog.records] == dataset.notes
+        levels = {
+            problem.kind: record.levelname for problem, record in zip(dataset.problems, caplog.records, strict=True)
+        }
+        assert levels == {"box_dropped": "INFO", "box_corners": "WARNING"}
+
+    def test_classes_that_training_drops_are_dropped_from_validation(self, tmp_path: Path) -> None:
+        content = json.loads((tmp_path / "train.json").read_text())
+        del content["annotations"][0]  # of cow, whose boxes validation has
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        config = load(tmp_path, "data.train.drop_empty_classes=true")
+        train = build_dataset(config, "train")
+        assert train.class_names == ["cat", "dog"]
+        val = build_dataset(config, "val", train.class_names)
+        assert val.class_names == ["cat", "dog"] and val.annotations(0).classes.tolist() == [0, 1]
+        assert [(p.kind, p.count, p.total) for p in val.problems] == [("class_left_out", 1, 3)]
+        with pytest.raises(UserError, match=r"data\.val\.annotations: the classes of .*only in the file: cow"):
+            build_dataset(load(tmp_path), "val", train.class_names)
 
 
 class TestDevice:
@@ -323,6 +340,23 @@ class TestPretrained:
         save_file(part, tmp_path / "part.safetensors")
         load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "part.safetensors"))
         assert re.search(r"lacks \d+ arrays of the backbone, such as backbone\.res3\.0\..*at random", caplog.text)
+        assert "or pretrain_weights: null to start at random" in caplog.text
+
+    def test_nothing_that_fits(self, tmp_path: Path) -> None:
+        save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
+        with pytest.raises(UserError, match="or pretrain_weights: null to start at random"):
+            load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "w.safetensors"), CLASSES)
+
+    def test_class_layers_without_names_are_taken_by_number_and_told(
+        self, trained: FasterRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        save_file(arrays(trained), tmp_path / "w.safetensors")
+        load_pretrained(build_model(load(tmp_path), ["one", "two"]), str(tmp_path / "w.safetensors"), ["one", "two"])
+        assert "names no classes" not in caplog.text  # theirs are three, and start anew
+        model = build_model(load(tmp_path), ["a", "b", "c"])
+        load_pretrained(model, str(tmp_path / "w.safetensors"), ["a", "b", "c"])
+        assert "w.safetensors names no classes: the layers of its classes, which are as many" in caplog.text
+        np.testing.assert_array_equal(model.predictor.classify.bias.numpy(), trained.predictor.classify.bias.numpy())
 
     def test_what_only_training_had_is_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
         mimic = {"mimic.classify.weight": np.zeros((4, 3), np.float32)}

@@ -25,6 +25,8 @@ class FPN(Neck):
     def __init__(self, in_channels: Derived[Sequence[int]], out_channels: int = 256, scale: float = 1.0) -> None:
         if out_channels == 0:
             raise UserError("out_channels must not be 0")
+        if scale == 0:
+            raise UserError("nothing is left", key="scale")
         self.in_channels, self.out_channels, self.scale = in_channels, out_channels, scale
 
 
@@ -232,3 +234,10 @@ def test_a_user_error_of_a_constructor_gains_its_place():
     with pytest.raises(UserError) as caught:
         build(node["neck"], in_channels=[1])
     assert str(caught.value) == "x.yml:1: neck: out_channels must not be 0"
+
+
+def test_a_user_error_that_names_an_argument_has_the_place_of_that():
+    node = checked("neck:\n  type: FPN\n  out_channels: 8\n  scale: 0\n", NeckOnly)
+    with pytest.raises(UserError) as caught:
+        build(node["neck"], in_channels=[1])
+    assert str(caught.value) == "x.yml:4: neck.scale: nothing is left" and caught.value.key is None

@@ -87,6 +87,21 @@ def test_damage_in_the_middle_is_told(progressive, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("content", [b"", b"II*\0" + bytes(100), b"BM" + bytes(60), b"\x89PNG\r\n\x1a\n" + bytes(50)])
+def test_what_is_no_image_is_told_once(content, capfd):
+    with pytest.raises(ValueError, match="it is damaged or not an image"):
+        decode(content)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_complaint_that_concerns_no_pixel():
+    """Some phones write a last coefficient of 0 into the header of a sequential scan."""
+    content = bytearray(encoded(picture(24, 40)))
+    scan = content.index(b"\xff\xda")
+    content[scan + 2 + int.from_bytes(content[scan + 2 : scan + 4], "big") - 2] = 0
+    np.testing.assert_array_equal(decode(bytes(content)), of_opencv(bytes(content)))
+
+
 def test_bytes_after_the_picture_are_no_damage():
     content = encoded(picture(24, 40))
     for more in (content + b"of a camera", content[:-2] + b"\x12\x34" + content[-2:]):

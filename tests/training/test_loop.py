@@ -18,7 +18,7 @@ from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.training.advice import warn_about_norms
+from ppdet_lite.training.advice import warn_about_batch, warn_about_norms
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.step import train_step
@@ -138,7 +138,10 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
     train(quickstart(overrides, *odd, "train.length=1 iterations"), tmp_path / "run")
     told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
     for line in (
-        " boxes have no finite area",
+        "odd.json: 1 of 18 boxes have no finite area",
+        "odd.json: 1 of 18 boxes are clipped or dropped: are they corners",
+        "\nimages                         6         3\n",
+        "\nboxes                         16        15\n",
         "training resizes short sides to 96..128",
         "set data.augment.short_sides=null",
     ):
@@ -211,6 +214,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(overrides):
     optimizer = paddle.optimizer.SGD(0.1, parameters=model.parameters())
     with pytest.raises(RunFailed, match=r"loss_cls nan.*image ids \[4711\]"):
         train_step(model, optimizer, batch)
+    for clip_norm, advice in ((None, r"or set optimizer\.clip_norm"), (1.0, r"or lower optimizer\.clip_norm")):
+        with pytest.raises(RunFailed, match=advice):
+            train_step(model, optimizer, batch, clip_norm)
     for name, value in trained.items():
         np.testing.assert_array_equal(value.numpy(), before[name])
 
@@ -264,6 +270,23 @@ def test_norms_that_cannot_work_are_warned_of(overrides, monkeypatch, norm, imag
     monkeypatch.setattr(get_logger(), "warning", lambda text, *args: warnings.append(text % args))
     warn_about_norms(build_model(quickstart(overrides, f"model.backbone.norm={norm}"), CLASSES), images, from_random)
     assert len(warnings) == (words is not None) and all(words in text for text in warnings)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "devices", "batches", "words"),
+    [
+        (8, 64, 1, 1, "a step takes 64 images (64 x 1 devices x 1 batches), there are 8: .*batch_size to 8 or less"),
+        (8, 4, 2, 2, "a step takes 16 images (4 x 2 devices x 2 batches), there are 8: .*batch_size to 2 or less"),
+        (8, 8, 1, 1, None),
+        (8, 2, 2, 2, None),
+    ],
+)
+def test_a_batch_of_more_images_than_there_are(monkeypatch, images, batch_size, devices, batches, words):
+    warnings = []
+    monkeypatch.setattr(get_logger(), "warning", lambda text, *args: warnings.append(text % args))
+    warn_about_batch(images, batch_size, devices, batches)
+    assert len(warnings) == (words is not None)
+    assert all(part in text for text in warnings for part in words.split(".*"))
 
 
 def test_the_tool_tells_a_users_mistake_in_one_line(tmp_path):
