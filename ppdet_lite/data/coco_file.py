@@ -70,7 +70,7 @@ def _typed(content: _Content) -> CocoFile | None:
         and categories
         and len(np.unique(image_ids)) == len(images)
         and len(set(category_ids)) == len(set(names)) == len(names)
-        and all(name and name == name.strip() for name in names)
+        and all(name and name == name.strip() and name.isprintable() for name in names)
         and all(image.file_name.isprintable() and image.file_name.strip() for image in images)
         and sizes.min() > 0
         and sizes.max() <= np.iinfo(np.int32).max

@@ -8,8 +8,9 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco_content import CocoFile
 from ppdet_lite.data.image_sizes import ROUNDING
-from ppdet_lite.data.problems import Example, Problem, problems_at, refuse
+from ppdet_lite.data.problems import Example, Problem, problems_at, refuse, shown
 
+LARGEST = 1e12  # pixels; numbers beyond, like infinity and NaN, are no place in an image
 MIN_SIDE = 1e-3  # pixels; a box that is narrower or lower inside its image has nothing to learn from
 SUSPECT = 0.05  # share of clipped and dropped boxes above which they may be something else than x, y, width, height
 
@@ -109,8 +110,8 @@ def pack(
 
 def extents(xywh: np.ndarray, image_ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
     """How far the boxes of each known image reach, [images, 2] (y, x); 0 for those that are not finite."""
-    with np.errstate(invalid="ignore"):
-        reach = np.nan_to_num((xywh[:, :2] + xywh[:, 2:])[:, ::-1], nan=0, posinf=0, neginf=0)
+    xywh = np.where(_are_pixels(xywh), xywh, 0)
+    reach = (xywh[:, :2] + xywh[:, 2:])[:, ::-1]
     image, strange = _index(image_ids, known_ids)
     result = np.zeros((len(known_ids), 2))
     np.maximum.at(result, image[~strange], reach[~strange])
@@ -128,10 +129,10 @@ def _sound(records: _Records, sizes: np.ndarray) -> tuple[np.ndarray, list[Probl
     """Which boxes can be used, bool [A]; and what is to be told of boxes, crowd flags and ids."""
     annotations, size = records.annotations, sizes[records.image]
     xywh = annotations.xywh
-    with np.errstate(invalid="ignore"):  # NaN and infinity
-        corners = clipped_corners(xywh, size)
-        good = np.isfinite(xywh).all(1) & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
-        beyond = (xywh[:, :2] < -ROUNDING) | (xywh[:, :2] + xywh[:, 2:] > size[:, ::-1] + ROUNDING)
+    finite = np.where(_are_pixels(xywh), xywh, 0)
+    corners = clipped_corners(finite, size)
+    good = _are_pixels(xywh)[:, 0] & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
+    beyond = (finite[:, :2] < -ROUNDING) | (finite[:, :2] + finite[:, 2:] > size[:, ::-1] + ROUNDING)
     clipped = good & beyond.any(1)
     problems = records.at("box_dropped", ~good, records.box) + records.at("box_clipped", clipped, records.box)
     if np.sum(~good | clipped) > SUSPECT * len(good):
@@ -143,13 +144,17 @@ def _sound(records: _Records, sizes: np.ndarray) -> tuple[np.ndarray, list[Probl
 
 def _areas(records: _Records, good: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
     """The areas [A], w * h where the file has none above 0; told of good boxes."""
-    areas, xywh = records.annotations.areas, records.annotations.xywh
-    with np.errstate(invalid="ignore"):
-        lacking = ~(np.isfinite(areas) & (areas > 0))
-        problems = records.at(
-            "area_missing", lacking & good, lambda row: None if np.isnan(areas[row]) else float(areas[row])
-        )
-        return np.where(lacking, xywh[:, 2] * xywh[:, 3], areas), problems
+    areas, xywh = records.annotations.areas, np.where(good[:, None], records.annotations.xywh, 0)
+    lacking = ~(np.isfinite(areas) & (areas > 0))
+    problems = records.at(
+        "area_missing", lacking & good, lambda row: None if np.isnan(areas[row]) else {"area": float(areas[row])}
+    )
+    return np.where(lacking, xywh[:, 2] * xywh[:, 3], areas), problems
+
+
+def _are_pixels(xywh: np.ndarray) -> np.ndarray:
+    """Which boxes are of usable numbers, bool [A, 1]."""
+    return (np.abs(xywh) <= LARGEST).all(1, keepdims=True)
 
 
 def _choose(
@@ -203,4 +208,4 @@ def _index(values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return ", ".join(shown(name) for name in sorted(names)) or "none"

@@ -3,6 +3,7 @@
 Every value is looked at, so that whatever is wrong has its place: the file, the annotation, its image, the value.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from ppdet_lite.data.coco_content import Annotations, CocoFile
 from ppdet_lite.data.json_records import read_lists
-from ppdet_lite.data.loose_values import crowd, is_file_name, number, segmentation_box, whole
+from ppdet_lite.data.loose_values import crowd, is_file_name, is_name, number, segmentation_box, whole
 from ppdet_lite.data.problems import Example, Problem, problems_at, refuse
 
 LARGEST_SIDE = np.iinfo(np.int32).max
@@ -106,10 +107,10 @@ def _categories(records: Sequence[dict]) -> tuple[list[tuple[int, str]], list[Pr
     names = []
     for row, record in enumerate(records):
         name = record.get("name")
-        if isinstance(name, (int, float)) and not isinstance(name, bool):
+        if type(name) is int or (isinstance(name, float) and math.isfinite(name)):
             entries.tell("name_number", row, "name")
             name = str(name)
-        elif not isinstance(name, str) or not name.strip():
+        elif not isinstance(name, str) or not is_name(name):
             entries.tell("name", row, "name")
             name = None
         elif name != name.strip():

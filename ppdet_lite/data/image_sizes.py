@@ -78,7 +78,7 @@ def elsewhere(folder: Path, name: str) -> str | None:
     """Where a missing file is instead: without folders that its name repeats, or without the image folder's own."""
     parts = name.split("/")
     tries = [folder / "/".join(parts[i:]) for i in range(1, len(parts))] + [folder.parent / name]
-    return next((str(path) for path in tries if path.is_file()), None)
+    return next((str(path) for path in tries if os.path.isfile(path)), None)
 
 
 def with_slashes(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
 _EXACT = 2**53  # beyond, a float is no certain whole number
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
@@ -49,7 +51,12 @@ def crowd(value: Any) -> tuple[bool | None, bool]:
 
 def is_file_name(value: str) -> bool:
     """Whether a system can have such a file: no empty name, null byte or half of a surrogate pair."""
-    return bool(value.strip()) and "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return bool(value.strip()) and "\0" not in value and not _SURROGATES.search(value)
+
+
+def is_name(value: str) -> bool:
+    """Whether a text can name a class in logs and tables: nothing but spaces, and control characters, cannot."""
+    return bool(value.strip()) and not _CONTROLS.search(value.strip()) and not _SURROGATES.search(value)
 
 
 def segmentation_box(value: Any, image_size: Sequence[int]) -> list[float] | None:

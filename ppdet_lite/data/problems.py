@@ -42,7 +42,7 @@ KINDS = {
     "category_number": Kind("note", "categories have a whole number as text or as 1.0", "read as the number"),
     "category_id": Kind("refusal", "categories have no whole number as id", "correct the file"),
     "category_id_repeated": Kind("refusal", "categories have an id that another one has", "correct the file"),
-    "name": Kind("refusal", "categories have no name", "correct the file"),
+    "name": Kind("refusal", "categories have no name, or one that cannot be printed", "correct the file"),
     "name_repeated": Kind("refusal", "categories have a name that another one has", "correct the file"),
     "name_spaces": Kind("note", "categories have a name with spaces around it", "read without them"),
     "name_number": Kind("note", "categories have a number as name", "read as text"),

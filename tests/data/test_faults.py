@@ -263,8 +263,10 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     (CATEGORY, {"id": HUGE}, "category 999"),
     (CATEGORY, {"id": "3"}, 'category 3: {"id": 3}'),  # as number and as text
     (CATEGORY, {"name": None}, 'category 7: {"name": null}'),
+    (CATEGORY, {"name": float("nan")}, 'category 7: {"name": NaN}'),
     (CATEGORY, {"name": ["dog"]}, 'category 7: {"name": ["dog"]}'),
     (CATEGORY, {"name": True}, 'category 7: {"name": true}'),
+    (CATEGORY, {"name": "d\nog"}, 'category 7: {"name": "d\\nog"}'),
     (CATEGORY, {"name": " cat "}, 'category 3: {"name": "cat"}'),  # with and without spaces
     (OBJECT, {"image_id": "100.5"}, 'annotation 1 of image "100.5": {"image_id": "100.5"}'),
     (OBJECT, {"image_id": None}, 'annotation 1: {"image_id": null}'),
