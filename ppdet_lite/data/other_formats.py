@@ -13,9 +13,8 @@ NAMES = {"voc": "Pascal VOC XML", "yolo": "YOLO text", "labelme": "labelme JSON"
 def other_format(path: Path) -> str | None:
     """What a path holds instead of COCO JSON, and how to import it; None if it may be COCO, or is not there."""
     if path.is_dir():
-        found = _of_folder(path)
-        if found is None:
-            files = sorted(file.name for file in path.glob("*.json"))
+        files = [file.name for file in sorted(path.glob("*.json")) if _of_file(file) is None]
+        if files or (found := _of_folder(path)) is None:
             return f"a folder; name the JSON file in it{f', such as {files[0]}' if files else ''}"
         return _import(found, path, "a folder of ")
     if not path.is_file():

@@ -367,6 +367,7 @@ def test_other_formats_are_named_with_their_import(files, name, text, form):
 
 def test_a_folder_of_coco_files(files, tmp_path: Path):
     files.write()
+    (files.folder / "a.xml").write_text(VOC)
     with pytest.raises(UserError, match=r"a folder; name the JSON file in it, such as instances\.json"):
         CocoDataset(str(files.images), str(files.folder))
     (tmp_path / "empty").mkdir()
