@@ -60,7 +60,7 @@ def build_dataset(
 def log_notes(dataset: CocoDataset) -> None:
     """Log what was mended, dropped or noticed in a dataset's annotations."""
     for note, problem in zip(dataset.notes, dataset.problems, strict=True):
-        get_logger().log(logging.WARNING if problem.level == "warning" else logging.INFO, "%s", note)
+        get_logger().log(logging.INFO if problem.level == "note" else logging.WARNING, "%s", note)
 
 
 def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) -> None:
@@ -77,9 +77,12 @@ def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) ->
 
 
 def check_images(config: Config, split: Literal["train", "val"], dataset: CocoDataset) -> None:
-    """Look whether the images of a split are there (`CocoDataset.check_images`); errors have the config's place."""
+    """Look whether the images of a split are there (`CocoDataset.check_images`); errors have the config's place.
+
+    Training that may skip bad images is only told of them.
+    """
     with placed(config["data"][split]):
-        dataset.check_images()
+        dataset.check_images(strict=split == "val" or config["data"]["loader"]["on_bad_image"] == "error")
 
 
 def build_model(config: Config, class_names: Sequence[str] | None = None, for_training: bool = True) -> FasterRCNN:

@@ -165,37 +165,40 @@ class CocoDataset:
             "annotations": [dict(zip(keys, row, strict=True)) for row in rows],
         }
 
-    def check_images(self) -> None:
+    def check_images(self, strict: bool = True) -> None:
         """Look whether all image files are there, and whether those of a sample have the annotated sizes.
 
-        Widths and heights that are swapped are mended. Raises Refused for files that are missing or of other sizes.
+        Widths and heights that are swapped are mended. Raises Refused for files that are missing or of other sizes;
+        not strict, they are only told, for loading to meet them.
         """
         absent = image_sizes.missing(self.images, self._file_names)
-        refuse(self.file, self._problems("file_missing", absent, self._tried))
+        self._tell(self._problems("file_missing", absent, self._tried), strict)
         reach = extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
         sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
         if self._compare(sample, reach)[1]:
-            self._settle_sizes(np.arange(len(self)), reach)
+            self._settle_sizes(np.arange(len(self)), reach, strict)
 
     def _compare(self, rows: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
         paths = [self.images / self._file_names[row] for row in rows.tolist()]
         return image_sizes.compare(paths, self.sizes[rows], reach[rows])
 
-    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray) -> None:
+    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray, strict: bool = True) -> None:
         """Compare images with their files, and take sizes from there that are missing or swapped."""
-        listed = self.sizes
-        found, kinds = self._compare(rows, reach)
-        actual = listed.copy()
-        actual[rows] = np.where(found > 0, found, listed[rows])
+        listed, (found, kinds) = self.sizes, self._compare(rows, reach)
 
         def differing(row: int) -> dict[str, Any]:
-            (height, width), (h, w) = listed[row].tolist(), actual[row].tolist()
+            (height, width), (h, w) = listed[row].tolist(), found[np.searchsorted(rows, row)].tolist()
             return {"width": width, "height": height, "file": f"{w}x{h}" if w else None}
 
-        for kind, places in kinds.items():
-            self.problems = self.problems + self._problems(kind, rows[places], differing)
-        refuse(self.file, self.problems)
-        self.sizes = actual  # what differs otherwise was refused
+        self._tell([each for kind, at in kinds.items() for each in self._problems(kind, rows[at], differing)], strict)
+        self.sizes = listed.copy()
+        for kind in image_sizes.MENDED & kinds.keys():
+            self.sizes[rows[kinds[kind]]] = found[kinds[kind]]
+
+    def _tell(self, problems: list[Problem], strict: bool) -> None:
+        self.problems = self.problems + problems
+        if strict:
+            refuse(self.file, self.problems)
 
     def _problems(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
         """The problem of some images."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppdet_lite.data.decoding import TURNED, exif_orientation
 
+MENDED = {"size_missing", "size_swapped"}  # kinds of problems where the file's size counts
 ROUNDING = 0.5  # pixels by which a box may reach beyond its image without a word
 
 

@@ -171,6 +171,21 @@ def test_sizes_of_other_images(files):
         dataset.check_images()
 
 
+def test_images_that_loading_may_skip_are_told_only(files):
+    files = type(files)(files.folder / "more", [(40, 60)] * 3)
+    files.add(0, [1, 1, 30, 30])
+    (files.images / "0.png").unlink()
+    files.content["images"][1].update(width=30, height=20)
+    files.content["images"][2].update(width=40, height=60)
+    dataset = files.read(keep_empty=True)
+    dataset.check_images(strict=False)
+    kinds = told(dataset.problems)
+    assert (kinds["file_missing"], kinds["size_other"], kinds["size_swapped"]) == ((1, 3), (1, 3), (1, 3))
+    assert dataset.sizes.tolist() == [[40, 60], [20, 30], [40, 60]]  # other sizes stay, for loading to refuse
+    with pytest.raises(UserError, match=r"1\.png is 60x40"):
+        dataset.load(1)
+
+
 def test_a_file_under_two_ids(files):
     files.content["images"][1]["file_name"] = "0.png"
     dataset = files.read()
