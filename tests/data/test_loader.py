@@ -236,9 +236,9 @@ def test_a_file_that_never_answers_is_named(files, dataset, threads):
     next(stream)
     with pytest.raises(RunFailed, match=r"1.png: not loaded within 0.3 seconds"):
         next(stream)
-    with open(stuck, "wb"):  # lets the thread go: it reads an empty file
-        for thread in loader_threads():
-            thread.join()
+    stuck.open("wb").close()  # lets the thread go: it reads an empty file
+    for thread in loader_threads():
+        thread.join()
 
 
 def test_without_threads_nothing_is_loaded_ahead(dataset, monkeypatch):
