@@ -2,12 +2,11 @@
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import paddle.distributed as dist
-
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
@@ -30,45 +29,49 @@ def evaluate(
     loader: Loader,
     folder: Path | None = None,
     how: Evaluation = Evaluation(),
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Detect in every image of a dataset and score it; return the metrics as `score_file` does, and log them.
 
     Writes bbox.json (COCO results) and metrics.json into the folder, where one is given. The dataset's classes must
-    be the model's, in their order. With `how.loss` the metrics have `loss` and `losses` too, its parts by name. Under
-    paddle.distributed each rank takes its share of the images, rank 0 gathers by image id, scores and writes, and
-    every rank returns the metrics.
+    be the model's, in their order. With `how.loss` the metrics have `loss` and `losses` too, its parts by name. Of
+    several ranks each takes its share of the batches, rank 0 scores and writes, and every one returns the metrics,
+    which are those of a single process.
+
+    check: called after every image; what it raises ends the evaluation, on all ranks.
 
     Raises UserError for an image that cannot be read and a folder that cannot be written.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return evaluate(model, dataset, preprocess, loader, Path(temporary), how)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if world > 1 and not dist.is_initialized():
-        dist.init_parallel_env()
-    losses = validation_losses(model, dataset, preprocess, loader, rank, world) if how.loss else None
+            return evaluate(model, dataset, preprocess, loader, Path(temporary), how, check)
+    ranks.start()
+    losses = validation_losses(model, dataset, preprocess, loader, check) if how.loss else {}
     views = make_views(preprocess, how)
-    batches = EvalBatches(dataset, preprocess, loader, rank, world, views)
+    batches = EvalBatches(dataset, preprocess, loader, ranks.rank(), ranks.world(), views)
     found = detect(model, batches.iterate())
     if len(views) > 1:
         found = merged(found, len(views), model.postprocess)
-    found = tell_progress(found, batches.image_count)
-    found = in_order(found if world == 1 else _gather(found), dataset.image_ids.tolist())
-    metrics: list[dict[str, Any]] = [{}]
-    if rank == 0:
-        write_json_list(folder / RESULTS, coco_results(found, dataset.category_ids))
-        metrics = [score_file(dataset, folder / RESULTS, how.backend) | (losses or {})]
-        write_json(folder / METRICS, metrics[0])
-        get_logger().info("%s\nwritten: %s and %s", format_metrics(metrics[0]), folder / RESULTS, folder / METRICS)
-    else:
-        list(found)
-    if world > 1:
-        dist.broadcast_object_list(metrics, src=0)
-    return metrics[0]
+    found = _checked(tell_progress(found, batches.image_count), check)
+    if ranks.world() > 1:
+        found = itertools.chain.from_iterable(ranks.together(lambda: list(found)))
+    found = in_order(found, dataset.image_ids.tolist())
+    return ranks.first(lambda: _score(found, losses, dataset, folder, how))
 
 
-def _gather(found: Iterable[ImageDetections]) -> Iterator[ImageDetections]:
-    """The detections of all ranks."""
-    shares: list[list[ImageDetections]] = []
-    dist.all_gather_object(shares, list(found))
-    return itertools.chain.from_iterable(shares)
+def _score(
+    found: Iterable[ImageDetections], losses: Mapping[str, Any], dataset: CocoDataset, folder: Path, how: Evaluation
+) -> dict[str, Any]:
+    """Write the results and what is said of them; return that."""
+    write_json_list(folder / RESULTS, coco_results(found, dataset.category_ids))
+    metrics = score_file(dataset, folder / RESULTS, how.backend) | losses
+    write_json(folder / METRICS, metrics)
+    get_logger().info("%s\nwritten: %s and %s", format_metrics(metrics), folder / RESULTS, folder / METRICS)
+    return metrics
+
+
+def _checked(found: Iterable[ImageDetections], check: Callable[[], None] | None) -> Iterator[ImageDetections]:
+    for image in found:
+        yield image
+        if check is not None:
+            check()

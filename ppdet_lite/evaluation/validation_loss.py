@@ -1,10 +1,11 @@
 """The training losses on validation images."""
 
+from collections.abc import Callable
 from typing import Any
 
 import paddle
-from paddle import distributed as dist
 
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
@@ -14,15 +15,29 @@ from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 
 def validation_losses(
-    model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess, loader: Loader, rank: int = 0, world: int = 1
+    model: FasterRCNN,
+    dataset: CocoDataset,
+    preprocess: Preprocess,
+    loader: Loader,
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """The mean over a dataset's images of each of the training losses, as `losses`, and of their sum, as `loss`.
 
     Images are not augmented, norms keep to their running statistics, and proposals are as many as in training. What is
     drawn, such as the RoIs of a batch, is drawn alike each time; the random numbers of others go on as if nothing was.
-    Under paddle.distributed each rank takes its share, and every rank returns the mean over all.
+    Of several ranks each takes its share, and every one returns the mean over all.
+
+    check: called after every batch; what it raises ends it on all ranks.
     """
-    batches = EvalBatches(dataset, preprocess, loader, rank, world)
+    batches = EvalBatches(dataset, preprocess, loader, ranks.rank(), ranks.world())
+    shares = ranks.together(lambda: _sums(model, batches, check))
+    names = dict.fromkeys(name for share in shares for name in share)
+    means = {name: sum(share.get(name, 0.0) for share in shares) / len(dataset) for name in names}
+    return {"loss": sum(means.values()), "losses": means}
+
+
+def _sums(model: FasterRCNN, batches: EvalBatches, check: Callable[[], None] | None) -> dict[str, float]:
+    """The sum over the images of batches of each loss."""
     state = paddle.get_rng_state()
     sums: dict[str, float] = {}
     try:
@@ -33,12 +48,8 @@ def validation_losses(
                 paddle.seed(int(ids[0]) % 2**31)
                 for name, value in model(*training_arguments(batch)).losses.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * len(ids)
+                if check is not None:
+                    check()
     finally:
         paddle.set_rng_state(state)
-    shares = [sums]
-    if world > 1:
-        shares = []
-        dist.all_gather_object(shares, sums)
-    names = dict.fromkeys(name for share in shares for name in share)
-    means = {name: sum(share.get(name, 0.0) for share in shares) / len(dataset) for name in names}
-    return {"loss": sum(means.values()), "losses": means}
+    return sums

@@ -79,6 +79,12 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
     raise ValueError(f"unknown norm {name!r}")
 
 
+def running_statistics(model: nn.Layer) -> list[Tensor]:
+    """The means and variances that the batch norms of a model gather in training."""
+    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
+    return [statistic for norm in norms for statistic in (norm._mean, norm._variance)]
+
+
 @contextlib.contextmanager
 def kept_statistics(model: nn.Layer) -> Iterator[None]:
     """Meanwhile the batch norms of a model leave their running statistics as they are.

@@ -1,13 +1,15 @@
 """Training: the loop first, then the run whose steps it takes."""
 
 import contextlib
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import paddle
-from paddle import distributed as dist
 
 from ppdet_lite import __version__
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
 from ppdet_lite.assembly.run_files import describe_run
@@ -20,6 +22,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.statistics import format_statistics
+from ppdet_lite.data.transforms import Batch
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
@@ -34,7 +37,7 @@ from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
 from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
-from ppdet_lite.training.step import iteration_seed, train_step
+from ppdet_lite.training.step import batch_seed, train_step
 from ppdet_lite.training.stopping import StopRequest
 
 
@@ -46,16 +49,17 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
         an uninterrupted run, bit for bit on a CPU.
     evaluate_at_end: evaluate the final model even where `train.evaluate_every` is null.
 
-    A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped (one process only); a second one
-    ends the process.
+    A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped; a second one ends the process. Of
+    several ranks, all stop at the same step when one of them is told to.
 
-    Raises UserError for what the user can mend, RunFailed when a loss is not finite (see `nan_dump`).
+    Raises UserError for what the user can mend, RunFailed when a loss is not finite (see `nan_dump`) or another rank
+    has ended.
     """
     with contextlib.ExitStack() as held:
         try:
             with exhaustion_told("training"):
                 run = held.enter_context(contextlib.closing(_prepare(config, folder, resume, evaluate_at_end, held)))
-                _go_on(run, held.enter_context(StopRequest(listens=dist.get_world_size() == 1)))
+                _go_on(run, held.enter_context(StopRequest(alone=ranks.world() == 1)))
         except (UserError, RunFailed) as error:
             log.note_in_file(str(error))
             raise
@@ -66,12 +70,12 @@ def _go_on(run: "Run", stop: StopRequest) -> None:
     """The loop. Asked to stop, it ends after the step it is at, with a checkpoint that has all steps."""
     try:
         if run.evaluation_missed:
-            run.evaluate()
+            run.evaluate(stop.check)
         while not run.finished:
-            run.step()
+            run.step(stop)
             with stop.breaking_off():
                 if run.evaluation_due:
-                    run.evaluate()
+                    run.evaluate(stop.check)
                 if run.evaluation_due or run.checkpoint_due:
                     run.show()
             if run.checkpoint_due:
@@ -89,20 +93,19 @@ def _prepare(
 
     held: where the hold on the folder goes.
     """
-    log.configure(dist.get_rank())
+    log.configure(ranks.rank())
     if config["weights"] is not None:
         place = config.origin("weights")
         raise UserError(f"{place}: weights: is for evaluation and export; training starts from pretrain_weights")
-    start, device = starting_point(folder, resume), use_device(config)
+    device = use_device(config)
+    ranks.start()
+    start = ranks.first(lambda: starting_point(folder, resume))
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", train_set.class_names)
     check_training_data(config, train_set, val_set)
     model = build_model(config, train_set.class_names)
-    aside = None
-    if dist.get_rank() == 0:
-        held.enter_context(sole_writer(folder))
-        aside = set_aside(folder) if start is None else None
-    log.configure(dist.get_rank(), folder / "train.log")
+    aside = ranks.first(lambda: _take_folder(folder, held, is_new=start is None))
+    log.configure(ranks.rank(), folder / "train.log")
     if aside is not None:
         get_logger().warning("what an earlier run without a checkpoint left was moved to %s", aside)
     if resume == "auto" and start is None:
@@ -114,26 +117,30 @@ def _prepare(
         log_notes(dataset)
     columns = {"train": train_set.statistics(), "val": val_set.statistics()}
     get_logger().info("data:\n%s", format_statistics(columns, train_set.class_names))
-    if dist.get_world_size() > 1:
-        dist.init_parallel_env()
     evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
     data = build(config["data"], train=train_set, val=val_set if evaluates else None)
     return Run(config, folder, data, model, start)
 
 
+def _take_folder(folder: Path, held: contextlib.ExitStack, is_new: bool) -> Path | None:
+    """Hold the run's folder; where what another run left in a new one's has been moved to."""
+    held.enter_context(sole_writer(folder))
+    return set_aside(folder) if is_new else None
+
+
 class Run:
     """A run in progress: how far it is (`done`), and the steps that `train` takes.
 
-    data: its `val` is None in a run that evaluates nothing. start: the checkpoint to go on from. Of several processes
-    the first one alone writes.
+    data: its `val` is None in a run that evaluates nothing. start: the checkpoint to go on from. Of several ranks, who
+    all call the same methods, the first one alone writes.
     """
 
     def __init__(self, config: Config, folder: Path, data: Data, model: FasterRCNN, start: Path | None) -> None:
         self.config, self.folder, self.data, self.model = config, folder, data, model
-        self.rank, world = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world = ranks.rank(), ranks.world()
         self.seed = config["runtime"]["seed"]
         batches = TrainBatches(
-            *(data.train, data.preprocess, data.augment, data.loader, self.seed, self.rank, world),
+            *(data.train, data.preprocess, data.augment, data.loader, self.seed, self.rank, self.world),
             keep_original=model.needs_originals,
         )
         self.accumulate = config["train"]["accumulate"]
@@ -147,19 +154,18 @@ class Run:
         freeze(model, config["train"]["freeze"])
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])
         self.clip_norm, self.optimizer = settings.clip_norm, settings.build(model)
-        self.full_rate = _full_rate(settings, data.loader.batch_size, world, self.accumulate)
+        self.full_rate = _full_rate(settings, data.loader.batch_size, self.world, self.accumulate)
         self.done, average = Progression(), None
         if start is not None:
             self.done, average = restore_state(start, model, self.optimizer, config, data.train)
         ema = config["train"]["ema"]
         self.average = None if ema is None else WeightAverage(model, build(ema), average)
         if config["train"]["rehearse"]:
-            self._rehearse(world)
+            ranks.together(self._rehearse)
         self.recorder = None
         if self.rank == 0:
             describe_run(folder, config, data.train.class_names, data.train.category_ids.tolist())
             self.recorder = Recorder(folder, self.plan.total, self.done.iteration, config["train"]["log_every"])
-        self.network = paddle.DataParallel(model) if world > 1 else model
         self.bad_images = batches.bad_images
         self.batches = batches.iterate(self.done.iteration * self.accumulate)
         self.patches = None  # what an R-CNN teacher saw in the latest step
@@ -172,11 +178,11 @@ class Run:
         warn_about_norms(self.model, self.data.loader.batch_size, from_random=start is None and weights is None)
         warn_about_sizes(self.data.augment.short_sides, self.data.preprocess.short_side)
 
-    def _rehearse(self, world: int) -> None:
-        """See whether the largest batch fits into memory; before the model's gradients are shared with others."""
+    def _rehearse(self) -> None:
+        """See whether the largest batch fits into memory; each rank for itself."""
         data, keep_original = self.data, self.model.needs_originals
         batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
-        rehearse(self.model, self.optimizer, batch, (self.accumulate > 1) + (world > 1))
+        rehearse(self.model, self.optimizer, batch, self.accumulate > 1)
 
     @property
     def finished(self) -> bool:
@@ -203,21 +209,30 @@ class Run:
         """Whether a checkpoint is written after the iteration that is done."""
         return self.plan.due(self.plan.checkpoint_every, self.done.iteration) or self.is_stale
 
-    def step(self) -> None:
-        """Train on the next batch, and tell of it."""
+    def step(self, stop: StopRequest) -> None:
+        """Train on the next batch, and tell of it; hear on the way whether the run is to stop."""
         iteration, began = self.done.iteration, time.perf_counter()
-        batches = [next(self.batches) for _ in range(self.accumulate)]
+        batches: list[Batch] = []
+
+        def load() -> signal.Signals | None:
+            batches.extend(next(self.batches) for _ in range(self.accumulate))
+            return stop.heard
+
+        stop.agree(ranks.together(load))
         data_seconds = time.perf_counter() - began
         first = iteration * self.accumulate
-        seeds = [iteration_seed(self.seed, first + i, self.rank) for i in range(self.accumulate)]
+        numbers = [(first + i) * self.world + self.rank for i in range(self.accumulate)]
+        seeds = [batch_seed(self.seed, number) for number in numbers]
         rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
         self.optimizer.set_lr(rate)
         self.model.train()
         try:
-            step = train_step(self.network, self.optimizer, batches, self.clip_norm, iteration, seeds)
+            step = train_step(self.model, self.optimizer, batches, self.clip_norm, iteration, seeds)
         except NotFinite as error:
             taken = StepInput(batches, iteration, seeds)
-            raise dump_step(self.folder, taken, error, self.model, self.config, self.data.train) from error
+            failure = dump_step(self.folder, taken, error, self.model, self.config, self.data.train)
+            ranks.together(lambda: None)  # who leaves first would end those who still write theirs
+            raise failure from error
         self.patches = step.patches
         self.done = self.done._replace(iteration=iteration + 1)
         if self.average:
@@ -227,15 +242,18 @@ class Run:
             epoch = iteration // self.plan.per_epoch
             self.recorder.step(self.done.iteration, epoch, rate, step, seconds, data_seconds)
 
-    def evaluate(self) -> None:
-        """Score the model, its average if it has one, on the validation images; the best one so far is kept."""
+    def evaluate(self, check: Callable[[], None]) -> None:
+        """Score the model, its average if it has one, on the validation images; the best one so far is kept.
+
+        check: see `evaluation.evaluate`.
+        """
         self.bad_images.tell()
         with self.average.applied(self.model) if self.average else contextlib.nullcontext():
-            self._evaluate()
+            self._evaluate(check if self.world > 1 else None)
 
-    def _evaluate(self) -> None:
-        how = build(self.config["eval"])
-        results = evaluate(self.model, self.data.val, self.data.preprocess, self.data.loader, self.folder, how)
+    def _evaluate(self, check: Callable[[], None] | None) -> None:
+        data, how = self.data, build(self.config["eval"])
+        results = evaluate(self.model, data.val, data.preprocess, data.loader, self.folder, how, check)
         metric = self.config["train"]["best_metric"]
         before = (self.done.best or {}).get(metric)
         sign = -1 if metric == "loss" else 1
@@ -248,9 +266,9 @@ class Run:
         if self.recorder:
             count = self.config["train"]["preview_images"]
             self.recorder.evaluation(self.done.iteration, results)
-            self.recorder.preview(self.done.iteration, self.model, self.data.val, self.data.preprocess, count)
-            if is_best:
-                self._save("best")
+            self.recorder.preview(self.done.iteration, self.model, data.val, data.preprocess, count)
+        if is_best:
+            ranks.first(lambda: self._save("best"))
 
     def show(self) -> None:
         """Draw the curves; tell where deformable parts look, and show what an R-CNN teacher saw."""
@@ -263,9 +281,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint to go on from, and remove the oldest beyond `train.keep_last`."""
-        if self.recorder:
-            self._save(f"iter_{self.done.iteration:08d}")
-            prune(self.folder / "checkpoints", self.config["train"]["keep_last"])
+        ranks.first(self._save_and_prune)
 
     def close(self) -> None:
         """End the loading threads and everything that is written."""
@@ -273,6 +289,10 @@ class Run:
         self.bad_images.tell()
         if self.recorder:
             self.recorder.close()
+
+    def _save_and_prune(self) -> None:
+        self._save(f"iter_{self.done.iteration:08d}")
+        prune(self.folder / "checkpoints", self.config["train"]["keep_last"])
 
     def _save(self, name: str) -> None:
         target = self.folder / "checkpoints" / name

@@ -1,6 +1,5 @@
 """One training step: a batch forward, its losses backward, the weights moved."""
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +8,11 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import NotFinite
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
+from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_down, squared_norms
 from ppdet_lite.structures import Patches
 
@@ -34,23 +35,25 @@ def train_step(
 ) -> Step:
     """One step on a batch of the loader, or on several, after `iteration` others (see `FasterRCNN.forward`).
 
-    Several batches give their mean: of gradients, losses and metrics. seeds: of the sampling in each batch.
+    Several batches give their mean, of gradients, losses and metrics, and so do those of several ranks. seeds: of the
+    sampling in each batch.
 
     Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
-    outputs = []
-    for i, part in enumerate(batches):
-        if seeds:
-            paddle.seed(seeds[i])
-        is_last = i == len(batches) - 1
-        with contextlib.nullcontext() if is_last or not hasattr(network, "no_sync") else network.no_sync():
+    outputs: list[TrainingOutput] = []
+
+    def share() -> None:
+        for i, part in enumerate(batches):
+            if seeds:
+                paddle.seed(seeds[i])
             outputs.append(_backward(network, part, iteration, len(batches)))
+
+    ranks.together(share)
+    _average_over_ranks(network)
     parts, gradient_norm = _read(outputs, squared_norms(network))
-    for part, numbers in zip(batches, parts):
-        _require_finite("a loss", numbers.losses, numbers.losses, [part], clip_norm)
-    losses, metrics = (_mean([getattr(part, key) for part in parts]) for key in ("losses", "metrics"))
+    losses, metrics = map(_mean, zip(*ranks.together(lambda: _finite_means(parts, batches, clip_norm)), strict=True))
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     scale_down(network, gradient_norm, clip_norm)
     optimizer.step()
@@ -78,6 +81,15 @@ def _read(outputs: Sequence[TrainingOutput], squares: Tensor) -> tuple[list[Step
     return parts, math.sqrt(sum(numbers))
 
 
+def _finite_means(
+    parts: Sequence[Step], batches: Sequence[Mapping[str, Any]], clip_norm: float | None
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Losses and metrics of this rank's batches. Raises NotFinite."""
+    for part, batch in zip(parts, batches, strict=True):
+        _require_finite("a loss", part.losses, part.losses, [batch], clip_norm)
+    return _mean([part.losses for part in parts]), _mean([part.metrics for part in parts])
+
+
 def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each number over the parts that have it."""
     names = dict.fromkeys(name for part in parts for name in part)
@@ -85,9 +97,25 @@ def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def iteration_seed(seed: int, iteration: int, rank: int) -> int:
-    """Every iteration's sampling has a seed of its own, so that resuming needs no generator's state."""
-    return int(np.random.SeedSequence((seed, iteration, rank)).generate_state(1)[0])
+def _average_over_ranks(network: nn.Layer) -> None:
+    """Give every rank the mean gradients, and the mean running statistics of norms, so that all stay the same.
+
+    Where some ranks have no gradient of a parameter, theirs counts as 0; where none has, it stays without.
+    """
+    if ranks.world() == 1:
+        return
+    trained = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
+    without = ranks.together(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
+    shared = [parameter for name, parameter in trained.items() if name not in set.intersection(*without)]
+    for parameter in shared:
+        if parameter.grad is None:
+            parameter.grad = paddle.zeros_like(parameter)
+    ranks.average([*(parameter.grad for parameter in shared), *running_statistics(network)])
+
+
+def batch_seed(seed: int, number: int) -> int:
+    """The seed of the sampling in a batch, by its number in the run, whoever has it; resuming needs no more state."""
+    return int(np.random.SeedSequence((seed, number, 0)).generate_state(1)[0])
 
 
 def _require_finite(

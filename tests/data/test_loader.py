@@ -188,7 +188,7 @@ def test_ranks_share_the_evaluation(dataset):
     shares = [EvalBatches(dataset, PREPROCESS, Loader(batch_size=2), rank, 3) for rank in range(3)]
     found = [[i for batch in share.iterate() for i in batch["image_ids"].tolist()] for share in shares]
     assert found == [[100, 102, 104], [101, 106, 105], [103]]  # batches as of one process, in turn
-    assert [len(share) for share in shares] == [2, 2, 1]
+    assert [(len(share), share.image_count) for share in shares] == [(2, 3), (2, 3), (1, 1)]
     assert list(EvalBatches(dataset, PREPROCESS, Loader(), rank=8, world=9).iterate()) == []
 
 

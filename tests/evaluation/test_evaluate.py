@@ -288,15 +288,12 @@ def test_ranks_gather_every_image_once(tmp_path, monkeypatch):
         ImageDetections(i, np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int64(classes))
         for i, (boxes, scores, classes) in answers.items()
     ]
-    sent = []
-    monkeypatch.setattr(module.dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(module.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(module.dist, "all_gather_object", lambda shares, mine: shares.extend([mine, theirs]))
-    monkeypatch.setattr(module.dist, "broadcast_object_list", lambda objects, src: sent.append((objects[0], src)))
+    monkeypatch.setattr(module.ranks, "world", lambda: 2)
+    monkeypatch.setattr(module.ranks, "start", lambda: None)
+    monkeypatch.setattr(module.ranks, "together", lambda work: [work(), theirs])
+    monkeypatch.setattr(module.ranks, "first", lambda work: work())
     metrics = run(dataset, [answers[7]], tmp_path)
     assert (metrics["AP"], metrics["detections"]) == (pytest.approx(1.0), 3)
-    assert sent == [(metrics, 0)]
     assert [record["image_id"] for record in json.loads((tmp_path / "bbox.json").read_text())] == [7, 7, 3]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests import tiny
@@ -34,9 +35,10 @@ def gradients(model: FasterRCNN) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    paddle.distributed.init_parallel_env()
-    rank, model = paddle.distributed.get_rank(), detector()
-    losses = backward(paddle.DataParallel(model), rank)
+    ranks.start()
+    rank, model = ranks.rank(), detector()
+    losses = backward(model, rank)
+    ranks.average([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     np.savez(Path(sys.argv[1]) / f"rank{rank}.npz", losses=losses, **gradients(model))
 
 

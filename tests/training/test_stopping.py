@@ -114,10 +114,22 @@ def test_what_can_be_done_again_is_broken_off(request_made: StopRequest) -> None
         time.sleep(5)
 
 
-def test_who_does_not_listen_hears_nothing() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest(listens=False):
-        assert signal.getsignal(signal.SIGTERM) is before
+def test_one_of_several_stops_when_all_agree() -> None:
+    """Paddle's launcher says it three times in half a second: that is one request."""
+    with StopRequest(alone=False) as stop:
+        stop.check()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with stop.breaking_off():
+            assert stop.heard is signal.SIGTERM and not stop.is_made
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            stop.check()
+        stop.agree([None, stop.heard])
+        with pytest.raises(Stopped), stop.breaking_off():
+            raise AssertionError("not entered")
+    with StopRequest(alone=False) as other:
+        other.agree([None, signal.SIGINT])
+        assert other.is_made and other.heard is None
 
 
 def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_path: Path) -> None:
