@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import yaml
 
+from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.run_files import describe_checkpoint
 from ppdet_lite.assembly.setup import state_shapes
 from ppdet_lite.config.checked import Config
@@ -86,6 +87,7 @@ def save_state(
     }
     meta = {
         **done._asdict(),
+        "devices": ranks.world(),
         **describe_checkpoint(config, dataset.class_names, dataset.category_ids.tolist()),
     }
     save_checkpoint(folder, groups, meta)
@@ -116,11 +118,32 @@ def restore_state(
         raise UserError(f"{error}; {way}") from error
     model.set_state_dict(report.matched)
     restore_optimizer(optimizer, model, groups["optimizer"])
-    if differences := _differences(yaml.safe_load(meta["config"]), yaml.safe_load(config.dump())):
+    before, now = (yaml.safe_load(text) for text in (meta["config"], config.dump()))
+    if differences := _differences(before, now):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
+    if meta.get("devices", ranks.world()) != ranks.world():
+        _tell_of_devices(meta["devices"] * _images_per_device(before), _images_per_device(now), meta["devices"])
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
     done = {key: meta[key] for key in Progression._fields if key in meta}
     return Progression(**{"evaluated": meta["iteration"], **done}), groups.get("ema")
+
+
+def _images_per_device(config: dict[str, Any]) -> int:
+    """The images that a step takes on one device."""
+    return config["data"]["loader"]["batch_size"] * config["train"].get("accumulate", 1)
+
+
+def _tell_of_devices(before: int, per_device: int, devices: int) -> None:
+    """Say what another number of devices than a checkpoint's changes; `before`: images of its steps."""
+    now = per_device * ranks.world()
+    get_logger().warning(
+        "the checkpoint is of a run on %d devices with %d images a step, this one is on %d with %d: %s",
+        *(devices, before, ranks.world(), now),
+        "the steps stay the same"
+        if now == before
+        else "the learning rate is that of the latter, iterations count on, and epochs are of other lengths; to keep "
+        f"the steps as they were, make data.loader.batch_size x train.accumulate x devices {before}",
+    )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

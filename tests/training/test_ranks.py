@@ -1,0 +1,195 @@
+"""Two processes that train as one: their steps are those of one, and whatever ends one ends both well."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.training.loop import train
+from ppdet_lite.training.metrics_file import read_metrics
+from tests import ranks
+from tests.tiny_run import QUICKSTART
+
+TRAIN, EVAL = (str(ranks.ROOT / "tools" / name) for name in ("train.py", "eval.py"))
+TOTAL = 5
+# All images have one size, and all anchors and proposals are taken, where elsewhere some are drawn: then means over
+# ranks are means over images, and no small difference decides about a proposal. Mimicking does not begin.
+ANCHORS = 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+STEADY = [
+    "data.preprocess={short_side: 64, long_side: 64, stride: 64}",
+    "data.augment.short_sides=null",
+    "data.loader.threads=1",
+    "model.backbone.norm=gn",
+    "model.neck.out_channels=32",
+    "model.box_head.width=32",
+    f"model.rpn={{sampler: {{count: {ANCHORS}, foreground_share: 1}}, nms_iou: 1.0, post_nms_train: {ANCHORS}}}",
+    f"model.roi_sampler={{append_ground_truth: false, sampler: {{count: {ANCHORS}, foreground_share: 1}}}}",
+    "model.postprocess.score_threshold=0.0",
+    "model.mimic={type: RCNNTeacher, crop_size: 64, start_iteration: 100}",
+    "optimizer={type: SGD, base_lr: 0.02, base_batch: 8, clip_norm: null, weight_decay: 1e-4}",
+    "schedule.warmup_iterations=2",
+    f"train.length={TOTAL} iterations",
+    "train={checkpoint_every: 1 iterations, keep_last: 9, log_every: 1, evaluate_every: 5 iterations}",
+    "train={accumulate: 2, ema: {decay: 0.9}, early_stop: 1, preview_images: 0}",
+    'train.freeze=["backbone.stem.*"]',
+]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("squares")
+    places = [f"data.{split}={{images: {folder}, annotations: {folder}/{split}.json}}" for split in ("train", "val")]
+    for split, count in (("train", 16), ("val", 5)):
+        write_squares(folder, split, count)
+    return [*places, *STEADY]
+
+
+def write_squares(folder: Path, split: str, count: int) -> None:
+    """Images of noise, each with a bright square; every fifth has none."""
+    rng = np.random.default_rng(count)
+    images, annotations = [], []
+    for number in range(1, count + 1):
+        pixels, (x, y) = rng.integers(0, 128, (64, 64, 3), np.uint8), rng.integers(0, 32, 2).tolist()
+        images.append({"id": number, "file_name": f"{split}{number}.png", "height": 64, "width": 64})
+        if number % 5:
+            pixels[y : y + 30, x : x + 30] += 120
+            box = {"bbox": [x, y, 30, 30], "area": 900, "iscrowd": 0, "category_id": 1}
+            annotations.append({"id": number, "image_id": number, **box})
+        cv2.imwrite(str(folder / f"{split}{number}.png"), pixels)
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def two_ranks(options: list[str], output: Path, *more: str) -> subprocess.Popen[str]:
+    overrides = ["-o", *options, "data.loader.batch_size=2", f"output={output}"]
+    return ranks.launch(output / "log", TRAIN, "-c", str(QUICKSTART), *overrides, *more)
+
+
+def weights_of(run: Path, iteration: int, group: str = "model") -> dict[str, np.ndarray]:
+    return load_checkpoint(run / f"checkpoints/iter_{iteration:08d}").groups[group]
+
+
+def measured(run: Path) -> list[dict[str, float]]:
+    """Iteration, rate and losses of metrics.jsonl."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: row[name] for name in row if name in ("iteration", "lr") or "loss" in name} for row in rows]
+
+
+def processes_of(output: Path) -> list[int]:
+    """The numbers of the processes that have this output in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"output={output}".encode() in (folder / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run of two ranks that nothing disturbed."""
+    output = tmp_path_factory.mktemp("straight")
+    process = two_ranks(options, output)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return output / "shapes_r18_fpn"
+
+
+def test_two_take_the_steps_of_one_with_twice_the_batch(straight: Path, options: list[str], tmp_path: Path) -> None:
+    config = load_config(QUICKSTART, [*options, "data.loader.batch_size=4"])
+    train(config, tmp_path / "one")
+    for group in ("model", "ema"):
+        two, one = (weights_of(run, TOTAL, group) for run in (straight, tmp_path / "one"))
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
+    assert not np.array_equal(one["rpn.conv.weight"], weights_of(straight, 1)["rpn.conv.weight"])
+    mine, theirs = (measured(run) for run in (straight, tmp_path / "one"))
+    assert [row["iteration"] for row in mine] == [1, 2, 3, 4, 5] and mine[0]["loss_box"] > 0
+    for row, expected in zip(mine, theirs, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert "(2 images x 2 devices x 2 batches) / base_batch 8" in (straight / "train.log").read_text()
+
+
+def test_their_evaluation_is_that_of_one(straight: Path, options: list[str], tmp_path: Path) -> None:
+    """Its last bits depend on the number of threads, which is one here as it is there."""
+    weights = straight / f"checkpoints/iter_{TOTAL:08d}"
+    overrides = [*options, "data.loader.batch_size=2", f"weights={weights}", f"output={tmp_path}"]
+    subprocess.run(
+        [sys.executable, EVAL, "-c", str(QUICKSTART), "-o", *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    one, two = (folder / "bbox.json" for folder in (tmp_path / "shapes_r18_fpn", straight))
+    assert one.read_bytes() == two.read_bytes() and len(json.loads(one.read_text())) > 100
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, options: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "shapes_r18_fpn"
+    process = two_ranks(options, tmp_path)
+    wait_for((run / "checkpoints/iter_00000001").exists)
+    _, victim = sorted(set(processes_of(tmp_path)) - {process.pid})
+    os.kill(victim, signal.SIGKILL)
+    began = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and processes_of(tmp_path) == []
+    print(f"all were gone {time.monotonic() - began:.1f} s after one was killed")
+    log = (run / "train.log").read_text()
+    assert "ERROR" in log and "has ended" in log and "workerlog.N" in log
+
+    process = two_ranks(options, tmp_path, "--resume", "auto")
+    wait_for((run / "checkpoints/iter_00000002").exists)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: processes_of(tmp_path) == [])
+    log = (run / "train.log").read_text()
+    (stopped,) = [line for line in log.splitlines() if "stopped by SIGTERM after iteration" in line]
+    iteration = int(stopped.split("iteration ")[1].split(";")[0])
+    for group in ("model", "optimizer", "ema"):
+        for name, value in weights_of(straight, iteration, group).items():
+            np.testing.assert_array_equal(weights_of(run, iteration, group)[name], value, err_msg=name)
+
+    train(load_config(QUICKSTART, [*options, "data.loader.batch_size=4"]), run, resume="auto")
+    told = "run on 2 devices with 8 images a step, this one is on 1 with 8: the steps stay the same"
+    assert told in (run / "train.log").read_text()
+    for name, value in weights_of(straight, TOTAL).items():
+        np.testing.assert_allclose(weights_of(run, TOTAL)[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_what_ranks_do_together() -> None:
+    """See `ranks_worker`; the last of three leaves in the end, and the others say so."""
+    processes = ranks.start(3, str(ranks.ROOT / "tests/training/ranks_worker.py"))
+    (zero, one, two) = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    assert two[2] == 7, two[1]
+    assert zero[2] == one[2] == 0, zero[1] + one[1]
+    assert zero[0].splitlines()[-1].startswith("RunFailed rank 2 has ended without a word to the others")
+    assert one[0].splitlines()[-1].startswith("RunFailed rank 0 has ended")
+
+
+def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCaptureFixture) -> None:
+    from ppdet_lite.training.state import _tell_of_devices
+
+    caplog.set_level("WARNING", "ppdet_lite")
+    _tell_of_devices(16, 2, 8)
+    assert "on 8 devices with 16 images a step, this one is on 1 with 2: the learning rate is that of" in caplog.text
+    assert "make data.loader.batch_size x train.accumulate x devices 16" in caplog.text
