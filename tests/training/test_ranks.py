@@ -82,8 +82,8 @@ def weights_of(run: Path, iteration: int, group: str = "model") -> dict[str, np.
 
 
 def measured(run: Path) -> list[dict[str, float]]:
-    """Iteration, rate and losses of metrics.jsonl."""
-    rows = read_metrics(run / "metrics.jsonl")
+    """Iteration, rate and losses of each step in metrics.jsonl."""
+    rows = [row for row in read_metrics(run / "metrics.jsonl") if "lr" in row]
     return [{name: row[name] for name in row if name in ("iteration", "lr") or "loss" in name} for row in rows]
 
 
