@@ -2,7 +2,7 @@
 
 train  one step, split into data, forward, backward and optimizer
 infer  detection by the model as it is trained and as it is exported, on the CPU
-data   images per second that the loader makes
+data   images per second that the loader makes, on request beside those of paddle.io.DataLoader
 ops    the deformable operators against Paddle's own
 """
 
@@ -37,6 +37,7 @@ def main() -> None:
         command.add_argument("--size", type=height_x_width, metavar="HxW", help="image (320x427; infer: 640x640)")
         command.add_argument("--batch", type=positive, default=1, help="images at a time (1)")
         command.add_argument("--classes", type=positive, default=80, help="of a model without weights (80)")
+    with_config[2].add_argument("--workers", type=positive, default=0, help="of a DataLoader to compare with (none)")
     for command in (*with_config, commands.add_parser("ops")):
         command.add_argument("--iters", type=positive, default=10, help="times, after two that do not count (10)")
         command.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -46,10 +47,9 @@ def main() -> None:
         from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.inspection import benchmark
     config = None if args.what == "ops" else load_config(args.config, cli.overrides(args))
-    if config is not None:
-        cli.stop_if_printed(args, config)
+    cli.stop_if_printed(args, config)
     log.configure()
-    options = {key: value for key, value in vars(args).items() if key in ("size", "batch", "classes")}
+    options = {key: value for key, value in vars(args).items() if key in ("size", "batch", "classes", "workers")}
     report = benchmark.run(args.what, config, args.iters, **options)
     print(benchmark.format_report(report))
     if args.json:

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ppdet_lite.config.registry import register
+from ppdet_lite.data.augment import Augment
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import Loader
-from ppdet_lite.data.transforms import Augment, Preprocess
+from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.duration import Duration
 from ppdet_lite.optimization.optimizer import Average, Optimizer

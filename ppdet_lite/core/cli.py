@@ -47,8 +47,8 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 
 def stop_if_printed(args: argparse.Namespace, config: Any) -> None:
-    """With --print-config: print a checked config, each value with its origin, and end the program."""
-    if args.print_config:
+    """With --print-config: print a checked config, each value with its origin, and end; None goes on."""
+    if config is not None and args.print_config:
         print(config.dump(origins=True), end="")
         sys.exit(0)
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from ppdet_lite.data.augment import Augment
 from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, collate
+from ppdet_lite.data.transforms import Batch, Preprocess, Sample, collate
 
 
 def largest_batch(
@@ -14,15 +15,25 @@ def largest_batch(
     Of one image it is as large as the largest one. Of more, it has the tallest and the widest one, since an upright
     image and one that lies meet in a batch, if only once an epoch. No image is read.
     """
-    sizes = np.unique(dataset.sizes, axis=0)
-    short_side = max(augment.short_sides or (preprocess.short_side,))
-    ratios = np.minimum(short_side / sizes.min(axis=1), preprocess.long_side / sizes.max(axis=1))
+    sizes, ratios = _sizes_and_ratios(dataset, preprocess, augment)
     resized = np.ceil(sizes * ratios[:, None] / preprocess.stride)
     chosen = resized.argmax(axis=0) if batch_size > 1 else [resized.prod(axis=1).argmax()]
     rng = np.random.default_rng(0)
     objects = int(dataset.object_counts.max())
-    kinds = [_sample(rng, sizes[i], objects, preprocess, short_side, keep_original) for i in chosen]
+    kinds = [_sample(rng, sizes[i], objects, preprocess, ratios[i], keep_original) for i in chosen]
     return collate([kinds[i % len(kinds)] for i in range(batch_size)], preprocess)
+
+
+def _sizes_and_ratios(dataset: CocoDataset, preprocess: Preprocess, augment: Augment) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [S, 2] (h, w) of what is resized, and the ratios [S], resized / original, that make most of it."""
+    if augment.scale_jitter is not None:  # the network's input has one size
+        return np.array([augment.scale_jitter.size]), np.ones(1)
+    short, long = max(augment.short_sides or (preprocess.short_side,)), preprocess.long_side
+    sizes = np.unique(dataset.sizes, axis=0)
+    if augment.crop is not None:  # the windows that are largest when resized, if an image has them
+        widest, narrowest = np.clip([long / short, short / long], *augment.crop.aspect)
+        sizes = np.concatenate([sizes, np.rint([[short, short * widest], [short / narrowest, short]]).astype(int)])
+    return sizes, np.minimum(short / sizes.min(axis=1), long / sizes.max(axis=1))
 
 
 def _sample(
@@ -30,12 +41,12 @@ def _sample(
     size: np.ndarray,
     objects: int,
     preprocess: Preprocess,
-    short_side: int,
+    ratio: float,
     keep_original: bool,
 ) -> Sample:
     """Noise of an image's size (h, w), as `train_sample` would make it of the image, with boxes anywhere."""
     original = rng.integers(0, 256, (*size, 3), np.uint8)
-    image, scale = preprocess.resize(original, short_side)
+    image, scale = preprocess.rescale(original, float(ratio))
     corners = rng.uniform(0, 1, (objects, 2, 2)) * image.shape[1::-1]
     sample = {
         "image": image,

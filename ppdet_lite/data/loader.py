@@ -21,9 +21,10 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.data.augment import Augment, train_sample
 from ppdet_lite.data.bad_images import JUDGED, BadImages, mostly_bad
 from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.transforms import Augment, Batch, Preprocess, Sample, View, collate, train_sample
+from ppdet_lite.data.transforms import Batch, Preprocess, Sample, View, collate
 
 
 @register
@@ -70,6 +71,11 @@ class TrainBatches:
         world: int = 1,
         keep_original: bool = False,
     ) -> None:
+        if keep_original and augment.scale_jitter is not None:
+            raise UserError(
+                "data.augment.scale_jitter does not keep the original images that model.mimic cuts its patches out of; "
+                "set model.mimic.crop_from to network"
+            )
         self.dataset, self.preprocess, self.augment, self.loader = dataset, preprocess, augment, loader
         self.seed, self.rank, self.world, self.keep_original = seed, rank, world, keep_original
         self.iterations_per_epoch = max(len(dataset) // (loader.batch_size * world), 1)

@@ -6,13 +6,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
 
 Sample = dict[str, Any]  # see docs/architecture.md
@@ -51,39 +52,44 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation == "antialias" and (self.sizing == "exact" or self.resize_in == "float"):
-            raise ValueError("interpolation antialias needs sizing nearest or floor, and resize_in uint8")
+            raise UserError("interpolation antialias needs sizing nearest or floor, and resize_in uint8")
 
     def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scale an image [H, W, 3] uint8; return it (float32 with resize_in float) and its scale [2] float32 (y, x).
 
         short_side replaces the specified one, for training at several scales.
         """
+        return self.rescale(image, self._ratio(*image.shape[:2], short_side))
+
+    def rescale(self, image: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+        """Scale an image by a ratio, resized / original; see `resize`."""
         height, width = image.shape[:2]
-        ratio = self._ratio(height, width, short_side)
         if self.resize_in == "float":
             image = image.astype(np.float32)
         if self.sizing != "exact":
-            new_height, new_width = self.resized_size(height, width, short_side)
+            new_height, new_width = self._rescaled(height, width, ratio)
             scale = np.array([new_height / height, new_width / width], np.float32)
             return self._stretch(image, (new_width, new_height)), scale
         if ratio != 1:
             # Of a side that shrinks below half a pixel OpenCV would leave none, so its size is then given instead.
             vanishes = min(height, width) * ratio <= 0.5
-            size = self.resized_size(height, width, short_side)[::-1] if vanishes else None
+            size = self._rescaled(height, width, ratio)[::-1] if vanishes else None
             image = cv2.resize(image, size, fx=ratio, fy=ratio, interpolation=_INTERPOLATIONS[self.interpolation])
         return image, np.array([ratio, ratio], np.float32)
 
     def resized_size(self, height: int, width: int, short_side: int | None = None) -> tuple[int, int]:
         """The size (h, w) that `resize` gives an image of a size."""
-        ratio = self._ratio(height, width, short_side)
-        if self.sizing == "exact":  # OpenCV rounds as Python does, halves to even
-            return max(round(height * ratio), 1), max(round(width * ratio), 1)
-        shift = 0.5 if self.sizing == "nearest" else 0.0
-        return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
+        return self._rescaled(height, width, self._ratio(height, width, short_side))
 
     def padded(self, size: Sequence[int] | np.ndarray) -> np.ndarray:
         """A size (h, w) up to the next multiples of the stride."""
         return -(-np.asarray(size) // self.stride) * self.stride
+
+    def _rescaled(self, height: int, width: int, ratio: float) -> tuple[int, int]:
+        if self.sizing == "exact":  # OpenCV rounds as Python does, halves to even
+            return max(round(height * ratio), 1), max(round(width * ratio), 1)
+        shift = 0.5 if self.sizing == "nearest" else 0.0
+        return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
 
     def _ratio(self, height: int, width: int, short_side: int | None) -> float:
         return min((short_side or self.short_side) / min(height, width), self.long_side / max(height, width))
@@ -126,30 +132,6 @@ class Preprocess:
         return ((np.arange(256) / 255 * self.pixel_range - mean) / std).astype(np.float32)
 
 
-@register
-@dataclass(frozen=True)
-class Augment:
-    """What varies from epoch to epoch in training.
-
-    short_sides: candidates for the short side; None keeps that of `Preprocess`.
-    flip: probability of mirroring left to right.
-    sampling: "choice" draws one of short_sides; "range" draws evenly between its smallest and largest.
-    """
-
-    short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
-    sampling: Literal["choice", "range"] = "choice"
-
-    def draw(self, rng: np.random.Generator) -> tuple[int | None, bool]:
-        """Draw a short side (None: as specified) and whether to flip."""
-        flipped = bool(rng.random() < self.flip)
-        if self.short_sides is None:
-            return None, flipped
-        if self.sampling == "range":
-            return int(rng.integers(min(self.short_sides), max(self.short_sides), endpoint=True)), flipped
-        return int(rng.choice(self.short_sides)), flipped
-
-
 class View(NamedTuple):
     """One way to look at an image."""
 
@@ -174,50 +156,20 @@ def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipp
     return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale, "flipped": flipped}
 
 
-def train_sample(
-    dataset: CocoDataset,
-    index: int,
-    preprocess: Preprocess,
-    augment: Augment,
-    rng: np.random.Generator,
-    keep_original: bool = False,
-) -> Sample:
-    """Load an image with its objects, augmented by draws from rng alone.
-
-    With keep_original the sample also has `original_image` (uint8 [H, W, 3], never mirrored) and `flipped`.
-    """
-    original, objects = dataset.load(index), dataset.annotations(index)
-    short_side, flipped = augment.draw(rng)
-    resized, scale = preprocess.resize(original, short_side)
-    height, width = resized.shape[:2]
-    boxes = np.minimum(objects.boxes * np.tile(scale[::-1], 2), np.array([width, height, width, height], np.float32))
-    if flipped:
-        resized, boxes = cv2.flip(resized, 1), flip_boxes(boxes, width)
-    sample = {
-        "image": resized,
-        "image_id": dataset.info(index).id,
-        "image_size": np.array([height, width], np.float32),
-        "scale": scale,
-        "gt_boxes": boxes,
-        "gt_classes": objects.classes,
-        "gt_is_crowd": objects.is_crowd,
-    }
-    if keep_original:
-        sample |= {"original_image": original, "flipped": flipped}
-    return sample
-
-
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
     """Normalise samples and stack them into a batch, padded right and bottom with zeros to multiples of the stride.
 
     `targets` is there when the samples have objects, `original_images` (list of [3, H, W], normalised too) when they
-    keep their originals, `flipped` (bool [N]) when they say whether they are.
+    keep their originals, `flipped` (bool [N]) when they say whether they are. A sample with a `canvas` (h, w) is padded
+    to at least that.
     """
-    height, width = preprocess.padded(np.max([sample["image"].shape[:2] for sample in samples], axis=0))
-    images = np.zeros((len(samples), 3, height, width), np.float32)
+    sizes = [sample.get("canvas", sample["image"].shape[:2]) for sample in samples]
+    height, width = preprocess.padded(np.max(sizes, axis=0))
+    images = np.empty((len(samples), 3, height, width), np.float32)
     for place, sample in zip(images, samples, strict=True):
         h, w = sample["image"].shape[:2]
         preprocess.normalize(sample["image"], out=place[:, :h, :w])  # straight to its place: saves a copy
+        place[:, h:], place[:, :h, w:] = 0, 0
     batch = {
         "images": images,
         "image_sizes": np.stack([sample["image_size"] for sample in samples]),

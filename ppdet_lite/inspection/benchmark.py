@@ -4,7 +4,6 @@ Images are noise, and models have random weights unless the config names some: t
 the last NMS, which has next to nothing to do.
 """
 
-import dataclasses
 import os
 import tempfile
 import time
@@ -15,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import paddle
 
-from ppdet_lite.assembly.setup import build_dataset, build_model, load_detector, log_notes, use_device
+from ppdet_lite.assembly.setup import build_model, load_detector, use_device
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.runtime import peak_rss_mb
-from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.inspection.bench_loader import bench_data
 from ppdet_lite.inspection.timing import WARM_UP, summary
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import clip_gradients
@@ -111,33 +110,6 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     }
 
 
-def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2)) -> Report:
-    """Measure how many training images per second the loader makes, with different numbers of threads.
-
-    Returns `images_per_second` by the number of threads, and the peak memory. Original images go along where the
-    config's model takes them.
-    """
-    dataset = build_dataset(config, "train")
-    log_notes(dataset)
-    keep_original = build_model(config, dataset.class_names).needs_originals
-    data = build(config["data"], train=dataset, val=None)
-    rates = {}
-    for count in threads:
-        loader = dataclasses.replace(data.loader, threads=count)
-        seed = config["runtime"]["seed"]
-        batches = TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
-        stream = batches.iterate()
-        warm_up = max(WARM_UP, 2 * count)  # what is loaded ahead
-        for _ in range(warm_up):
-            next(stream)
-        began = time.perf_counter()
-        for _ in range(iterations):
-            next(stream)
-        rates[str(count)] = iterations * loader.batch_size / (time.perf_counter() - began)
-        stream.close()
-    return {"images_per_second": rates, "batch": data.loader.batch_size, "peak_rss_mb": peak_rss_mb()}
-
-
 def run(
     what: Literal["train", "infer", "data", "ops"],
     config: Config | None,
@@ -145,6 +117,7 @@ def run(
     size: tuple[int, int] | None = None,
     batch: int = 1,
     classes: int = 80,
+    workers: int = 0,
 ) -> Report:
     """Run a benchmark by its name on the config's device; `ops` needs no config.
 
@@ -156,7 +129,7 @@ def run(
         return bench_ops.run(iterations)
     use_device(config)
     if what == "data":
-        return bench_data(config, iterations)
+        return bench_data(config, iterations, workers=workers)
     if what == "train":
         return bench_train(config, size or (320, 427), batch, iterations, classes)
     return bench_infer(config, size or (640, 640), batch, iterations, classes)

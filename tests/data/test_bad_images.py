@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.augment import Augment
 from ppdet_lite.data.bad_images import JUDGED, NAMED, BadImages
 from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
-from ppdet_lite.data.transforms import Augment, Preprocess
+from ppdet_lite.data.transforms import Preprocess
 
 COUNT = 8
 PREPROCESS = Preprocess(short_side=8, stride=8)

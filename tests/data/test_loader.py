@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.data.augment import Augment
 from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
-from ppdet_lite.data.transforms import Augment, Preprocess, View
+from ppdet_lite.data.transforms import Preprocess, View
 
 SIZES = [(16, 24), (24, 16), (16, 20), (28, 16), (18, 24), (16, 16), (24, 18)]  # 3 of 7 are portraits
 PREPROCESS = Preprocess(short_side=16, long_side=40, stride=8)

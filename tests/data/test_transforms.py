@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ppdet_lite.data.transforms import Augment, Preprocess, collate, flip_boxes, image_sample, train_sample
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.augment import Augment, train_sample
+from ppdet_lite.data.transforms import Preprocess, collate, flip_boxes, image_sample
 
 
 def noise(height, width, seed=0):
@@ -226,5 +228,5 @@ def test_caffes_pixels():
 
 
 def test_antialias_needs_a_size():
-    with pytest.raises(ValueError, match="antialias needs sizing nearest or floor"):
+    with pytest.raises(UserError, match="antialias needs sizing nearest or floor"):
         Preprocess(interpolation="antialias")

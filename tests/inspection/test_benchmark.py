@@ -12,8 +12,9 @@ import pytest
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.checked import Config
 from ppdet_lite.data.shapes import generate
-from ppdet_lite.inspection import bench_ops, benchmark
-from ppdet_lite.inspection.benchmark import PHASES, bench_data, bench_infer, bench_train, format_report
+from ppdet_lite.inspection import bench_loader, bench_ops, benchmark
+from ppdet_lite.inspection.bench_loader import bench_data
+from ppdet_lite.inspection.benchmark import PHASES, bench_infer, bench_train, format_report
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
@@ -66,6 +67,18 @@ def test_data(tmp_path: Path) -> None:
     assert list(report["images_per_second"]) == ["0", "2"]
     assert min(report["images_per_second"].values()) > 0
     assert report["batch"] == 2
+
+
+def test_data_beside_paddles_own_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_loader, "ROUNDS", 1)
+    generate(tmp_path, train=4, val=1, size=96)
+    folders = [
+        f"data.train.images={tmp_path}/train",
+        f"data.train.annotations={tmp_path}/annotations/instances_train.json",
+    ]
+    report = bench_data(load_config(CONFIG, [*folders, "data.loader.batch_size=2"]), 2, threads=(), workers=1)
+    rates = report["as_tensors"]
+    assert rates["ratio"] == pytest.approx(rates["threads"] / rates["processes"])
 
 
 def test_the_tool_ends_with_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

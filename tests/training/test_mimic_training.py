@@ -23,7 +23,8 @@ from ppdet_lite.data.shapes import generate
 from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.evaluation.drawing import draw_strip
-from ppdet_lite.inspection.benchmark import bench_data, bench_train
+from ppdet_lite.inspection.bench_loader import bench_data
+from ppdet_lite.inspection.benchmark import bench_train
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.structures import Patches
 from ppdet_lite.training.advice import warn_about_norms

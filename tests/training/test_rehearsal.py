@@ -11,9 +11,11 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.data.augment import Augment
+from ppdet_lite.data.crops import RandomCrop, ScaleJitter
 from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import Loader, TrainBatches
-from ppdet_lite.data.transforms import Augment, Preprocess
+from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.optimization.optimizer import SGD, AdamW
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.loop import train
@@ -60,6 +62,24 @@ def test_the_short_side_is_that_of_training(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path)
     batch = largest_batch(dataset, Preprocess(short_side=200, long_side=1000, stride=1), Augment(), 2)
     assert batch["images"].shape == (2, 3, 300, 300)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_crops_can_be_longer_than_any_image(tmp_path: Path, batch_size: int) -> None:
+    """No image is twice as wide as high, but windows are: 40x80 and 80x40; the long side ends at 80."""
+    dataset, crop = tiny_dataset(tmp_path), Augment(crop=RandomCrop(probability=1.0, sides=(0.3, 1.0)))
+    preprocess = Preprocess(short_side=40, long_side=100, stride=8)
+    size = largest_batch(dataset, preprocess, crop, batch_size)["images"].shape[2:]
+    assert size == ((80, 80) if batch_size == 2 else (40, 80))
+    stream = TrainBatches(dataset, preprocess, crop, Loader(batch_size, threads=0), seed=0).iterate()
+    sizes = [next(stream)["images"].shape[2:] for _ in range(100)]
+    assert np.max(sizes) == 80 and np.prod(sizes, axis=1).max() <= np.prod(size)
+
+
+def test_large_scale_jitter_has_one_size(tmp_path: Path) -> None:
+    augment = Augment(scale_jitter=ScaleJitter(size=(70, 90)))
+    batch = largest_batch(tiny_dataset(tmp_path), Preprocess(stride=32), augment, 2)
+    assert batch["images"].shape == (2, 3, 96, 96) and batch["image_sizes"].tolist() == [[70, 90]] * 2
 
 
 def state_of(model: paddle.nn.Layer) -> dict[str, np.ndarray]:

@@ -1,0 +1,102 @@
+"""The benchmark of loading: images per second by the number of threads, and beside Paddle's own DataLoader."""
+
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from paddle import io
+
+from ppdet_lite.assembly.recipe import Data
+from ppdet_lite.assembly.setup import build_dataset, build_model, log_notes
+from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.config.checked import Config
+from ppdet_lite.config.registry import build
+from ppdet_lite.core.runtime import peak_rss_mb
+from ppdet_lite.data.augment import train_sample
+from ppdet_lite.data.loader import TrainBatches
+from ppdet_lite.data.transforms import Sample, collate
+from ppdet_lite.inspection.timing import WARM_UP
+
+ROUNDS = 5  # of either loader, in turns
+
+
+def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2), workers: int = 0) -> dict[str, Any]:
+    """Measure how many training images per second the loader makes, with different numbers of threads.
+
+    Returns `images_per_second` by the number of threads, and the peak memory. Original images go along where the
+    config's model takes them.
+
+    workers: also let `paddle.io.DataLoader` with so many processes make the same batches, by the same functions, in
+    turns with as many threads of ours; both up to tensors. Adds `as_tensors`: images per second of `threads` and of
+    `processes`, medians of ROUNDS, and the ratio of these.
+    """
+    dataset = build_dataset(config, "train")
+    log_notes(dataset)
+    keep_original = build_model(config, dataset.class_names).needs_originals
+    data = build(config["data"], train=dataset, val=None)
+
+    def batches(count: int) -> TrainBatches:
+        loader = dataclasses.replace(data.loader, threads=count)
+        seed = config["runtime"]["seed"]
+        return TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
+
+    size, rates = data.loader.batch_size, {}
+    for count in threads:
+        stream = batches(count).iterate()
+        rates[str(count)] = size * _rate(stream, iterations, 2 * count)
+        stream.close()
+    report = {"images_per_second": rates, "batch": size}
+    if workers:
+        report["as_tensors"] = _beside_paddle(data, batches(workers), iterations)
+    return {**report, "peak_rss_mb": peak_rss_mb()}
+
+
+def _beside_paddle(data: Data, batches: TrainBatches, iterations: int) -> dict[str, float]:
+    """Images per second of our threads and of as many processes of Paddle's, and the ratio."""
+    count, size = batches.loader.threads, batches.loader.batch_size
+    found = {"threads": [], "processes": []}
+    for _ in range(ROUNDS):
+        stream = batches.iterate()
+        found["threads"].append(size * _rate(stream, iterations, 2 * count, training_arguments))
+        stream.close()
+        ahead = 2 * count  # what DataLoader makes beyond what is asked for
+        chosen = [batches.indices(i).tolist() for i in range(iterations + ahead + max(WARM_UP, ahead))]
+        theirs = io.DataLoader(
+            _Samples(data, batches.keep_original),
+            batch_sampler=chosen,
+            collate_fn=partial(collate, preprocess=data.preprocess),
+            num_workers=count,
+        )
+        found["processes"].append(size * _rate(iter(theirs), iterations, ahead))
+        gc.collect()  # ends the processes
+    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    return {**medians, "ratio": medians["threads"] / medians["processes"]}
+
+
+class _Samples(io.Dataset):
+    """The training images as DataLoader takes them; what varies is drawn from the index."""
+
+    def __init__(self, data: Data, keep_original: bool) -> None:
+        self.data, self.keep_original = data, keep_original
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+    def __getitem__(self, index: int) -> Sample:
+        data, rng = self.data, np.random.default_rng(index)
+        return train_sample(data.train, index, data.preprocess, data.augment, rng, self.keep_original)
+
+
+def _rate(stream: Iterator[Any], iterations: int, ahead: int, use: Callable[[Any], Any] = lambda batch: batch) -> float:
+    """Batches per second of a fresh stream, once those are through that it loads ahead."""
+    for _ in range(max(WARM_UP, ahead)):
+        use(next(stream))
+    began = time.perf_counter()
+    for _ in range(iterations):
+        use(next(stream))
+    return iterations / (time.perf_counter() - began)
