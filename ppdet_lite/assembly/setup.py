@@ -53,8 +53,11 @@ def build_dataset(
 
     A training set that drops empty classes has the validation set leave out the same ones.
     """
+    chosen = config["data"][split]
+    if split == "val" and chosen.get("ratios") is not None:
+        raise UserError(f"{chosen.place_of('ratios')}: is for training, evaluation sees every image once; remove it")
     drop = any(config["data"][each]["drop_empty_classes"] for each in ("train", split))
-    return build(config["data"][split], class_names=class_names, drop_empty_classes=drop)
+    return build(chosen, class_names=class_names, drop_empty_classes=drop)
 
 
 def log_notes(dataset: CocoDataset) -> None:

@@ -111,6 +111,15 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def epoch_length(self) -> int:
+        """How many images an epoch of training has."""
+        return len(self)
+
+    def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
+        """The draws [epoch_length] of an epoch, in random order: index + len(self) * how often it has come before."""
+        return rng.permutation(len(self))
+
     def info(self, index: int) -> ImageInfo:
         """Return id, path, height and width of an image as annotated."""
         height, width = self.sizes[index].tolist()

@@ -76,7 +76,10 @@ def pack(
     records = _Records(content, file, sizes, file_names)
     image, is_crowd = records.image, records.annotations.is_crowd
     good, problems = _sound(records, sizes)
-    chosen, told = _choose(content, file, records.category[good & ~is_crowd], class_names, drop_empty_classes)
+    names_and_ids = content.class_names, content.category_ids
+    boxes = np.bincount(records.category[good & ~is_crowd], minlength=len(content.class_names))
+    used = np.isin(content.category_ids, records.annotations.category_ids)
+    chosen, told = choose_classes(*names_and_ids, boxes, used, file, class_names, drop_empty_classes)
     class_of = np.full(len(content.class_names), -1, np.int32)
     class_of[chosen] = np.arange(len(chosen))
     classes = class_of[records.category]
@@ -157,15 +160,23 @@ def _are_pixels(xywh: np.ndarray) -> np.ndarray:
     return (np.abs(xywh) <= LARGEST).all(1, keepdims=True)
 
 
-def _choose(
-    content: CocoFile, file: str, found: np.ndarray, class_names: Sequence[str] | None, drop_empty: bool
+def choose_classes(
+    names: Sequence[str],
+    category_ids: Sequence[int],
+    boxes: np.ndarray,
+    used: np.ndarray,
+    file: str,
+    class_names: Sequence[str] | None,
+    drop_empty: bool,
 ) -> tuple[list[int], list[Problem]]:
-    """The places of the file's categories that are the classes, in their order; `found` are those of usable boxes."""
-    names, boxes = content.class_names, np.bincount(found, minlength=len(content.class_names))
+    """The places of a file's categories that are the classes, in their order; options as `CocoDataset` has them.
+
+    boxes, used: how many boxes to learn from each category has, and whether any annotation at all is of it.
+    """
 
     def at(kind: str, places: Sequence[int]) -> list[Problem]:
         return problems_at(
-            kind, places, len(names), lambda place: Example(category=content.category_ids[place], value=names[place])
+            kind, places, len(names), lambda place: Example(category=category_ids[place], value=names[place])
         )
 
     if class_names is None:
@@ -175,8 +186,7 @@ def _choose(
             raise UserError(f"{file}: no category has a box, and drop_empty_classes is true", key="drop_empty_classes")
         return np.flatnonzero(boxes).tolist(), at("class_dropped", np.flatnonzero(boxes == 0).tolist())
     extra = [place for place, name in enumerate(names) if name not in class_names]
-    used = set(content.annotations.category_ids.tolist())
-    filled = [place for place in extra if content.category_ids[place] in used]
+    filled = [place for place in extra if used[place]]
     missing = set(class_names) - set(names)
     if missing or (filled and not drop_empty):
         raise UserError(

@@ -51,9 +51,10 @@ class Loader:
 class TrainBatches:
     """Endless training batches; iteration i belongs to epoch i // iterations_per_epoch.
 
-    Every epoch is a new permutation of the images from (seed, epoch), cut into batches of one orientation (the
-    remainders of both meet in one mixed batch), which the ranks take in turn. What does not fill a batch on every rank
-    is left out of that epoch, at random. With fewer images than all ranks take at once, they repeat within the batch.
+    Every epoch is what the dataset draws for it, in an order from (seed, epoch), cut into batches of one orientation
+    (the remainders of both meet in one mixed batch), which the ranks take in turn. What does not fill a batch on every
+    rank is left out of that epoch, at random. With fewer images than all ranks take at once, they repeat within the
+    batch.
 
     A bad image is replaced, if it is, by the next one of its epoch that is not, as that is augmented there.
 
@@ -78,7 +79,7 @@ class TrainBatches:
             )
         self.dataset, self.preprocess, self.augment, self.loader = dataset, preprocess, augment, loader
         self.seed, self.rank, self.world, self.keep_original = seed, rank, world, keep_original
-        self.iterations_per_epoch = max(len(dataset) // (loader.batch_size * world), 1)
+        self.iterations_per_epoch = max(dataset.epoch_length // (loader.batch_size * world), 1)
         self.bad_images = BadImages(len(dataset))
         self._epoch = (-1, np.empty(0))  # (number, its batches), the one used last
 
@@ -89,10 +90,10 @@ class TrainBatches:
     def indices(self, iteration: int) -> np.ndarray:
         """Return the dataset indices [batch_size] of this rank's batch at an iteration."""
         batches, place = self._find(iteration)
-        return batches[place]
+        return batches[place] % len(self.dataset)
 
     def _find(self, iteration: int) -> tuple[np.ndarray, int]:
-        """The batches of an iteration's epoch, and which of them is this rank's."""
+        """The batches of an iteration's epoch, of draws, and which of them is this rank's."""
         epoch, step = divmod(iteration, self.iterations_per_epoch)
         known, batches = self._epoch
         if known != epoch:
@@ -101,13 +102,13 @@ class TrainBatches:
         return batches, step * self.world + self.rank
 
     def _batches(self, epoch: int) -> np.ndarray:
-        """[iterations_per_epoch * world, batch_size] dataset indices."""
+        """[iterations_per_epoch * world, batch_size] draws, see `CocoDataset.draw_epoch`."""
         size = self.loader.batch_size
-        order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self.dataset))
+        order = self.dataset.draw_epoch(np.random.default_rng((self.seed, epoch, 0)))
         order = np.resize(order, self.iterations_per_epoch * self.world * size)  # cuts off, or wraps around
         portrait = np.zeros(len(order), bool)
         if self.loader.group_by_aspect:
-            height, width = self.dataset.sizes[order].T
+            height, width = self.dataset.sizes[order % len(self.dataset)].T
             portrait = height > width
         groups = [np.flatnonzero(portrait), np.flatnonzero(~portrait)]
         pure = [group[: len(group) // size * size] for group in groups]
@@ -119,11 +120,18 @@ class TrainBatches:
         for iteration in itertools.count(start):
             sample = partial(self._sample, iteration // self.iterations_per_epoch)
             batches, place = self._find(iteration)
-            spares = partial(_following, batches, place) if self.loader.on_bad_image == "skip" else None
+            spares = partial(self._following, batches, place) if self.loader.on_bad_image == "skip" else None
             yield _Job(batches[place].tolist(), sample, spares)
 
-    def _sample(self, epoch: int, index: int) -> Sample:
-        rng = np.random.default_rng((self.seed, epoch, index + 1))  # 0 is the order of the epoch
+    def _following(self, batches: np.ndarray, place: int, slot: int) -> list[int]:
+        """The draws after the one in a slot of a batch, around the end of the epoch's batches, of other images."""
+        order = np.roll(batches.ravel(), -(place * batches.shape[1] + slot))
+        images = order % len(self.dataset)
+        return list(dict.fromkeys(order[images != images[0]].tolist()))
+
+    def _sample(self, epoch: int, draw: int) -> Sample:
+        rng = np.random.default_rng((self.seed, epoch, draw + 1))  # 0 is the order of the epoch
+        index = draw % len(self.dataset)
         return train_sample(self.dataset, index, self.preprocess, self.augment, rng, self.keep_original)
 
 
@@ -184,20 +192,15 @@ def _of_one_size(sizes: np.ndarray, views: Sequence[View], batch_size: int) -> l
     return sorted(batches)
 
 
-def _following(batches: np.ndarray, place: int, slot: int) -> list[int]:
-    """The images that come after the one in a slot of a batch, each once, around the end of the epoch's batches."""
-    order = np.roll(batches.ravel(), -(place * batches.shape[1] + slot))
-    return [index for index in dict.fromkeys(order.tolist()) if index != order[0]]
-
-
 @dataclass
 class _Job:
     """One batch to be loaded.
 
-    spares: of a place in the batch, the images that may take it; None where a bad image is an error.
+    draws: its images; modulo the dataset's length they are indices.
+    spares: of a place in the batch, the draws that may take it; None where a bad image is an error.
     """
 
-    indices: Sequence[int]
+    draws: Sequence[int]
     sample: Callable[[int], Sample]
     spares: Callable[[int], Sequence[int]] | None = None
     met: list[int] = field(default_factory=list)  # the images looked at
@@ -264,7 +267,7 @@ class BatchIterator:
         try:
             answer = job.answer.get(timeout=self._loader.timeout)
         except queue.Empty:
-            path = self._dataset.info(job.indices[0] if job.current is None else job.current).path
+            path = self._dataset.info(job.draws[0] % len(self._dataset) if job.current is None else job.current).path
             limit = f"{self._loader.timeout:g} seconds (data.loader.timeout)"
             raise RunFailed(f"{path}: not loaded within {limit}; is its storage stuck?") from None
         if isinstance(answer, Exception):
@@ -277,7 +280,7 @@ class BatchIterator:
 def _load(job: _Job, stop: threading.Event, dataset: CocoDataset, preprocess: Preprocess) -> Batch | None:
     """Return the batch of a job, None if stopped on the way."""
     samples = []
-    for slot in range(len(job.indices)):
+    for slot in range(len(job.draws)):
         if stop.is_set():
             return None
         samples.append(_good_sample(job, slot, dataset))
@@ -287,31 +290,31 @@ def _load(job: _Job, stop: threading.Event, dataset: CocoDataset, preprocess: Pr
 def _good_sample(job: _Job, slot: int, dataset: CocoDataset) -> Sample:
     """The sample of an image or, where that is bad and may be replaced, of its first good spare."""
     try:
-        return _sample(job, job.indices[slot], dataset)
+        return _sample(job, job.draws[slot], dataset)
     except UserError as error:
         if job.spares is None:
             raise
-        bad = {job.indices[slot]: str(error)}
-    for index in job.spares(slot)[: JUDGED - 1]:
+        bad = {job.current: str(error)}
+    for draw in job.spares(slot)[: JUDGED - 1]:
         try:
-            sample = _sample(job, index, dataset)
+            sample = _sample(job, draw, dataset)
         except UserError as error:
-            bad[index] = str(error)
+            bad[job.current] = str(error)
         else:
             job.bad |= bad
             return sample
     raise UserError(mostly_bad(len(bad), len(bad), next(iter(bad.values()))))
 
 
-def _sample(job: _Job, index: int, dataset: CocoDataset) -> Sample:
-    job.current = index
-    job.met.append(index)
+def _sample(job: _Job, draw: int, dataset: CocoDataset) -> Sample:
+    job.current = draw % len(dataset)
+    job.met.append(job.current)
     try:
-        return job.sample(index)
+        return job.sample(draw)
     except UserError:
         raise
     except Exception as error:
-        raise RuntimeError(f"{dataset.info(index).path}: {type(error).__name__}: {error}") from error
+        raise RuntimeError(f"{dataset.info(job.current).path}: {type(error).__name__}: {error}") from error
 
 
 def _work(todo: queue.SimpleQueue, stop: threading.Event, dataset: CocoDataset, preprocess: Preprocess) -> None:

@@ -56,6 +56,12 @@ KINDS = {
     "class_empty": Kind(
         "warning", "classes have no box to learn from", "the model gets them; drop_empty_classes leaves them out"
     ),
+    # mixtures
+    "class_not_here": Kind(
+        "warning", "classes of the mixture are not in this part", "in its images they count as background"
+    ),
+    "category_id_taken": Kind("note", "categories have an id that another part has for another class", "numbered anew"),
+    "image_id_shared": Kind("note", "images have an id that one of another part has", "all are numbered from 1"),
     # annotations
     "number": Kind("note", "annotations have a whole number as text or as 1.0", "read as the number"),
     "annotation_id": Kind("note", "annotations have an id that is missing, 0, no number or repeated", "renumbered"),
