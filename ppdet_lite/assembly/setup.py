@@ -38,7 +38,10 @@ class Detector(NamedTuple):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a config; `overrides` are "a.b=value" texts. Raises UserError with one line per mistake."""
-    return check(load_tree(path, overrides), Recipe)
+    config = check(load_tree(path, overrides), Recipe)
+    for key in ("preprocess", "augment", "loader"):  # they know which of their keys exclude each other
+        build(config["data"][key])
+    return config
 
 
 def run_folder(config: Config, config_path: str | Path) -> Path:

@@ -41,7 +41,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.scale_jitter is not None and self.short_sides is not None:
-            raise UserError("short_sides: scale_jitter draws the size; set short_sides to null, or scale_jitter")
+            raise UserError("scale_jitter draws the size; set this to null, or scale_jitter", key="short_sides")
 
     def draw(self, rng: np.random.Generator) -> tuple[int | None, bool]:
         """Draw a short side (None: as specified) and whether to flip."""

@@ -52,7 +52,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation == "antialias" and (self.sizing == "exact" or self.resize_in == "float"):
-            raise UserError("interpolation antialias needs sizing nearest or floor, and resize_in uint8")
+            raise UserError("antialias needs sizing nearest or floor, and resize_in uint8", key="interpolation")
 
     def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scale an image [H, W, 3] uint8; return it (float32 with resize_in float) and its scale [2] float32 (y, x).

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.augment import Augment, train_sample
 from ppdet_lite.data.coco import Objects
@@ -253,6 +252,5 @@ def test_a_config_is_checked(key, value, message):
 
 
 def test_two_ways_to_choose_the_size_are_refused():
-    config = load_config(QUICKSTART, ["data.augment.scale_jitter={}", "data.augment.short_sides=[64]"])
-    with pytest.raises(UserError, match=r"yml:\d+: data.augment: short_sides: scale_jitter draws the size"):
-        build(config["data"]["augment"])
+    with pytest.raises(UserError, match=r"command line: data.augment.short_sides: scale_jitter draws the size"):
+        load_config(QUICKSTART, ["data.augment.scale_jitter={}", "data.augment.short_sides=[64]"])

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.config.registry import build
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", (ROOT / "dataset/README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -21,4 +20,4 @@ def test_an_example_is_a_config(text, tmp_path):
     file = tmp_path / "mine.yml"
     base = ROOT / "configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.yml"
     file.write_text(f"_base_: {base}\n{text}", encoding="utf-8")
-    build(load_config(file)["data"]["augment"])
+    load_config(file)
