@@ -22,7 +22,7 @@ MIRRORED = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # orientation -> how cv2.flip
 def decode(content: bytes) -> np.ndarray:
     """Decode an image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
 
-    JPEGs go to libjpeg-turbo by simplejpeg: the same pixels as OpenCV's, in less time, and its complaints are heard.
+    JPEGs go to libjpeg-turbo by simplejpeg: the same pixels as OpenCV's, no slower, and its complaints are heard.
     Raises ValueError, saying what is wrong, for what is damaged or no image.
     """
     if content.startswith(JPEG):

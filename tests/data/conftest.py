@@ -49,3 +49,14 @@ class CocoFiles:
 def coco_files(tmp_path: Path) -> Callable[..., CocoFiles]:
     """Make a set with images of the given (height, width)."""
     return lambda sizes, name="set": CocoFiles(tmp_path / name, sizes)
+
+
+@pytest.fixture
+def files(coco_files: Callable[..., CocoFiles]) -> CocoFiles:
+    """Two images of 40 x 60, two boxes on the first and one on the second; `content` is a copy of its own."""
+    files = coco_files([(40, 60)] * 2)
+    files.add(0, [1, 2, 30, 20])
+    files.add(0, [5, 6, 7, 8], category=7)
+    files.add(1, [0, 0, 9, 9], category=90)
+    files.content = json.loads(json.dumps(files.content))
+    return files
