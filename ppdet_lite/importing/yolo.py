@@ -1,0 +1,203 @@
+"""YOLO: a text file for each image, `class x y w h` a line, in shares of the image; data.yaml or classes.txt."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ppdet_lite.config.yaml_nodes import Node, parse, plain
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.image_files import ImageFiles
+from ppdet_lite.data.image_sizes import read_header
+from ppdet_lite.data.problems import shown
+from ppdet_lite.importing.records import (
+    Box,
+    Found,
+    Picture,
+    bounds,
+    class_name,
+    existing_folder,
+    is_image_name,
+    lines_of,
+    number,
+    read_text,
+)
+
+CONFIGS, NAMES = ("data.yaml", "data.yml"), ("classes.txt", "labels/classes.txt", "obj.names")
+SPLITS = ("train", "val", "test")
+_CLASS = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0
+BEYOND = 1e-3  # of the image by which a rounded share may reach beyond 0 and 1
+
+
+def read(source: Path, images: Path | None = None) -> Found:
+    """Read a folder with data.yaml (its train, val and test), or with classes.txt; or such a YAML file itself.
+
+    images: where the images are; otherwise in images of the source, or anywhere in it. With a data.yaml it says that.
+    The text file of an image is at its path with the last `images` as `labels`, or beside it. Without one an image has
+    no objects. Lines of polygons become the boxes around them.
+
+    Raises UserError with file, line and value for what is malformed.
+    """
+    config = source if source.is_file() else next((source / n for n in CONFIGS if (source / n).is_file()), None)
+    if config is None:
+        names, files, notes = _names_of_list(source), _all_images(source, images), []
+    elif images is not None:
+        raise UserError(f"--images {images}: {config} says where the images are; change it there")
+    else:
+        names, files, notes = _of_config(config)
+    labels = [_label_file(path) for path, _, _ in files]
+    if not any(labels):
+        raise UserError(f"{source}: no image has a text file in labels/ or beside it; correct the path, or --from")
+    empty = labels.count(None)
+    if empty:
+        notes.append(f"{empty} of {len(files)} images have no text file: taken as without objects")
+    unused = _unused([label for label in labels if label])
+    if unused:
+        notes.append(f"{len(unused)} text files have no image: left out; the first: {unused[0]}")
+    pictures = [
+        Picture(path, name, [] if label is None else _boxes(label, path, names), str(label or path), None, split)
+        for (path, name, split), label in zip(files, labels, strict=True)
+    ]
+    return Found(pictures, names, (), tuple(notes))
+
+
+def _names_of_list(source: Path) -> list[str]:
+    path = next((source / name for name in NAMES if (source / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{source}: has neither {CONFIGS[0]} nor {NAMES[0]}; write one, a class name on each line")
+    return _distinct([(class_name(line, place), place) for place, line in lines_of(path)], str(path))
+
+
+def _all_images(source: Path, images: Path | None) -> list[tuple[Path, str, None]]:
+    folder = images or existing_folder(source / "images") or source
+    return [(folder / name, name, None) for name in ImageFiles.find(folder).names]
+
+
+def _of_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], list[str]]:
+    """Class names, images with their names and splits, and notes of a data.yaml."""
+    content = parse(read_text(path), lambda line: f"{path}:{line}")
+    keys = content.value if isinstance(content.value, dict) else {}
+    if "names" not in keys:
+        raise UserError(f"{content.origin}: has no names of classes")
+    names = _names(keys["names"])
+    if "nc" in keys and keys["nc"].value != len(names):
+        raise UserError(f"{keys['nc'].origin}: nc is {shown(plain(keys['nc']))}, but there are {len(names)} names")
+    root = keys["path"].value if "path" in keys and isinstance(keys["path"].value, str) else ""
+    files: list[tuple[Path, str, str]] = []
+    notes = []
+    for split in SPLITS:
+        if split not in keys or keys[split].value in (None, ""):
+            continue
+        entry = keys[split]
+        for node in entry.value if isinstance(entry.value, list) else [entry]:
+            place = _resolve(node, path.parent, root)
+            if place is not None:
+                files += [(file, name, split) for file, name in _images_at(place)]
+            elif split == "test":  # exports name one that they do not hold
+                notes.append(f"{node.origin}: test: {shown(node.value)} is not there: left out")
+            else:
+                raise UserError(f"{node.origin}: {split}: {shown(node.value)} is not there; correct the path")
+    if not files:
+        raise UserError(f"{content.origin}: names no images: none of {', '.join(SPLITS)}")
+    return names, files, notes
+
+
+def _names(node: Node) -> list[str]:
+    """The class names, a list or a mapping from 0, 1, ..."""
+    items = node.value
+    if isinstance(items, dict):
+        if set(items) != {str(k) for k in range(len(items))}:
+            raise UserError(
+                f"{node.origin}: names are numbered {shown(', '.join(items))}; expected 0 to {len(items) - 1}"
+            )
+        items = [items[str(k)] for k in range(len(items))]
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{node.origin}: names is no list of class names")
+    found = []
+    for item in items:
+        if isinstance(item.value, (dict, list)) or item.value is None:
+            raise UserError(f"{item.origin}: a class name is no text")
+        found.append((class_name(str(item.value), item.origin), item.origin))
+    return _distinct(found, node.origin)
+
+
+def _distinct(names: list[tuple[str, str]], where: str) -> list[str]:
+    if not names:
+        raise UserError(f"{where}: holds no class name")
+    seen: set[str] = set()
+    for name, place in names:
+        if name in seen:
+            raise UserError(f"{place}: the class {name!r} is there twice")
+        seen.add(name)
+    return [name for name, _ in names]
+
+
+def _resolve(node: Node, folder: Path, root: str) -> Path | None:
+    """Where an entry of a data.yaml is; exporters write ../train/images of a folder that is beside the file."""
+    if not isinstance(node.value, str):
+        raise UserError(f"{node.origin}: no path: {shown(plain(node))}")
+    inner = node.value
+    while inner.startswith("../"):
+        inner = inner[3:]
+    tries = [folder / root / node.value, folder / node.value, folder / inner]
+    return next((place for place in tries if place.exists()), None)
+
+
+def _images_at(place: Path) -> Iterator[tuple[Path, str]]:
+    """The images of a folder, or of a text file that lists them, with their relative names."""
+    if place.is_dir():
+        yield from ((place / name, name) for name in ImageFiles.find(place).names)
+        return
+    for where, line in lines_of(place):
+        path = place.parent / line
+        if not path.is_file() or not is_image_name(path.name):
+            raise UserError(f"{where}: no image {shown(line)}, looked for at {shown(str(path))}")
+        yield path, path.name
+
+
+def _label_file(image: Path) -> Path | None:
+    """The text file of an image, None where there is none."""
+    parts = list(image.parts)
+    tries = [image.with_suffix(".txt")]
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        tries.insert(0, Path(*parts).with_suffix(".txt"))
+    return next((path for path in tries if path.is_file()), None)
+
+
+def _unused(labels: list[Path]) -> list[Path]:
+    """Text files beside the labels that are no image's, nor a list of classes."""
+    beside = {path for folder in {label.parent for label in labels} for path in folder.glob("*.txt")}
+    return sorted(path for path in beside - set(labels) if path.name != "classes.txt" and _looks_like_labels(path))
+
+
+def _looks_like_labels(path: Path) -> bool:
+    line = next((line for _, line in lines_of(path)), "")
+    return len(line.split()) >= 5 and _CLASS.fullmatch(line.split()[0]) is not None
+
+
+def _boxes(label: Path, image: Path, names: list[str]) -> list[Box]:
+    header = read_header(image)
+    if header is None:
+        raise UserError(f"{image}: cannot be read as an image, it is damaged or none; take it out")
+    return [_box(line.split(), place, header.height, header.width, names) for place, line in lines_of(label)]
+
+
+def _box(fields: list[str], place: str, height: int, width: int, names: list[str]) -> Box:
+    category = _CLASS.fullmatch(fields[0])
+    if category is None or int(category[1]) >= len(names):
+        raise UserError(f"{place}: {fields[0]!r} is no class; there are 0 to {len(names) - 1}")
+    count = len(fields) - 1
+    if count != 4 and (count < 6 or count % 2):
+        more = "; is it a confidence, of predictions?" if count == 5 else ""
+        raise UserError(f"{place}: {count} numbers after the class, expected x y w h, or a polygon{more}")
+    shares = [number(text, place, "a coordinate") for text in fields[1:]]
+    for text, share in zip(fields[1:], shares, strict=True):
+        if not -BEYOND <= share <= 1 + BEYOND:
+            raise UserError(f"{place}: {text} is no share of the image, 0 to 1; are these pixels?")
+    if count == 4:
+        x, y, w, h = shares
+        corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+    else:
+        corners = bounds(zip(shares[::2], shares[1::2]))
+    x1, y1, x2, y2 = corners
+    return Box(names[int(category[1])], (x1 * width, y1 * height, x2 * width, y2 * height))
