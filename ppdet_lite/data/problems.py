@@ -112,6 +112,8 @@ class Example(NamedTuple):
         numbered = [] if self.number is None else [f"no. {self.number}"]
         place = ", ".join([*numbered, *([" of ".join(ids)] if ids else [])])
         place += f" ({shown(self.file)})" if self.file else ""
+        if not place:
+            return shown(self.value)
         return place if self.value is None else f"{place}: {shown(self.value)}"
 
 

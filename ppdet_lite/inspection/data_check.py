@@ -80,7 +80,7 @@ def check_set(
         *dataset.problems,
         *found.files.problems,
         *box_problems(found.content),
-        *training_problems(dataset),
+        *(training_problems(dataset) if name != "val" else []),
     ]
     found.problems.sort(key=lambda problem: LEVELS.index(problem.level))
     found.statistics, found.numbers = dataset.statistics(), numbers(dataset)

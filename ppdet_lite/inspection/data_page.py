@@ -19,7 +19,9 @@ from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, TEMPLATE = "index.html", "check.json", "data_page.html"
 SAMPLES, EXAMPLES = 8, 3  # pictures of a set, and of a problem
-SIDE = 360  # pixels of a picture's longer side
+SIDE, MOST_ZOOM = 360, 4.0  # pixels of a picture's longer side, and how much it is enlarged at most
+CONTEXT, LEAST_PART = 2.5, 0.3  # what is shown around a box: so many times its side, that share of the image's at least
+SMALLEST = 8  # pixels; what is smaller is encircled
 DISTRIBUTIONS = {
     "sides": "box side, root of the area, pixels",
     "relative": "box side / image side",
@@ -172,17 +174,42 @@ def _box(example: Example) -> list[float] | None:
 
 
 def _picture(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Picture | None:
-    """An image with its boxes drawn, one of them outlined in black and white; None if it cannot be shown."""
+    """An image with its boxes drawn, or the part of it around one, which is outlined; None if it cannot be read."""
     try:
         image = each.dataset.load(row)
     except UserError:
         return None  # what is wrong with it is told
-    zoom = min(SIDE / max(image.shape[:2]), 4)
-    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC)
     objects = each.dataset.annotations(row)
-    drawn = draw_detections(image, objects.boxes * zoom, objects.classes, None, each.dataset.class_names)
+    left, top, right, bottom = (0, 0, *image.shape[1::-1]) if xywh is None else _cut(xywh, image.shape[:2])
+    zoom = min(SIDE / max(right - left, bottom - top), MOST_ZOOM)
+    way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    part = cv2.resize(image[top:bottom, left:right], None, fx=zoom, fy=zoom, interpolation=way)
+    boxes = (objects.boxes - [left, top, left, top]) * zoom
+    seen = ((boxes[:, :2] < part.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+    drawn = draw_detections(part, boxes[seen], objects.classes[seen], None, each.dataset.class_names)
     if xywh is not None:
-        x, y, width, height = (np.array(xywh) * zoom).clip(-SIDE, 2 * SIDE).round().astype(int).tolist()
-        for colour, thickness in (((0, 0, 0), 5), ((255, 255, 255), 2)):
-            cv2.rectangle(drawn, (x, y), (x + width, y + height), colour, thickness)
+        _outline(drawn, (np.array(xywh) - [left, top, 0, 0]) * zoom)
     return Picture(jpeg(drawn), caption)
+
+
+def _cut(xywh: list[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The part (left, top, right, bottom) of an image (h, w) around a box, not less than a share of the image."""
+    height, width = size
+    x, y, w, h = xywh
+    half = max(CONTEXT * max(w, h), LEAST_PART * max(size)) / 2
+    centre_x, centre_y = np.clip(x + w / 2, 0, width), np.clip(y + h / 2, 0, height)
+    left, top = int(max(centre_x - half, 0)), int(max(centre_y - half, 0))
+    right, bottom = int(np.ceil(min(centre_x + half, width))), int(np.ceil(min(centre_y + half, height)))
+    return min(left, width - 1), min(top, height - 1), right, bottom
+
+
+def _outline(picture: np.ndarray, xywh: np.ndarray) -> None:
+    """Outline a box, or encircle it where it is too small to be seen, in black and white."""
+    side = max(picture.shape)
+    low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (xywh[:2], xywh[:2] + xywh[2:]))
+    centre, radius = ((low + high) // 2).tolist(), SMALLEST + int((high - low).max()) // 2
+    for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+        if (high - low).min() < SMALLEST:
+            cv2.circle(picture, centre, radius, colour, thickness)
+        else:
+            cv2.rectangle(picture, low.tolist(), high.tolist(), colour, thickness)
