@@ -7,6 +7,7 @@ import numpy as np
 
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.coco_content import CocoFile
+from ppdet_lite.data.coco_objects import LARGEST
 from ppdet_lite.data.problems import Example, Problem, problems_at
 
 SAME = 0.9  # IoU from which two boxes are nearly the same
@@ -58,7 +59,7 @@ def same_boxes(content: CocoFile) -> Iterator[tuple[int, int, bool]]:
     """Pairs of annotations of an image that are nearly the same: the later row, the earlier, whether of one class."""
     annotations = content.annotations
     xywh, classes = annotations.xywh, annotations.category_ids
-    usable = ~annotations.is_crowd & np.isfinite(xywh).all(1) & (xywh[:, 2:] > 0).all(1)
+    usable = ~annotations.is_crowd & (np.abs(xywh) <= LARGEST).all(1) & (xywh[:, 2:] > 0).all(1)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(annotations.image_ids[rows], kind="stable")]
     ends = np.flatnonzero(np.diff(annotations.image_ids[rows])) + 1
@@ -80,6 +81,7 @@ def _overlaps(xywh: np.ndarray) -> np.ndarray:
 def _told(content: CocoFile, kind: str, partners: dict[int, int]) -> list[Problem]:
     annotations = content.annotations
     files = dict(zip(content.image_ids.tolist(), content.file_names, strict=True))
+    names = dict(zip(content.category_ids, content.class_names, strict=True))
 
     def place(row: int) -> Any:
         found = annotations.ids[row]
@@ -88,6 +90,8 @@ def _told(content: CocoFile, kind: str, partners: dict[int, int]) -> list[Proble
     def example(row: int) -> Example:
         image, other = int(annotations.image_ids[row]), partners[row]
         value = {"bbox": annotations.xywh[row].tolist(), "as": place(other), "there": annotations.xywh[other].tolist()}
+        if kind == "box_of_two":
+            value["classes"] = [names[int(annotations.category_ids[each])] for each in (row, other)]
         number = row + 1 if annotations.ids[row] is None else None
         return Example(annotations.ids[row], image, None, files.get(image), value, number)
 

@@ -16,6 +16,7 @@ from ppdet_lite.data.statistics import Statistics, format_statistics
 from ppdet_lite.inspection.data_boxes import Numbers, box_problems, measures, numbers
 from ppdet_lite.inspection.data_images import ImageCheck, Look, check_image_files, look_at, shared_images
 
+ENDS = ("image_damaged", "size_other", "size_turned")  # a run that meets such an image does not go on
 LEVELS = ("refusal", "warning", "note")  # the worst first
 
 
@@ -75,7 +76,7 @@ def check_set(
         return found
     dataset = found.dataset
     found.looks = look([dataset.info(row).path for row in range(len(dataset))])
-    found.files = check_image_files(dataset, found.content.annotations, found.looks)
+    found.files = check_image_files(dataset, found.content, found.looks)
     found.problems = [
         *dataset.problems,
         *found.files.problems,
@@ -91,7 +92,7 @@ def check(sets: Sequence[SetCheck], training: Callable[[], None], survivable: bo
     """Put together what was found in the training set and, maybe, a validation set.
 
     training: what training does with them before its first step; it raises UserError where it refuses.
-    survivable: damaged training images do not end a run (loader.on_bad_image: skip).
+    survivable: bad training images do not end a run (loader.on_bad_image: skip).
     """
     found = Check(list(sets), _between(sets))
     try:
@@ -100,7 +101,7 @@ def check(sets: Sequence[SetCheck], training: Callable[[], None], survivable: bo
         found.refusal = str(error)
     for each in sets[1:] if survivable else sets:
         for problem in each.problems:
-            if problem.kind == "image_damaged":
+            if problem.kind in ENDS:
                 found.refusal = found.refusal or f"{each.annotations}: {problem}"
     return found
 

@@ -2,81 +2,114 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco_objects import MIN_SIDE
-from ppdet_lite.data.loose_values import whole
+from ppdet_lite.data.coco_objects import LARGEST, MIN_SIDE
+from ppdet_lite.data.loose_values import crowd, number, segmentation_box, whole
 from ppdet_lite.inspection.data_boxes import same_boxes
 from ppdet_lite.inspection.data_check import Check, SetCheck, begin_training, check, check_set, tell
 from ppdet_lite.storage.files import output_file
 
 
 def check_file(annotations: str, images: str, fix: Path | None = None, corners: bool = False) -> Check:
-    """Look at one annotation file as a training set, and print what is found; repair it, and look again.
+    """Look at one annotation file as a training set, and print what is found; repair it into `fix`, and look again.
 
-    Returns what is found in the repaired file, if one is asked for. Raises UserError as `repair` does.
+    Returns what is found in the repaired file, if one is asked for. Raises UserError as `repaired` does, and if `fix`
+    is the file itself.
     """
-    if fix is not None:
-        refuse_input(Path(annotations), fix)
+    if fix is not None and fix.exists() and Path(annotations).exists() and os.path.samefile(annotations, fix):
+        raise UserError(f"--fix {fix}: is the input itself; choose another name")
     given = check_set("data", images, annotations)
     found = check([given], lambda: begin_training(images, annotations))
     tell(found)
     if fix is None:
         return found
-    images_left, boxes_left = repair(given, fix, corners)
-    totals = len(given.dataset), len(given.content.annotations.ids)
-    print(f"\nrepaired: {images_left} of {totals[0]} images, {boxes_left} of {totals[1]} boxes are in {fix}")
+    if given.error:
+        raise UserError(f"--fix: nothing can be repaired of what is not read: {given.error}")
+    content = json.loads(_text(annotations))
+    totals = len(content["images"]), len(content["annotations"])
+    if given.dataset is None:
+        given, content = _without_unreadable(given, content)
+    content = repaired(given, content, corners)
+    _write(content, fix, annotations)
+    left = [f"{len(content[key])} of {total} {key}" for key, total in zip(("images", "annotations"), totals)]
+    print(f"\nrepaired: {' and '.join(left)} are in {fix}")
     seen = {given.dataset.info(row).path: look for row, look in enumerate(given.looks)}
-    left = check_set("data", images, str(fix), lambda paths: [seen[path] for path in paths])
-    found = check([left], lambda: begin_training(images, str(fix)))
+    again = check_set("data", images, str(fix), lambda paths: [seen[path] for path in paths])
+    found = check([again], lambda: begin_training(images, str(fix)))
     tell(found)
     return found
 
 
-def repair(found: SetCheck, output: Path, corners: bool = False) -> tuple[int, int]:
-    """Write the annotations of a checked data set into `output`; return how many images and boxes are in it.
+def repaired(found: SetCheck, content: dict[str, Any], corners: bool = False) -> dict[str, Any]:
+    """The content of a checked annotation file with what can be repaired repaired, all else as it was.
 
-    What reading mends is written as it was read. Boxes are clipped to their images; those without area there, and
-    those that are nearly the same as one before them of their class, are left out; and so are images that are missing
-    or damaged. A file that is listed twice becomes one image with the objects of both. Sizes that are not the file's
-    stay: nobody knows which of the two the boxes are of.
+    What reading mends is as it was read. Boxes are clipped to their images; those without area there, and those that
+    are nearly the same as one before them of their class, are left out; and so are images that are missing or damaged.
+    A file that is listed twice becomes one image with the objects of both. Sizes that are not the file's stay: nobody
+    knows which of the two the boxes are of.
     corners: the boxes are x1, y1, x2, y2.
 
-    Raises UserError for annotations that are not read, and for boxes that may be corners, if `corners` does not say it.
+    Raises UserError for boxes that may be corners, if `corners` does not say it, and where no image is left.
     """
-    refuse_input(Path(found.annotations), output)
-    if found.dataset is None:
-        problems = [problem for problem in found.problems if problem.level == "refusal"]
-        first = found.error or f"{found.annotations}: {problems[0]}"
-        raise UserError(f"--fix: nothing can be repaired while the file is not read; correct this first: {first}")
-    content = json.loads(_text(found.annotations))
-    xywh = _boxes(found, corners)
-    images = _images(found)
-    content["images"] = [
-        record | images.values[row] for row, record in enumerate(content["images"]) if row in images.values
-    ]
+    xywh, images = _boxes(found, corners), _images(found)
     names = dict(zip(found.content.category_ids, found.content.class_names, strict=True))
-    for record in content["categories"]:
-        record["id"] = whole(record["id"])[0]
-        record["name"] = names[record["id"]]
-    content["annotations"] = _annotations(found, content["annotations"], xywh, images)
+    ids = [whole(record["id"])[0] for record in content["categories"]]
+    return content | {
+        "images": [record | images.values[row] for row, record in enumerate(content["images"]) if row in images.values],
+        "categories": [
+            record | {"id": k, "name": names[k]} for k, record in zip(ids, content["categories"], strict=True)
+        ],
+        "annotations": _annotations(found, content["annotations"], xywh, images),
+    }
+
+
+def _without_unreadable(given: SetCheck, content: dict[str, Any]) -> tuple[SetCheck, dict[str, Any]]:
+    """A file that is refused, without the annotations that nobody can read; UserError if it is refused all the same."""
+    sizes = {whole(image.get("id"))[0]: image for image in content["images"] if isinstance(image, dict)}
+    categories = {whole(each.get("id"))[0] for each in content["categories"] if isinstance(each, dict)}
+    kept = [record for record in content["annotations"] if _is_readable(record, sizes, categories)]
+    content = content | {"annotations": kept}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, Path(given.annotations).name)
+        _write(content, path, given.annotations, allow_nan=True)
+        found = check_set(given.name, given.images, str(path))
+    if found.dataset is None:
+        first = next(problem for problem in found.problems if problem.level == "refusal")
+        raise UserError(f"--fix: {given.annotations}: {first}")
+    found.annotations = given.annotations
+    return found, content
+
+
+def _is_readable(record: Any, images: dict[int | None, dict], categories: set[int | None]) -> bool:
+    """Whether reading takes an annotation, as it is or mended; images and categories are known by their ids."""
+    if not isinstance(record, dict):
+        return False
+    image, category = whole(record.get("image_id"))[0], whole(record.get("category_id"))[0]
+    if image is None or image not in images or category is None or category not in categories:
+        return False
+    box, flag = record.get("bbox"), record.get("iscrowd")
+    if box in (None, []):
+        size = [whole(images[image].get(key))[0] or 0 for key in ("height", "width")]
+        has_box = segmentation_box(record.get("segmentation"), size) is not None
+    else:
+        has_box = isinstance(box, list) and len(box) == 4 and all(number(value)[0] is not None for value in box)
+    says_crowd = flag is None or flag != flag or crowd(flag)[0] is not None
+    return has_box and says_crowd and number(record.get("area"))[0] is not None
+
+
+def _write(content: dict[str, Any], path: Path, annotations: str, allow_nan: bool = False) -> None:
     try:
-        text = json.dumps(content, allow_nan=False)
+        text = json.dumps(content, allow_nan=allow_nan)
     except ValueError:
-        raise UserError(f"--fix: {found.annotations} has NaN or Infinity where nothing is repaired") from None
-    with output_file(output) as file:
+        raise UserError(f"--fix: {annotations} has NaN or Infinity where nothing is repaired; take it out") from None
+    with output_file(path) as file:
         file.write(text.encode())
-    return len(content["images"]), len(content["annotations"])
-
-
-def refuse_input(annotations: Path, output: Path) -> None:
-    """Raise UserError if the output is the input."""
-    if output.exists() and annotations.exists() and os.path.samefile(annotations, output):
-        raise UserError(f"--fix {output}: is the input itself; choose another name")
 
 
 class _Images:
@@ -87,19 +120,16 @@ class _Images:
 
 
 def _images(found: SetCheck) -> _Images:
-    dataset = found.dataset
     values: dict[int, dict[str, Any]] = {}
-    stays = np.full(len(dataset), -1)
+    stays = np.full(len(found.looks), -1)
     rows: dict[str, int] = {}
-    for row, look in enumerate(found.looks):
-        info = dataset.info(row)
-        if look.size is None:
-            continue
-        stays[row] = rows.setdefault(info.path, row)
+    for row, (look, name) in enumerate(zip(found.looks, found.files.names, strict=True)):
+        if look.size is not None:
+            stays[row] = rows.setdefault(name, row)
         if stays[row] == row:
             height, width = found.files.sizes[row].tolist()
-            name = os.path.relpath(info.path, dataset.images).replace(os.sep, "/")
-            values[row] = {"id": info.id, "file_name": name, "width": width, "height": height}
+            image_id = int(found.content.image_ids[row])
+            values[row] = {"id": image_id, "file_name": name, "width": width, "height": height}
     if not values:
         raise UserError(f"--fix: no image of {found.annotations} can be read in {found.images}; correct the folder")
     return _Images(values, stays)
@@ -116,7 +146,7 @@ def _annotations(found: SetCheck, records: list[dict], xywh: np.ndarray, images:
     inside = np.concatenate([low, high], axis=1)
     inside = np.where(doubtful, inside, np.clip(inside, 0, np.concatenate([limits, limits], axis=1)))
     clipped = np.concatenate([inside[:, :2], inside[:, 2:] - inside[:, :2]], axis=1)
-    good = np.isfinite(xywh).all(1) & (clipped[:, 2:] >= MIN_SIDE).all(1) & (stays >= 0)
+    good = (np.abs(xywh) <= LARGEST).all(1) & (clipped[:, 2:] >= MIN_SIDE).all(1) & (stays >= 0)
     kept = found.content._replace(annotations=given._replace(image_ids=np.where(good, stays, -1), xywh=clipped))
     twice = {row for row, _, one_class in same_boxes(kept) if one_class}
     chosen = [row for row in np.flatnonzero(good).tolist() if row not in twice]

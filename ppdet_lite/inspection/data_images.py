@@ -1,7 +1,6 @@
 """What is wrong with the image files of a data set: each one is read whole and decoded."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,10 @@ import numpy as np
 
 from ppdet_lite.core.runtime import usable_cores
 from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.coco_content import Annotations
+from ppdet_lite.data.coco_content import CocoFile
 from ppdet_lite.data.coco_objects import extents
 from ppdet_lite.data.decoding import decode
-from ppdet_lite.data.image_sizes import compare, elsewhere
+from ppdet_lite.data.image_sizes import MENDED, compare, elsewhere, with_slashes
 from ppdet_lite.data.problems import Example, Problem, problems_at
 
 
@@ -51,14 +50,15 @@ class ImageCheck(NamedTuple):
     """What is wrong with the image files of a data set, and what is known of their sizes."""
 
     problems: list[Problem]
+    names: list[str]  # [I] of the files, below the image folder
     sizes: np.ndarray  # [I, 2] (h, w) as annotated, those that were swapped as they are
     doubtful: np.ndarray  # [I] bool, annotated with a size that is not the file's
 
 
-def check_image_files(dataset: CocoDataset, annotations: Annotations, looks: Sequence[Look]) -> ImageCheck:
+def check_image_files(dataset: CocoDataset, content: CocoFile, looks: Sequence[Look]) -> ImageCheck:
     """Compare a data set with its files, one look for each of its images."""
     infos = [dataset.info(i) for i in range(len(dataset))]
-    names = [os.path.relpath(info.path, dataset.images).replace(os.sep, "/") for info in infos]
+    names, annotations = with_slashes(dataset.images, content.file_names)[0], content.annotations
 
     def at(kind: str, rows: Any, value: Any = lambda row: None) -> list[Problem]:
         return problems_at(
@@ -84,13 +84,13 @@ def check_image_files(dataset: CocoDataset, annotations: Annotations, looks: Seq
 
     for kind, places in kinds.items():
         problems += at(kind, good[places], differing)
-        if kind == "size_swapped":
+        if kind in MENDED:
             sizes[good[places]] = found[places]
         else:
             doubtful[good[places]] = True
     first = {row: other for row, other in _repeated([look.digest for look in looks]) if names[row] != names[other]}
     problems += at("content_twice", sorted(first), lambda row: {"as": names[first[row]]})
-    return ImageCheck(problems, sizes, doubtful)
+    return ImageCheck(problems, names, sizes, doubtful)
 
 
 def shared_images(

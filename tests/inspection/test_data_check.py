@@ -55,7 +55,7 @@ def test_nothing_wrong(files, capsys):
     assert counts(found) == {"empty_kept": (1, 3)}
     left, content = fixed(files)
     assert content == files.content and counts(left) == {"empty_kept": (1, 3)}
-    assert "repaired: 3 of 3 images, 3 of 3 boxes are in " in capsys.readouterr().out
+    assert "repaired: 3 of 3 images and 3 of 3 annotations are in " in capsys.readouterr().out
 
 
 def test_numbers(files):
@@ -83,6 +83,7 @@ def test_boxes_that_are_nearly_the_same(files):
     assert own.examples[0].value == {"bbox": [30, 10, 12.5, 7.3], "as": 3, "there": [30, 10, 12.5, 8]}
     assert own.examples[1].value["as"] == 50  # 7.1 / 7.3 counts
     assert crossed.examples[0][:4] == (52, 101, None, "1.png") and crossed.examples[0].value["as"] == 2
+    assert crossed.examples[0].value["classes"] == ["cat", "dog"]
     left, content = fixed(files)
     assert [record["id"] for record in content["annotations"]] == [1, 2, 3, 52, 53, 54]
     assert counts(left) == {"box_of_two": (1, 6)}
@@ -217,11 +218,19 @@ def test_what_cannot_be_repaired(files, tmp_path):
     os.link(files.json, tmp_path / "link.json")
     with pytest.raises(UserError, match="is the input itself; choose another name"):
         check_file(str(files.json), str(files.images), tmp_path / "link.json")
-    files.content["annotations"][1]["image_id"] = 1.5
+    files.content["images"][1]["id"] = 1.5
     files.write()
-    with pytest.raises(UserError, match=r"nothing can be repaired while the file is not read; .*1\.5"):
+    with pytest.raises(UserError, match=r"--fix: .*: 1 of 3 images have no whole number as id: .*1\.5"):
         check_file(str(files.json), str(files.images), output)
-    files.content["annotations"][1]["image_id"] = 101
+    files.content["images"][1]["id"] = 101
+    files.content["extra"] = float("nan")
+    files.write()
+    with pytest.raises(UserError, match="has NaN or Infinity where nothing is repaired; take it out"):
+        check_file(str(files.json), str(files.images), output)
+    files.json.write_text("{")
+    with pytest.raises(UserError, match=r"nothing can be repaired of what is not read: .* not JSON"):
+        check_file(str(files.json), str(files.images), output)
+    del files.content["extra"]
     files.write()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -239,6 +248,29 @@ def test_refused_annotations_are_told_as_far_as_they_are_read(files):
     assert lines[-1] == "  the images and boxes were not looked at: correct these first"
     files.json.write_text("{")
     assert "not JSON" in check_set("data", str(files.images), str(files.json)).error
+
+
+UNREADABLE = {
+    "image_id": [1.5, None, 999, "x"],
+    "category_id": [1.5, None, 999, [3]],
+    "bbox": [None, [], [1, 2, 3], [1, 2, 3, "x"], "1,2,3,4", [1, 2, 3, [4]]],
+    "iscrowd": [2, "maybe", []],
+    "area": ["large", []],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in UNREADABLE.items() for value in values])
+def test_annotations_that_nobody_can_read_are_left_out(files, key, value):
+    """They are refused; all others are repaired."""
+    files.add(2, [1, 1, 5, 5], 3)
+    files.content["annotations"][-1][key] = value
+    if value is None:
+        files.content["annotations"][-1].pop(key)
+    files.content["annotations"].append(dict(files.content["annotations"][0], id=7, iscrowd="0", bbox=[50, 30, 20, 20]))
+    assert found_in(files).dataset is None
+    left, content = fixed(files)
+    assert [record["id"] for record in content["annotations"]] == [1, 2, 3, 7]
+    assert content["annotations"][-1]["bbox"] == [50, 30, 10, 10] and counts(left) == {"empty_kept": (1, 3)}
 
 
 def test_two_splits_together(files, tmp_path):
