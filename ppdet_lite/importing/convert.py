@@ -13,6 +13,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.image_sizes import compare
+from ppdet_lite.data.loose_values import is_file_name
 from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.importing import csv_table, labelme, voc, yolo
 from ppdet_lite.importing.records import Box, Found, Picture, class_name, lines_of
@@ -54,7 +55,8 @@ def import_data(
     pictures, notes = _measured(found.pictures)
     splits, left_out = split(found._replace(pictures=pictures), shares, lists, seed)
     names = _class_names(found, splits, classes)
-    for note in [*found.notes, *notes, *left_out, *_alike(names)]:
+    notes += [*found.notes, *left_out, *_alike(names), *_difficult(found, difficult or "crowd")]
+    for note in notes:
         get_logger().warning("%s", note)
     files = _write(splits, names, output, transfer, difficult or "crowd")
     sets = {name: CocoDataset(str(folder), str(file)) for name, (folder, file) in files.items()}
@@ -90,6 +92,8 @@ def _measured(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
     """The images with the sizes of their files, as they are shown; UserError where a said size is another."""
     seen: dict[str, str] = {}
     for picture in pictures:
+        if not is_file_name(picture.name):
+            raise UserError(f"{picture.place}: the image's name is not UTF-8: {picture.name!r}; rename it")
         path = os.path.realpath(picture.path)
         if path in seen:
             raise UserError(f"{_owner(picture)}: {picture.path} is the image of {seen[path]} already")
@@ -139,6 +143,13 @@ def _class_names(found: Found, splits: Splits, classes: Path | None) -> list[str
             if box.name not in given:
                 raise UserError(f"{picture.place}: the class {box.name!r} is not in {classes}")
     return given
+
+
+def _difficult(found: Found, what: str) -> list[str]:
+    """A line for objects that are marked as difficult."""
+    marked = [bool(box.difficult) for picture in found.pictures for box in picture.boxes]
+    becomes = {"crowd": "crowd regions, neither trained nor counted", "keep": "kept as others", "drop": "left out"}
+    return [f"{sum(marked)} of {len(marked)} objects are marked as difficult: {becomes[what]}"] if any(marked) else []
 
 
 def _alike(names: Sequence[str]) -> list[str]:

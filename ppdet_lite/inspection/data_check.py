@@ -24,7 +24,7 @@ LEVELS = ("refusal", "warning", "note")  # the worst first
 class SetCheck:
     """One data set, and what was found in it."""
 
-    name: str  # train, val, or data
+    name: str  # train or val, with a number where it is a part; or data
     images: str
     annotations: str
     problems: list[Problem] = field(default_factory=list)
@@ -35,6 +35,11 @@ class SetCheck:
     files: ImageCheck | None = None
     statistics: Statistics | None = None
     numbers: Numbers | None = None
+
+    @property
+    def is_val(self) -> bool:
+        """Whether it is for validation."""
+        return self.name.startswith("val")
 
     def kinds(self) -> set[str]:
         """The kinds of its problems."""
@@ -81,7 +86,7 @@ def check_set(
         *dataset.problems,
         *found.files.problems,
         *box_problems(found.content),
-        *(training_problems(dataset) if name != "val" else []),
+        *(training_problems(dataset) if name in ("train", "data") else []),  # a part need not have all classes
     ]
     found.problems.sort(key=lambda problem: LEVELS.index(problem.level))
     found.statistics, found.numbers = dataset.statistics(), numbers(dataset)
@@ -99,9 +104,9 @@ def check(sets: Sequence[SetCheck], training: Callable[[], None], survivable: bo
         training()
     except UserError as error:
         found.refusal = str(error)
-    for each in sets[1:] if survivable else sets:
+    for each in sets:
         for problem in each.problems:
-            if problem.kind in ENDS:
+            if problem.kind in ENDS and (each.is_val or not survivable):
                 found.refusal = found.refusal or f"{each.annotations}: {problem}"
     return found
 
@@ -144,16 +149,17 @@ def _lines(problem: Problem) -> list[str]:
 
 
 def _between(sets: Sequence[SetCheck]) -> list[Problem]:
-    """What is wrong with a training and a validation set together."""
+    """What is wrong with training and validation sets together."""
     read = [each for each in sets if each.dataset is not None]
-    if len(read) < 2:
+    train, val = [each for each in read if not each.is_val], [each for each in read if each.is_val]
+    if not train or not val:
         return []
-    train, val = read
-    problems = shared_images(val.dataset, val.looks, train.dataset, train.looks)
+    known = [(each.dataset, each.looks) for each in train]
+    problems = [problem for each in val for problem in shared_images(each.dataset, each.looks, known)]
     counts: dict[str, dict[str, int]] = {}
     for each in read:
         for name, count in zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True):
-            counts.setdefault(name, {"train": 0, "val": 0})[each.name] = count
+            counts.setdefault(name, {"train": 0, "val": 0})["val" if each.is_val else "train"] += count
     names = list(counts)
     alone = np.array([sum(count > 0 for count in counts[name].values()) == 1 for name in names])
     return problems + problems_at(

@@ -94,17 +94,22 @@ def check_image_files(dataset: CocoDataset, content: CocoFile, looks: Sequence[L
 
 
 def shared_images(
-    one: CocoDataset, its_looks: Sequence[Look], other: CocoDataset, other_looks: Sequence[Look]
+    one: CocoDataset, its_looks: Sequence[Look], others: Sequence[tuple[CocoDataset, Sequence[Look]]]
 ) -> list[Problem]:
-    """The images of a data set whose content is in another one too."""
-    there = {look.digest: row for row, look in reversed(list(enumerate(other_looks))) if look.digest is not None}
-    rows = [row for row, look in enumerate(its_looks) if look.digest in there]
+    """The images of a data set whose content is in others too."""
+    there: dict[str, str] = {}
+    for dataset, looks in others:
+        for row, look in enumerate(looks):
+            if look.digest is not None:
+                there.setdefault(look.digest, dataset.info(row).path)
 
     def example(row: int) -> Example:
-        info, twin = one.info(row), other.info(there[its_looks[row].digest])
-        return Example(image=info.id, file=info.path, value={"as": twin.path})
+        info = one.info(row)
+        return Example(image=info.id, file=info.path, value={"as": there[its_looks[row].digest]})
 
-    return problems_at("content_in_both", rows, len(one), example)
+    return problems_at(
+        "content_in_both", [r for r, look in enumerate(its_looks) if look.digest in there], len(one), example
+    )
 
 
 def _repeated(digests: Sequence[str | None]) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,8 @@
 """The data of a config, checked as its training would meet them."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from ppdet_lite.assembly.setup import build_dataset, check_training_data
 from ppdet_lite.config.checked import Config
 from ppdet_lite.inspection.data_check import Check, check, check_set, tell
@@ -15,10 +18,16 @@ def check_config(config: Config) -> Check:
         train = build_dataset(config, "train")
         check_training_data(config, train, build_dataset(config, "val", train.class_names))
 
-    paths = {
-        split: (config["data"][split]["images"], config["data"][split]["annotations"]) for split in ("train", "val")
-    }
-    sets = [check_set(split, *both) for split, both in paths.items()]
+    sets = [check_set(*source) for source in files_of(config["data"])]
     found = check(sets, training, config["data"]["loader"]["on_bad_image"] == "skip")
     tell(found)
     return found
+
+
+def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, image folder and annotation file of both splits, or of each of their parts where they have some."""
+    for split in ("train", "val"):
+        parts = data[split]["parts"] if "parts" in data[split] else [data[split]]
+        for number, part in enumerate(parts, start=1):
+            name = split if len(parts) == 1 else f"{split} {number}"
+            yield name, part["images"], part["annotations"]

@@ -159,7 +159,7 @@ def _samples(each: SetCheck) -> list[Picture]:
 def _examples(found: Check, problem: Problem) -> list[Picture]:
     """Pictures of a problem of images or boxes, where they can be shown."""
     for each in found.sets:
-        if each.dataset is not None and (problem in each.problems or (problem in found.between and each.name == "val")):
+        if each.dataset is not None and (problem in each.problems or (problem in found.between and each.is_val)):
             rows = {image: row for row, image in enumerate(each.dataset.image_ids.tolist())}
             shown = [example for example in problem.examples if example.image in rows]
             made = [_picture(each, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]

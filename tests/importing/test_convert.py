@@ -1,6 +1,7 @@
 """What an import writes: the same boxes whatever the format, images by copy or link, a folder whole or not at all."""
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -167,6 +168,14 @@ def test_refusals_of_options(source):
     assert source.refusal("voc").endswith("holds no .xml file; correct the path, or --from")
     source.write("boxes.csv", "deep/a.jpg,,,,,\n")
     assert source.refusal("csv").startswith("no image has an object")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_an_image_whose_name_is_no_text(source):
+    os.rename(source.draw("a.png", 4, 4), os.fsencode(source.folder) + b"/caf\xe9.png")
+    source.write("classes.txt", "cat\n")
+    (Path(os.fsdecode(os.fsencode(source.folder) + b"/caf\xe9.txt"))).write_text("0 0.5 0.5 0.5 0.5")
+    assert "the image's name is not UTF-8: 'caf\\udce9.png'; rename it" in source.refusal("yolo")
 
 
 def test_an_output_that_is_in_use(source):

@@ -63,10 +63,11 @@ def test_pixels_counted_from_one(source, boxes_of):
 
 
 @pytest.mark.parametrize(("difficult", "crowds"), [("crowd", [0, 1]), ("keep", [0, 0]), ("drop", [0])])
-def test_difficult_objects(source, difficult, crowds):
+def test_difficult_objects(source, caplog, difficult, crowds):
     found = tree(source).bring_in("voc", difficult=difficult)["train"]["annotations"]
     assert [record["iscrowd"] for record in found] == crowds
     assert [record.get("difficult", 0) for record in found] == [0, 1][: len(crowds)]
+    assert "1 of 3 objects are marked as difficult: " in caplog.text
 
 
 def test_trainval_counts_where_train_and_val_are_missing(source):

@@ -16,6 +16,7 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.inspection.data_boxes import measures, numbers
 from ppdet_lite.inspection.data_check import check, check_set, report_lines
 from ppdet_lite.inspection.data_fix import check_file
+from ppdet_lite.inspection.data_of_config import files_of
 from tests.data.conftest import CocoFiles
 
 ROOT = Path(__file__).parents[2]
@@ -289,6 +290,25 @@ def test_two_splits_together(files, tmp_path):
     assert classes.examples[0].value == {"class": "dog", "train": 1, "val": 0}
 
 
+def test_the_parts_of_a_mixed_training_set(files, tmp_path):
+    """A validation image is looked for in all parts, boxes of a class are counted over all."""
+    second, val = CocoFiles(tmp_path / "second", [(40, 60)]), CocoFiles(tmp_path / "val", [(40, 60)])
+    shutil.copy(files.images / "1.png", second.images / "0.png")
+    shutil.copy(files.images / "1.png", val.images / "0.png")
+    second.add(0, [1, 1, 9, 9], 3)
+    for category in (3, 7, 90):
+        val.add(0, [category / 10, 1, 9, 9], category)
+    for each in (files, second, val):
+        each.write()
+    train, part, held = ({"images": str(f.images), "annotations": str(f.json)} for f in (files, second, val))
+    found = list(files_of({"train": {"parts": [train, part]}, "val": held}))
+    assert [name for name, *_ in found] == ["train 1", "train 2", "val"] and found[1][1:] == tuple(part.values())
+    checked = check([check_set(*each) for each in found], lambda: None)
+    (overlap,) = checked.between
+    assert overlap.examples[0].value == {"as": f"{files.images}/1.png"} and overlap.total == 1
+    assert "class_empty" not in checked.sets[1].kinds()
+
+
 def test_what_training_refuses_is_the_verdict(files):
     found = found_in(files)
 
@@ -300,7 +320,8 @@ def test_what_training_refuses_is_the_verdict(files):
     found = found_in(files)
     assert check([found], lambda: None).refusal.startswith(f"{files.json}: 1 of 3 image files are damaged")
     assert check([found], lambda: None, survivable=True).refusal is None
-    assert check([found, found], lambda: None, survivable=True).refusal is not None  # the validation set
+    found.name = "val"
+    assert check([found], lambda: None, survivable=True).refusal is not None
 
 
 @pytest.fixture
