@@ -31,19 +31,17 @@ BEYOND = 1e-3  # of the image by which a rounded share may reach beyond 0 and 1
 def read(source: Path, images: Path | None = None) -> Found:
     """Read a folder with data.yaml (its train, val and test), or with classes.txt; or such a YAML file itself.
 
-    images: where the images are; otherwise in images of the source, or anywhere in it. With a data.yaml it says that.
+    images: where the images are, if no data.yaml says it; otherwise in images of the source, or anywhere in it.
     The text file of an image is at its path with the last `images` as `labels`, or beside it. Without one an image has
     no objects. Lines of polygons become the boxes around them.
 
     Raises UserError with file, line and value for what is malformed.
     """
     config = source if source.is_file() else next((source / n for n in CONFIGS if (source / n).is_file()), None)
-    if config is None:
-        names, files, notes = _names_of_list(source), _all_images(source, images), []
-    elif images is not None:
+    names, files, notes = (_names_of_list(source), [], []) if config is None else _of_config(config)
+    if files and images is not None:
         raise UserError(f"--images {images}: {config} says where the images are; change it there")
-    else:
-        names, files, notes = _of_config(config)
+    files = files or _all_images(source if source.is_dir() else source.parent, images)
     labels = [_label_file(path) for path, _, _ in files]
     if not any(labels):
         raise UserError(f"{source}: no image has a text file in labels/ or beside it; correct the path, or --from")
@@ -73,7 +71,7 @@ def _all_images(source: Path, images: Path | None) -> list[tuple[Path, str, None
 
 
 def _of_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], list[str]]:
-    """Class names, images with their names and splits, and notes of a data.yaml."""
+    """Class names, images with their names and splits (none if it names none), and notes of a data.yaml."""
     content = parse(read_text(path), lambda line: f"{path}:{line}")
     keys = content.value if isinstance(content.value, dict) else {}
     if "names" not in keys:
@@ -96,8 +94,6 @@ def _of_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], list
                 notes.append(f"{node.origin}: test: {shown(node.value)} is not there: left out")
             else:
                 raise UserError(f"{node.origin}: {split}: {shown(node.value)} is not there; correct the path")
-    if not files:
-        raise UserError(f"{content.origin}: names no images: none of {', '.join(SPLITS)}")
     return names, files, notes
 
 

@@ -67,6 +67,12 @@ def test_what_exporters_write_in_the_yaml(source, caplog):
     assert "1 of 3 images have no text file: taken as without objects" in caplog.text
 
 
+def test_a_yaml_of_names_alone(source):
+    two_images(source).write("data.yaml", "nc: 2\nnames: [cat, ant]\n")
+    splits = source.bring_in("yolo", images=source.folder / "images")
+    assert {name: len(content["annotations"]) for name, content in splits.items()} == {"train": 3, "val": 0}
+
+
 def test_text_files_without_an_image_are_told(source, caplog):
     two_images(source).write("labels/train/gone.txt", "0 0.5 0.5 0.5 0.5\n")
     source.bring_in("yolo")
@@ -105,7 +111,6 @@ CONFIGS = {
     "an empty name": (YAML.replace("ant", '" "'), "data.yaml:4: the object has no class name: ' '"),
     "names is text": (YAML.replace("[cat, ant]", "cat"), "data.yaml:4: names is no list of class names"),
     "a folder not there": (YAML.replace("images/val", "img/val"), "data.yaml:3: val: img/val is not there; correct"),
-    "no folder": ("names: [cat, ant]\n", "data.yaml:1: names no images: none of train, val, test"),
     "a path that is none": ("names: [cat, ant]\ntrain: 3\n", "data.yaml:2: no path: 3"),
     "no YAML": ("names: [cat", "data.yaml:"),
     "one folder twice": (YAML.replace("images/val", "images/train"), "labels/train/a.txt (val): images/train/a.png is"),
