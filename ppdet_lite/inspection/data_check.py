@@ -15,6 +15,7 @@ from ppdet_lite.data.problems import Example, Problem, Refused, problems_at, ref
 from ppdet_lite.data.statistics import Statistics, format_statistics
 from ppdet_lite.inspection.data_boxes import Numbers, box_problems, measures, numbers
 from ppdet_lite.inspection.data_images import ImageCheck, Look, check_image_files, look_at, shared_images
+from ppdet_lite.inspection.data_rest import read_rest
 
 ENDS = ("image_damaged", "size_other", "size_turned")  # a run that meets such an image does not go on
 LEVELS = ("refusal", "warning", "note")  # the worst first
@@ -31,6 +32,7 @@ class SetCheck:
     error: str | None = None  # why the annotations cannot be read at all
     content: CocoFile | None = None  # None where they are not read
     dataset: CocoDataset | None = None
+    kept: list[int] | None = None  # rows of the annotations that could be read; None: all
     looks: list[Look] = field(default_factory=list)  # of each image
     files: ImageCheck | None = None
     statistics: Statistics | None = None
@@ -68,14 +70,17 @@ def check_set(
 ) -> SetCheck:
     """Look at a data set: its annotations, every image file (by `look`), its boxes.
 
-    Where the annotations are refused, the rest cannot be looked at; the problems say so far what is wrong.
+    Where single annotations are refused, the others are looked at all the same; where more is, nothing else can be.
     """
-    found = SetCheck(name, images, annotations)
+    found, refused = SetCheck(name, images, annotations), []
     try:
         found.dataset, found.content = CocoDataset(images, annotations), read_coco(annotations)
     except Refused as error:
-        found.problems = list(error.problems)
-        return found
+        found.problems, rest = list(error.problems), read_rest(images, annotations)
+        if rest is None:
+            return found
+        refused = [problem for problem in error.problems if problem.level == "refusal"]
+        found.dataset, found.content, found.kept = rest
     except UserError as error:
         found.error = str(error)
         return found
@@ -83,6 +88,7 @@ def check_set(
     found.looks = look([dataset.info(row).path for row in range(len(dataset))])
     found.files = check_image_files(dataset, found.content, found.looks)
     found.problems = [
+        *refused,
         *dataset.problems,
         *found.files.problems,
         *box_problems(found.content),

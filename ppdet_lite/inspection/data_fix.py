@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco_objects import LARGEST, MIN_SIDE
-from ppdet_lite.data.loose_values import crowd, number, segmentation_box, whole
+from ppdet_lite.data.loose_values import whole
 from ppdet_lite.inspection.data_boxes import same_boxes
 from ppdet_lite.inspection.data_check import Check, SetCheck, begin_training, check, check_set, tell
+from ppdet_lite.inspection.data_rest import load_content
 from ppdet_lite.storage.files import output_file
 
 
@@ -29,12 +29,10 @@ def check_file(annotations: str, images: str, fix: Path | None = None, corners: 
     tell(found)
     if fix is None:
         return found
-    if given.error:
-        raise UserError(f"--fix: nothing can be repaired of what is not read: {given.error}")
-    content = json.loads(_text(annotations))
-    totals = len(content["images"]), len(content["annotations"])
     if given.dataset is None:
-        given, content = _without_unreadable(given, content)
+        raise UserError(f"--fix: nothing can be repaired of what is not read: {given.error or found.refusal}")
+    content = load_content(annotations)
+    totals = len(content["images"]), len(content["annotations"])
     content = repaired(given, content, corners)
     _write(content, fix, annotations)
     left = [f"{len(content[key])} of {total} {key}" for key, total in zip(("images", "annotations"), totals)]
@@ -50,14 +48,15 @@ def repaired(found: SetCheck, content: dict[str, Any], corners: bool = False) ->
     """The content of a checked annotation file with what can be repaired repaired, all else as it was.
 
     What reading mends is as it was read. Boxes are clipped to their images; those without area there, and those that
-    are nearly the same as one before them of their class, are left out; and so are images that are missing or damaged.
-    A file that is listed twice becomes one image with the objects of both. Sizes that are not the file's stay: nobody
-    knows which of the two the boxes are of.
+    are nearly the same as one before them of their class, are left out; and so are annotations that cannot be read,
+    and images that are missing or damaged. A file that is listed twice becomes one image with the objects of both.
+    Sizes that are not the file's stay: nobody knows which of the two the boxes are of.
     corners: the boxes are x1, y1, x2, y2.
 
     Raises UserError for boxes that may be corners, if `corners` does not say it, and where no image is left.
     """
     xywh, images = _boxes(found, corners), _images(found)
+    records = content["annotations"] if found.kept is None else [content["annotations"][row] for row in found.kept]
     names = dict(zip(found.content.category_ids, found.content.class_names, strict=True))
     ids = [whole(record["id"])[0] for record in content["categories"]]
     return content | {
@@ -65,47 +64,13 @@ def repaired(found: SetCheck, content: dict[str, Any], corners: bool = False) ->
         "categories": [
             record | {"id": k, "name": names[k]} for k, record in zip(ids, content["categories"], strict=True)
         ],
-        "annotations": _annotations(found, content["annotations"], xywh, images),
+        "annotations": _annotations(found, records, xywh, images),
     }
 
 
-def _without_unreadable(given: SetCheck, content: dict[str, Any]) -> tuple[SetCheck, dict[str, Any]]:
-    """A file that is refused, without the annotations that nobody can read; UserError if it is refused all the same."""
-    sizes = {whole(image.get("id"))[0]: image for image in content["images"] if isinstance(image, dict)}
-    categories = {whole(each.get("id"))[0] for each in content["categories"] if isinstance(each, dict)}
-    kept = [record for record in content["annotations"] if _is_readable(record, sizes, categories)]
-    content = content | {"annotations": kept}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, Path(given.annotations).name)
-        _write(content, path, given.annotations, allow_nan=True)
-        found = check_set(given.name, given.images, str(path))
-    if found.dataset is None:
-        first = next(problem for problem in found.problems if problem.level == "refusal")
-        raise UserError(f"--fix: {given.annotations}: {first}")
-    found.annotations = given.annotations
-    return found, content
-
-
-def _is_readable(record: Any, images: dict[int | None, dict], categories: set[int | None]) -> bool:
-    """Whether reading takes an annotation, as it is or mended; images and categories are known by their ids."""
-    if not isinstance(record, dict):
-        return False
-    image, category = whole(record.get("image_id"))[0], whole(record.get("category_id"))[0]
-    if image is None or image not in images or category is None or category not in categories:
-        return False
-    box, flag = record.get("bbox"), record.get("iscrowd")
-    if box in (None, []):
-        size = [whole(images[image].get(key))[0] or 0 for key in ("height", "width")]
-        has_box = segmentation_box(record.get("segmentation"), size) is not None
-    else:
-        has_box = isinstance(box, list) and len(box) == 4 and all(number(value)[0] is not None for value in box)
-    says_crowd = flag is None or flag != flag or crowd(flag)[0] is not None
-    return has_box and says_crowd and number(record.get("area"))[0] is not None
-
-
-def _write(content: dict[str, Any], path: Path, annotations: str, allow_nan: bool = False) -> None:
+def _write(content: dict[str, Any], path: Path, annotations: str) -> None:
     try:
-        text = json.dumps(content, allow_nan=allow_nan)
+        text = json.dumps(content, allow_nan=False)
     except ValueError:
         raise UserError(f"--fix: {annotations} has NaN or Infinity where nothing is repaired; take it out") from None
     with output_file(path) as file:
@@ -205,8 +170,3 @@ def _distinct(ids: list[Any]) -> list[int]:
         following += not use
         result.append(value if use else following)
     return result
-
-
-def _text(path: str) -> str:
-    raw = Path(path).read_bytes()
-    return raw.decode(json.detect_encoding(raw))

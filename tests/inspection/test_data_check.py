@@ -221,7 +221,7 @@ def test_what_cannot_be_repaired(files, tmp_path):
         check_file(str(files.json), str(files.images), tmp_path / "link.json")
     files.content["images"][1]["id"] = 1.5
     files.write()
-    with pytest.raises(UserError, match=r"--fix: .*: 1 of 3 images have no whole number as id: .*1\.5"):
+    with pytest.raises(UserError, match=r"--fix: nothing .*: 1 of 3 images have no whole number as id: .*1\.5"):
         check_file(str(files.json), str(files.images), output)
     files.content["images"][1]["id"] = 101
     files.content["extra"] = float("nan")
@@ -240,11 +240,27 @@ def test_what_cannot_be_repaired(files, tmp_path):
     assert not output.exists()
 
 
-def test_refused_annotations_are_told_as_far_as_they_are_read(files):
+def test_refused_annotations_do_not_hide_the_rest(files):
     files.content["annotations"][0]["image_id"] = 1.5
     files.content["annotations"][1]["category_id"] = "dog"
+    files.add(2, [1, 1, 0, 4], 3)
     found = found_in(files)
-    assert counts(found) == {"image": (1, 3), "category": (1, 3)} and found.dataset is None
+    assert counts(found) == {
+        "image": (1, 4),
+        "category": (1, 4),
+        "box_corners": (1, 2),
+        "class_empty": (2, 3),
+        "box_dropped": (1, 2),
+        "empty_kept": (2, 3),
+    }
+    assert found.statistics.boxes.tolist() == [0, 0, 1]
+
+
+def test_what_cannot_be_read_is_told_as_far_as_it_is(files):
+    files.content["images"][0]["id"] = 1.5
+    files.content["annotations"][1]["category_id"] = "dog"
+    found = found_in(files)
+    assert counts(found) == {"image_id": (1, 3), "category": (1, 3)} and found.dataset is None
     lines = report_lines(check([found], lambda: None))
     assert lines[-1] == "  the images and boxes were not looked at: correct these first"
     files.json.write_text("{")
@@ -268,7 +284,7 @@ def test_annotations_that_nobody_can_read_are_left_out(files, key, value):
     if value is None:
         files.content["annotations"][-1].pop(key)
     files.content["annotations"].append(dict(files.content["annotations"][0], id=7, iscrowd="0", bbox=[50, 30, 20, 20]))
-    assert found_in(files).dataset is None
+    assert found_in(files).problems[0].level == "refusal"
     left, content = fixed(files)
     assert [record["id"] for record in content["annotations"]] == [1, 2, 3, 7]
     assert content["annotations"][-1]["bbox"] == [50, 30, 10, 10] and counts(left) == {"empty_kept": (1, 3)}

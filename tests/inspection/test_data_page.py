@@ -71,7 +71,7 @@ def test_a_page_of_two_sets(tmp_path, report):
 
 def test_a_page_of_refused_annotations(tmp_path, report):
     files = CocoFiles(tmp_path / "set", [(40, 60)])
-    files.add(0, [1, 1, 9, 9], 3, iscrowd=2)
+    files.content["images"][0]["id"] = 1.5
 
     def training():
         raise UserError("iscrowd & more")
