@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,11 +77,11 @@ def _write(content: dict[str, Any], path: Path, annotations: str) -> None:
         file.write(text.encode())
 
 
-class _Images:
-    """Which images stay: `values` of their rows, and where those of others go."""
+class _Images(NamedTuple):
+    """Which images stay."""
 
-    def __init__(self, values: dict[int, dict[str, Any]], stays: np.ndarray) -> None:
-        self.values, self.stays = values, stays  # stays: [I] the row that an image becomes, -1 if it is left out
+    values: dict[int, dict[str, Any]]  # row -> what is written of it
+    stays: np.ndarray  # [I] the row that an image becomes, -1 if it is left out
 
 
 def _images(found: SetCheck) -> _Images:

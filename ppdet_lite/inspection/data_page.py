@@ -9,6 +9,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco_objects import LARGEST
 from ppdet_lite.data.problems import Example, Problem
 from ppdet_lite.data.statistics import LARGE, SMALL
 from ppdet_lite.evaluation.drawing import draw_detections
@@ -161,7 +162,7 @@ def _examples(found: Check, problem: Problem) -> list[Picture]:
     for each in found.sets:
         if each.dataset is not None and (problem in each.problems or (problem in found.between and each.is_val)):
             rows = {image: row for row, image in enumerate(each.dataset.image_ids.tolist())}
-            shown = [example for example in problem.examples if example.image in rows]
+            shown = [example for example in problem.examples if type(example.image) is int and example.image in rows]
             made = [_picture(each, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
             return [picture for picture in made if picture is not None]
     return []
@@ -170,7 +171,8 @@ def _examples(found: Check, problem: Problem) -> list[Picture]:
 def _box(example: Example) -> list[float] | None:
     value = example.value if isinstance(example.value, dict) else {}
     box = value.get("bbox")
-    return box if isinstance(box, list) and len(box) == 4 and np.isfinite(box).all() else None
+    usable = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < LARGEST for v in box)
+    return box if usable else None
 
 
 def _picture(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Picture | None:
@@ -208,7 +210,7 @@ def _outline(picture: np.ndarray, xywh: np.ndarray) -> None:
     side = max(picture.shape)
     low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (xywh[:2], xywh[:2] + xywh[2:]))
     centre, radius = ((low + high) // 2).tolist(), SMALLEST + int((high - low).max()) // 2
-    for colour, thickness in (((0, 0, 0), 4), ((255, 255, 255), 2)):
+    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         if (high - low).min() < SMALLEST:
             cv2.circle(picture, centre, radius, colour, thickness)
         else:
