@@ -18,11 +18,12 @@ from ppdet_lite.importing.records import (
 )
 from ppdet_lite.importing.xml_nodes import Element, read_xml
 
+ANNOTATIONS = "Annotations"
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read(source: Path, images: Path | None = None, origin: int = 0) -> Found:
-    """Read a VOC tree, or a folder with XML files.
+    """Read a VOC tree, by itself or by its Annotations, or a folder with XML files.
 
     images: where the images are; otherwise in JPEGImages or images of the source, or beside the XML files. An image is
         the one with the XML file's name, or else the one that it names.
@@ -31,7 +32,9 @@ def read(source: Path, images: Path | None = None, origin: int = 0) -> Found:
 
     Raises UserError with file, line and value for what is malformed.
     """
-    annotations = existing_folder(source / "Annotations") or source
+    if source.name == ANNOTATIONS:
+        source = source.parent
+    annotations = existing_folder(source / ANNOTATIONS) or source
     files = files_below(annotations, ".xml")
     folder = images or existing_folder(source / "JPEGImages", source / "images") or source
     known = Images(folder)

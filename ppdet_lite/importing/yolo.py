@@ -1,7 +1,7 @@
 """YOLO: a text file for each image, `class x y w h` a line, in shares of the image; data.yaml or classes.txt."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ppdet_lite.config.yaml_nodes import Node, parse, plain
@@ -23,13 +23,14 @@ from ppdet_lite.importing.records import (
 )
 
 CONFIGS, NAMES = ("data.yaml", "data.yml"), ("classes.txt", "labels/classes.txt", "obj.names")
+LABELS = "labels"
 SPLITS = ("train", "val", "test")
 _CLASS = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0
 BEYOND = 1e-3  # of the image by which a rounded share may reach beyond 0 and 1
 
 
 def read(source: Path, images: Path | None = None) -> Found:
-    """Read a folder with data.yaml (its train, val and test), or with classes.txt; or such a YAML file itself.
+    """Read a folder with data.yaml (its train, val and test), or with classes.txt; by itself, its labels or that YAML.
 
     images: where the images are, if no data.yaml says it; otherwise in images of the source, or anywhere in it.
     The text file of an image is at its path with the last `images` as `labels`, or beside it. Without one an image has
@@ -37,6 +38,7 @@ def read(source: Path, images: Path | None = None) -> Found:
 
     Raises UserError with file, line and value for what is malformed.
     """
+    source = _root(source)
     config = source if source.is_file() else next((source / n for n in CONFIGS if (source / n).is_file()), None)
     names, files, notes = (_names_of_list(source), [], []) if config is None else _of_config(config)
     if files and images is not None:
@@ -56,6 +58,17 @@ def read(source: Path, images: Path | None = None) -> Found:
         for (path, name, split), label in zip(files, labels, strict=True)
     ]
     return Found(pictures, names, (), tuple(notes))
+
+
+def _root(source: Path) -> Path:
+    """The folder that a folder of labels is in, unless that has what names the classes."""
+    if LABELS not in source.parts or any((source / name).is_file() for name in (*CONFIGS, *NAMES)):
+        return source
+    return Path(*source.parts[: _last(source.parts, LABELS)])
+
+
+def _last(parts: Sequence[str], part: str) -> int:
+    return len(parts) - 1 - parts[::-1].index(part)
 
 
 def _names_of_list(source: Path) -> list[str]:
@@ -155,7 +168,7 @@ def _label_file(image: Path) -> Path | None:
     parts = list(image.parts)
     tries = [image.with_suffix(".txt")]
     if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        parts[_last(parts, "images")] = LABELS
         tries.insert(0, Path(*parts).with_suffix(".txt"))
     return next((path for path in tries if path.is_file()), None)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.importing.convert import import_data
 
 TOOL = Path(__file__).parents[2] / "tools/import_data.py"
 NAMES = ["ant", "bee", "cat"]
@@ -99,6 +101,22 @@ def test_a_round_trip(source, boxes_of, form):
     assert dataset.load(3).shape == (*truth["3.png"][:2], 3)
 
 
+HINTS = {"voc": ("Annotations", "Annotations/1.xml"), "yolo": ("labels", "labels/1.txt"), "csv": ("boxes.csv",)}
+
+
+@pytest.mark.parametrize(("form", "given"), [*((f, g) for f in HINTS for g in HINTS[f]), ("labelme", "labelme")])
+def test_the_command_that_an_error_names(source, form, given):
+    """What is given as COCO annotations and is of another format is named, with the command that imports it."""
+    WRITERS[form](source, {name: (h, w, [("cat", 1, 2, 9, 9)]) for name, (h, w, _) in drawn_boxes(source).items()})
+    with pytest.raises(UserError, match="import it: ") as caught:
+        CocoDataset(str(source.folder / "images"), str(source.folder / given))
+    words = str(caught.value).split()
+    at = words.index("--from")
+    assert words[at - 1 : at + 2] == ["tools/import_data.py", "--from", form] and words[at + 3 :] == ["--output", "DIR"]
+    (content,) = source.bring_in(words[at + 1], words[at + 2]).values()
+    assert len(content["annotations"]) == 6
+
+
 def one_box(source, **options):
     source.draw("deep/a.jpg", 40, 60, **options)
     source.write("boxes.csv", "deep/a.jpg,1,2,31,22,cat\n")
@@ -115,8 +133,6 @@ def test_what_becomes_of_the_images(source, transfer):
 
 
 def test_the_sets_are_returned_as_a_config_names_them(source, monkeypatch):
-    from ppdet_lite.importing.convert import import_data
-
     monkeypatch.chdir(one_box(source).folder)
     for transfer, images in (("copy", "copy/all"), ("leave", str(source.folder / "deep"))):
         dataset = import_data("csv", Path("boxes.csv"), Path(transfer), transfer=transfer)["all"]
@@ -182,9 +198,6 @@ def test_an_output_that_is_in_use(source):
     one_box(source)
     source.output.mkdir()
     (source.output / "mine").write_text("kept")
-    from ppdet_lite.core.errors import UserError
-    from ppdet_lite.importing.convert import import_data
-
     with pytest.raises(UserError, match="exists and is not empty; choose another output"):
         import_data("csv", source.folder, source.output)
     (source.output / "mine").unlink()
