@@ -17,7 +17,7 @@ PACKAGES = {  # what is imported -> the distributions that may bring it
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "yaml": ("PyYAML",),
     **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "msgspec", "matplotlib")},
-    **{name: (name,) for name in ("simplejpeg", "tqdm", "visualdl")},
+    **{name: (name,) for name in ("jinja2", "simplejpeg", "tqdm", "visualdl")},
 }
 
 

@@ -29,6 +29,11 @@ KINDS = {
     "file_name": Kind("refusal", "images have no text as file_name", "correct the file"),
     "file_name_backslash": Kind("note", "images have a file_name with backslashes", "read as /"),
     "file_twice": Kind("warning", "images name a file that another one names too", "each counts as an image"),
+    "content_twice": Kind("warning", "image files have the content of another one", "each counts as an image"),
+    "content_in_both": Kind(
+        "warning", "image files are in both splits", "what is learned by heart counts as found; keep them in one"
+    ),
+    "image_damaged": Kind("refusal", "image files are damaged", "a run ends when it meets one (loader.on_bad_image)"),
     "file_missing": Kind("refusal", "images have no file where it is looked for", "correct `images` or file_name"),
     "size": Kind("refusal", "images have a width or height that is no size", "correct the file"),
     "size_missing": Kind("note", "images have no width or height", "read from the image files"),
@@ -53,6 +58,7 @@ KINDS = {
         "boxes are of classes that training leaves out (drop_empty_classes)",
         "left out, AP does not see them",
     ),
+    "class_one_split": Kind("warning", "classes have boxes in one split alone", "never learned, or never measured"),
     "class_empty": Kind(
         "warning", "classes have no box to learn from", "the model gets them; drop_empty_classes leaves them out"
     ),
@@ -87,6 +93,8 @@ KINDS = {
         "boxes are clipped or dropped",
         "are they corners x1, y1, x2, y2? COCO has x, y, width, height",
     ),
+    "box_twice": Kind("warning", "boxes are nearly the same as one before them of their class", "both are learned"),
+    "box_of_two": Kind("warning", "boxes are nearly the same as one of another class", "both are learned"),
     "boxes_none": Kind("refusal", "images have no box that is no crowd", "there is nothing to learn; annotate some"),
     # the file
     "encoding": Kind("note", "files are not UTF-8", "read as what they are"),
@@ -110,6 +118,8 @@ class Example(NamedTuple):
         numbered = [] if self.number is None else [f"no. {self.number}"]
         place = ", ".join([*numbered, *([" of ".join(ids)] if ids else [])])
         place += f" ({shown(self.file)})" if self.file else ""
+        if not place:
+            return shown(self.value)
         return place if self.value is None else f"{place}: {shown(self.value)}"
 
 

@@ -1,0 +1,67 @@
+"""XML as elements that know their lines. Documents with a DTD are refused: entities could grow without bound."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+from ppdet_lite.core.errors import UserError
+
+
+@dataclass
+class Element:
+    """An element of an XML file."""
+
+    tag: str
+    place: str  # "file:line"
+    text: str = ""
+    children: list["Element"] = field(default_factory=list)
+
+    def all(self, tag: str) -> list["Element"]:
+        """The children with a tag."""
+        return [child for child in self.children if child.tag == tag]
+
+    def find(self, tag: str) -> "Element | None":
+        """The first child with a tag, if there is one."""
+        return next(iter(self.all(tag)), None)
+
+    def need(self, tag: str) -> "Element":
+        """The first child with a tag; UserError with the place where there is none."""
+        child = self.find(tag)
+        if child is None:
+            raise UserError(f"{self.place}: <{self.tag}> has no <{tag}>")
+        return child
+
+
+def read_xml(path: Path) -> Element:
+    """The root of an XML file. Raises UserError with the line for what is not well-formed, or has a DTD."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    parser, root = expat.ParserCreate(), Element("", str(path))
+    open_elements = [root]
+
+    def start(tag: str, attributes: Any) -> None:
+        element = Element(tag, f"{path}:{parser.CurrentLineNumber}")
+        open_elements[-1].children.append(element)
+        open_elements.append(element)
+
+    def end(tag: str) -> None:
+        open_elements.pop()
+
+    def text(data: str) -> None:
+        open_elements[-1].text += data
+
+    def refuse(*declaration: Any) -> None:
+        raise UserError(f"{path}:{parser.CurrentLineNumber}: has a DTD (<!DOCTYPE>), which is not read; take it out")
+
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
+    parser.StartDoctypeDeclHandler, parser.buffer_text = refuse, True
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        raise UserError(f"{path}:{error.lineno}: not well-formed XML: {expat.ErrorString(error.code)}") from None
+    except (LookupError, ValueError) as error:  # an encoding that Python does not have
+        raise UserError(f"{path}: not readable as XML: {error}") from None
+    return root.children[0]

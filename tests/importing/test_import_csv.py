@@ -1,0 +1,65 @@
+"""CSV tables become COCO files; what is malformed is told with its line."""
+
+import pytest
+
+
+def test_rows_without_names_of_columns(source, boxes_of):
+    source.draw("images/a.png", 40, 60)
+    source.draw("images/b.png", 40, 60)
+    source.write("boxes.csv", 'images/a.png,1,2,31,22,cat\nimages/b.png,,,,,\n\nimages/a.png,0.5,0,9,9,"ant, red"\n')
+    (content,) = source.bring_in("csv").values()
+    assert boxes_of(content) == [("a.png", "cat", [1, 2, 30, 20]), ("a.png", "ant, red", [0.5, 0, 8.5, 9])]
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_named_columns_in_any_order(source, boxes_of, delimiter):
+    source.draw("a.png", 40, 60)
+    rows = [
+        "filename,width,height,note,class,xmin,xmax,ymin,ymax",
+        "a.png,60,40,x,cat,1,31,2,22",
+    ]
+    source.write("boxes.csv", "﻿" + "\r\n".join(rows).replace(",", delimiter))
+    (content,) = source.bring_in("csv", "boxes.csv").values()
+    assert boxes_of(content) == [("a.png", "cat", [1, 2, 30, 20])]
+
+
+MALFORMED = {
+    "five columns": ("a.png,1,2,3,cat", ":2: 5 columns, expected 6: a.png,1,2,3,cat"),
+    "no number": ("a.png,1,2,x,4,cat", ":2: x2 is no number: 'x'"),
+    "a number missing": ("a.png,1,2,,4,cat", ":2: x2 is no number: ''"),
+    "underscores": ("a.png,1,2,1_0,4,cat", ":2: x2 is no number: '1_0'"),
+    "huge": ("a.png,1,2,1e300,4,cat", ":2: x2 is no number of pixels: '1e300'"),
+    "infinite": ("a.png,1,2,inf,4,cat", ":2: x2 is no number of pixels: 'inf'"),
+    "interchanged": (
+        "a.png,3,2,1,4,cat",
+        ":2: the second corner is left of or above the first: 3, 2, 1, 4 (x1, y1, x2, y2)",
+    ),
+    "a quote": ('"a.png,1,2,3,4,cat', ':2: a quote (") opens in this line and does not close in it'),
+    "no class": ("a.png,1,2,3,4,", ":2: the object has no class name: ''"),
+    "no file": (",1,2,3,4,cat", ":2: no file name: ''"),
+    "no image": ("b.png,1,2,3,4,cat", ":2: no image b.png, looked for at b.png; give the folder by --images"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_rows(source, row, message):
+    source.draw("a.png", 40, 60)
+    source.write("boxes.csv", f"a.png,1,2,3,4,cat\n{row}\n")
+    assert source.refusal("csv") == f"boxes.csv{message}"
+
+
+def test_other_refusals(source):
+    source.draw("a.png", 40, 60)
+    source.write("boxes.csv", "filename,xmin,ymin,xmax,label\na.png,1,2,3,cat\n")
+    assert source.refusal("csv").startswith("boxes.csv:1: no column y2 (y2 or ymax or y_max) among filename, xmin")
+    source.write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\na.png,1,2,3,4,cat,60,40\na.png,1,2,3,4,cat,9,9\n")
+    assert source.refusal("csv") == "boxes.csv:3: another size of a.png than in boxes.csv:2: 9x9"
+    source.write("boxes.csv", "a.png 1 2 3 4 cat\n")
+    assert source.refusal("csv").startswith("boxes.csv:1: no columns; expected file,x1,y1,x2,y2,class: 'a.png 1 2")
+    source.write("boxes.csv", "file,x1,y1,x2,y2,class\n")
+    assert source.refusal("csv") == "boxes.csv: has no row of a box"
+    (source.folder / "boxes.csv").write_bytes(b"a.png,1,2,3,4,cat\na.png,1,2,3,4,caf\xe9\n")
+    assert source.refusal("csv") == "boxes.csv:2: not UTF-8: byte 0xe9; save it as UTF-8"
+    source.write("more.csv", "")
+    assert source.refusal("csv").endswith("name the CSV file; here are: boxes.csv, more.csv")
