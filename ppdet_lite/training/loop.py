@@ -25,6 +25,7 @@ from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.data.transforms import Batch
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.storage.files import sole_writer
@@ -210,7 +211,22 @@ class Run:
         return self.plan.due(self.plan.checkpoint_every, self.done.iteration) or self.is_stale
 
     def step(self, stop: StopRequest) -> None:
-        """Train on the next batch, and tell of it; hear on the way whether the run is to stop."""
+        """Train on the next batch, and tell of it; hear on the way whether the run is to stop.
+
+        Should it fail before the weights are updated, on this rank or another, what was done before is saved.
+        """
+        statistics = [(value, value.clone()) for value in running_statistics(self.model)] if self.world > 1 else []
+        try:
+            self._step(stop)
+        except NotFinite:  # what was done before may be the reason
+            raise
+        except (UserError, RunFailed):
+            for value, before in statistics:
+                paddle.assign(before, value)
+            self._rescue()
+            raise
+
+    def _step(self, stop: StopRequest) -> None:
         iteration, began = self.done.iteration, time.perf_counter()
         batches: list[Batch] = []
 
@@ -282,6 +298,22 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint to go on from, and remove the oldest beyond `train.keep_last`."""
         ranks.first(self._save_and_prune)
+
+    def _rescue(self) -> None:
+        """Write a checkpoint of a run that fails, unless there is one."""
+
+        def save() -> None:
+            name = f"iter_{self.done.iteration:08d}"
+            if self.done.iteration > 0 and not (self.folder / "checkpoints" / name).exists():
+                self._save_and_prune()
+                get_logger().warning("the run fails; what was done is saved as %s", name)
+
+        try:
+            ranks.first(save)
+        except RunFailed:  # another rank has ended, as the failure itself may say
+            pass
+        except UserError as error:
+            get_logger().warning("what was done cannot be saved: %s", error)
 
     def close(self) -> None:
         """End the loading threads and everything that is written."""

@@ -12,12 +12,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
+from ppdet_lite.training.step import Step
 from tests import ranks
 from tests.tiny_run import QUICKSTART
 
@@ -81,6 +86,11 @@ def weights_of(run: Path, iteration: int, group: str = "model") -> dict[str, np.
     return load_checkpoint(run / f"checkpoints/iter_{iteration:08d}").groups[group]
 
 
+def log_of(run: Path) -> str:
+    file = run / "train.log"
+    return file.read_text() if file.exists() else ""
+
+
 def measured(run: Path) -> list[dict[str, float]]:
     """Iteration, rate and losses of each step in metrics.jsonl."""
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "lr" in row]
@@ -127,7 +137,7 @@ def test_two_take_the_steps_of_one_with_twice_the_batch(straight: Path, options:
     assert [row["iteration"] for row in mine] == [1, 2, 3, 4, 5] and mine[0]["loss_box"] > 0
     for row, expected in zip(mine, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert "(2 images x 2 devices x 2 batches) / base_batch 8" in (straight / "train.log").read_text()
+    assert "(2 images x 2 devices x 2 batches) / base_batch 8" in log_of(straight)
 
 
 def test_their_evaluation_is_that_of_one(straight: Path, options: list[str], tmp_path: Path) -> None:
@@ -147,25 +157,25 @@ def test_their_evaluation_is_that_of_one(straight: Path, options: list[str], tmp
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, options: list[str], tmp_path: Path) -> None:
     run = tmp_path / "shapes_r18_fpn"
-    process = two_ranks(options, tmp_path)
-    wait_for((run / "checkpoints/iter_00000001").exists)
+    process = two_ranks([*options, "train.checkpoint_every=null"], tmp_path)
+    wait_for(lambda: "iter 1/5" in log_of(run))
     _, victim = sorted(set(processes_of(tmp_path)) - {process.pid})
     os.kill(victim, signal.SIGKILL)
     began = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode != 0 and processes_of(tmp_path) == []
     print(f"all were gone {time.monotonic() - began:.1f} s after one was killed")
-    log = (run / "train.log").read_text()
+    log = log_of(run)
     assert "ERROR" in log and "has ended" in log and "workerlog.N" in log
+    rescued = int(log.split("what was done is saved as iter_")[1].splitlines()[0])
 
-    process = two_ranks(options, tmp_path, "--resume", "auto")
-    wait_for((run / "checkpoints/iter_00000002").exists)
+    process = two_ranks([*options, "train.checkpoint_every=null"], tmp_path, "--resume", "auto")
+    wait_for(lambda: f"iter {rescued + 1}/5" in log_of(run))
     process.kill()
     process.communicate()
     wait_for(lambda: processes_of(tmp_path) == [])
-    log = (run / "train.log").read_text()
-    (stopped,) = [line for line in log.splitlines() if "stopped by SIGTERM after iteration" in line]
-    iteration = int(stopped.split("iteration ")[1].split(";")[0])
+    iteration = int(log_of(run).split("stopped by SIGTERM after iteration ")[1].split(";")[0])
+    assert rescued < iteration
     for group in ("model", "optimizer", "ema"):
         again, undisturbed = (weights_of(folder, iteration, group) for folder in (run, straight))
         assert again.keys() == undisturbed.keys()
@@ -174,7 +184,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
 
     train(load_config(QUICKSTART, [*options, "data.loader.batch_size=4"]), run, resume="auto")
     told = "run on 2 devices with 8 images a step, this one is on 1 with 8: the steps stay the same"
-    assert told in (run / "train.log").read_text()
+    assert told in log_of(run)
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
     for name, value in both.items():
         np.testing.assert_allclose(alone[name], value, rtol=0, atol=1e-5, err_msg=name)
@@ -188,6 +198,33 @@ def test_what_ranks_do_together() -> None:
     assert zero[2] == one[2] == 0, zero[1] + one[1]
     assert zero[0].splitlines()[-1].startswith("RunFailed rank 2 has ended without a word to the others")
     assert one[0].splitlines()[-1].startswith("RunFailed rank 0 has ended")
+
+
+def test_a_step_that_fails_elsewhere_leaves_what_was_done(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward of a step has changed running statistics when another rank is found to have ended."""
+    seen: dict[int, np.ndarray] = {}
+
+    def step(
+        model: paddle.nn.Layer, optimizer: object, batches: object, clip: object, iteration: int, *_: object
+    ) -> Step:
+        mean = running_statistics(model)[0]
+        seen[iteration] = mean.numpy()
+        paddle.assign(mean + 1, mean)
+        if iteration == 2:
+            raise RunFailed("rank 1 has ended")
+        return Step({"loss": 1.0}, {})
+
+    monkeypatch.setattr(loop, "train_step", step)
+    for name, stand_in in {"world": lambda: 2, "start": lambda: None, "together": lambda work: [work()]}.items():
+        monkeypatch.setattr(loop.ranks, name, stand_in)
+    more = ["model.backbone.norm=bn", "train.rehearse=false", "train.accumulate=1", "data.loader.batch_size=2"]
+    with pytest.raises(RunFailed, match="rank 1 has ended"):
+        loop.train(load_config(QUICKSTART, [*options, *more, "train.checkpoint_every=null"]), tmp_path)
+    assert "WARNING the run fails; what was done is saved as iter_00000002" in log_of(tmp_path)
+    np.testing.assert_array_equal(weights_of(tmp_path, 2)["backbone.stem.norm._mean"], seen[2])
+    assert seen[2].min() == 2.0
 
 
 def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCaptureFixture) -> None:
