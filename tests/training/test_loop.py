@@ -155,12 +155,13 @@ def test_a_bad_image_ends_a_run_or_is_replaced(overrides, tmp_path, shapes, caps
     options = [*overrides, f"data.train.images={folder}", "train.length=1 epoch", "train.checkpoint_every=null"]
     with pytest.raises(UserError, match=f"{bad.name} cannot be decoded"):
         train(quickstart(options), tmp_path / "run")
+    assert (tmp_path / "run/checkpoints/iter_00000001").is_dir()  # the steps before it are not lost
     capsys.readouterr()
-    train(quickstart(options, "data.loader.on_bad_image=skip"), tmp_path / "run")
-    told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
+    train(quickstart(options, "data.loader.on_bad_image=skip"), tmp_path / "skips")
+    told, log = capsys.readouterr().out, (tmp_path / "skips/train.log").read_text()
     for line in ("replaced by another image: ", "1 of 6 training images met could not be used and were replaced"):
         assert told.count(line) == log.count(line) == 1
-    assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == 6
+    assert len(read_metrics(tmp_path / "skips/metrics.jsonl")) == 6
 
 
 def test_weights_are_no_start_of_training(overrides, tmp_path):
