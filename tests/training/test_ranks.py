@@ -227,6 +227,35 @@ def test_a_step_that_fails_elsewhere_leaves_what_was_done(
     assert seen[2].min() == 2.0
 
 
+def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks together look at the batches, and sample in them, as one process that accumulates two does."""
+    seen: list[list] = []
+
+    def step(model: paddle.nn.Layer, optimizer: object, batches: list, clip: object, done: int, seeds: list) -> Step:
+        seen.append([(batch["image_ids"].tolist(), seed) for batch, seed in zip(batches, seeds, strict=True)])
+        return Step({"loss": 1.0}, {})
+
+    def steps(world: int, rank: int, accumulate: int) -> list[list]:
+        seen.clear()
+        for name, number in {"world": world, "rank": rank}.items():
+            monkeypatch.setattr(loop.ranks, name, lambda number=number: number)
+        more = [f"train.accumulate={accumulate}", "data.loader.batch_size=2", "train.evaluate_every=null"]
+        more += ["train={length: 2 iterations, checkpoint_every: null, early_stop: null, rehearse: false, ema: null}"]
+        config = load_config(QUICKSTART, [*options, *more])
+        loop.train(config, tmp_path / f"{rank}-of-{world}")
+        return list(seen)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    for name, stand_in in {"start": lambda: None, "together": lambda work: [work()]}.items():
+        monkeypatch.setattr(loop.ranks, name, stand_in)
+    zero, one = steps(2, 0, 1), steps(2, 1, 1)
+    alone = steps(1, 0, 2)
+    assert [a + b for a, b in zip(zero, one, strict=True)] == alone
+    assert len({seed for batches in alone for _, seed in batches}) == 4
+
+
 def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCaptureFixture) -> None:
     from ppdet_lite.training.state import _tell_of_devices
 
