@@ -26,6 +26,7 @@ T = TypeVar("T")
 BUCKET = 1 << 23  # elements that are reduced together: many small ones at once, without a copy of the whole model
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a dead machine shows in 25 s
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
+WHERE = "the file workerlog.N of each rank N, in the launcher's --log_dir, says more"
 
 _links: list[Connection] = []  # of rank 0 to each other rank, in their order; of another one to rank 0
 
@@ -117,13 +118,10 @@ def _average_bucket(tensors: Sequence[Tensor]) -> None:
     flat = paddle.concat([tensor.flatten() for tensor in tensors])
     try:
         dist.all_reduce(flat)
-    except RuntimeError as error:  # gloo's; its words name addresses only
-        raise RunFailed(f"another rank has ended in the middle of a step; {_WHERE}") from error
+    except (RuntimeError, OSError) as error:  # gloo's and NCCL's; their words name addresses only
+        raise RunFailed(f"another rank has ended in the middle of a step; {WHERE}") from error
     for tensor, mean in zip(tensors, (flat / world()).split([tensor.size for tensor in tensors]), strict=True):
         paddle.assign(mean.reshape(tensor.shape), tensor)
-
-
-_WHERE = "the file workerlog.N of each rank N, in the launcher's --log_dir, says more"
 
 
 def _exchange(message: Any) -> list[Any]:
@@ -145,7 +143,7 @@ def _listening(number: int, talk: Callable[[], T]) -> T:
     try:
         return talk()
     except (EOFError, OSError) as error:
-        raise RunFailed(f"rank {number} has ended without a word to the others; {_WHERE}") from error
+        raise RunFailed(f"rank {number} has ended without a word to the others; {WHERE}") from error
 
 
 def _told(error: Exception) -> tuple[str, str, int]:

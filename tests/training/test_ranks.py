@@ -50,6 +50,7 @@ STEADY = [
     "train={accumulate: 2, ema: {decay: 0.9}, early_stop: 1, preview_images: 0}",
     'train.freeze=["backbone.stem.*"]',
 ]
+ALONE = ["data.loader.batch_size=4", "train.checkpoint_every=null"]
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,7 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_two_take_the_steps_of_one_with_twice_the_batch(straight: Path, options: list[str], tmp_path: Path) -> None:
-    config = load_config(QUICKSTART, [*options, "data.loader.batch_size=4"])
-    train(config, tmp_path / "one")
+    train(load_config(QUICKSTART, [*options, *ALONE]), tmp_path / "one")
     for group in ("model", "ema"):
         two, one = (weights_of(run, TOTAL, group) for run in (straight, tmp_path / "one"))
         assert two.keys() == one.keys()
@@ -182,7 +182,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
         for name, value in undisturbed.items():
             np.testing.assert_array_equal(again[name], value, err_msg=name)
 
-    train(load_config(QUICKSTART, [*options, "data.loader.batch_size=4"]), run, resume="auto")
+    train(load_config(QUICKSTART, [*options, *ALONE]), run, resume="auto")
     told = "run on 2 devices with 8 images a step, this one is on 1 with 8: the steps stay the same"
     assert told in log_of(run)
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
