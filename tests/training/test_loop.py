@@ -196,6 +196,16 @@ def test_a_torn_checkpoint_that_is_passed_over_is_told(overrides, tmp_path, caps
     assert "skipped a torn checkpoint" in told and "iter_00000004" in told and "after iteration 2" in told
 
 
+def test_a_run_that_has_no_other_checkpoint_goes_on_from_its_best(overrides, tmp_path, capsys):
+    every = ["train.length=1 iterations", "train.evaluate_every=1 iterations"]
+    train(quickstart(overrides, *every), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/iter_00000001")
+    with pytest.raises(UserError, match=r"holds a run \(best\): go on with --resume auto"):
+        train(quickstart(overrides), tmp_path / "run")
+    train(quickstart(overrides, "train.length=2 iterations"), tmp_path / "run", resume="auto")
+    assert "best after iteration 1" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(overrides):
     config = quickstart(overrides)
     model = build_model(config, CLASSES)
