@@ -57,7 +57,7 @@ def killed_against_straight(
     """Make both runs below a folder; returns the kills, and the arrays of the last checkpoint that differ."""
     options = [*small_shapes(folder / "shapes", train=6, val=2), "data.loader.threads=2"]
     options += ["train.accumulate=2", "train.ema={decay: 0.9}", "train.evaluate_every=null", "train.log_every=1"]
-    options += [f"train.length={2 * kills + 2} iterations", "train.checkpoint_every=1 iterations"]
+    options += [f"train.length={4 * kills} iterations", "train.checkpoint_every=1 iterations"]
     command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART), "-o", *options]
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
@@ -69,10 +69,10 @@ def killed_against_straight(
         left = _half_written(checkpoints)
         process = subprocess.Popen([*command, f"output={killed}", "--resume", "auto"], stdout=subprocess.DEVNULL)
         if i % 3 == 0:
-            time.sleep(rng.uniform(0, length / 2))
+            time.sleep(rng.uniform(0, length / 4))
         else:
             _wait_for_writing(process, checkpoints, left)
-            time.sleep(rng.uniform(0, length / kills if i % 3 == 1 else 0.1))
+            time.sleep(rng.uniform(0, length / (2 * kills) if i % 3 == 1 else 0.1))
         if process.poll() is not None:
             raise RuntimeError(f"the run ended by itself, with exit code {process.returncode}, before kill {i + 1}")
         process.send_signal(number)
