@@ -10,7 +10,7 @@ RUN := output/shapes_r18_fpn
 help:
 	@echo "make quickstart   install, draw the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
 	@echo "make test         install, run the tests with coverage"
-	@echo "make test-slow    export every recipe's model too (minutes more)"
+	@echo "make test-slow    export every recipe's model, kill runs, watch memory (minutes more)"
 	@echo "make lint         check code style"
 	@echo "make clean        remove what the others made, but not .venv"
 
@@ -35,7 +35,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term --cov-fail-under=85
 
 test-slow: setup
-	$(PY) -m pytest --slow tests/test_configs.py
+	$(PY) -m pytest --slow tests/test_configs.py tests/training/test_kill_run.py tests/training/test_memory.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -10,8 +10,8 @@ from ppdet_lite.core.log import ROOT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--slow` runs what repeats a proof on larger models."""
-    parser.addoption("--slow", action="store_true", help="also export the deeper models of each kind")
+    """`--slow` runs what takes minutes, or repeats a proof on larger models."""
+    parser.addoption("--slow", action="store_true", help="also export the deeper models, kill runs, watch memory")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Log lines, on the standard output and in a run's train.log."""
 
+import contextlib
 import logging
 import math
 import sys
@@ -20,6 +21,22 @@ class _Stdout(logging.Handler):
             print_above_bars(self.format(record), sys.stdout)
         except (OSError, ValueError):  # a closed pipe: logging's own rule is not to stop the program
             self.handleError(record)
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file. A full disk raises UserError: the run that is logged could not be saved either."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        reason = f"the log cannot be written: {error.strerror}; free space or choose another output"
+        raise UserError(f"{self.baseFilename}: {reason}") from error
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of lines that could not be written, which has been told
+            super().close()
 
 
 def get_logger(name: str = ROOT) -> logging.Logger:
@@ -50,17 +67,21 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
     if file is not None and rank == 0:
         try:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            _add(root, logging.FileHandler(file, encoding="utf-8"))
+            _add(root, _LogFile(file, encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{file}: the log cannot be written: {error.strerror}; choose another output") from error
     return root
 
 
 def note_in_file(line: str) -> None:
-    """Write a line into the log file alone, where there is one: an error that the command line shows by itself."""
+    """Write a line into the log file alone, where there is one: an error that the command line shows by itself.
+
+    That it cannot be written is not told: the line may say so already.
+    """
     for handler in logging.getLogger(ROOT).handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, line, None, None))
+        if isinstance(handler, _LogFile):
+            with contextlib.suppress(UserError):
+                handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, line, None, None))
 
 
 def format_eta(seconds: float) -> str:

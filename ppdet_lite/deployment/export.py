@@ -32,7 +32,7 @@ from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predict
 from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
-from ppdet_lite.storage.files import replace_folder
+from ppdet_lite.storage.files import replace_folder, require_space
 
 FILES = (GRAPH, WEIGHTS, DESCRIPTION)
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
@@ -104,7 +104,9 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
         replace_folder(partial, folder, partial.with_suffix(".old"))
         log.info("exported to %s: %s", folder, ", ".join(FILES))
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another --output") from error
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror}; free space or choose another --output"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return agreement
@@ -131,7 +133,7 @@ def choose_images(config: Config, source: Path | None, count: int) -> list[Path]
 def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
     """Trace a model in evaluation mode, which takes images of that channel order, and write its graph.
 
-    Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take.
+    Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take, OSError on a full disk.
     """
     deployed = Deployed(model, channels)
     deployed.eval()
@@ -139,6 +141,7 @@ def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
         warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
         static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
         paddle.jit.save(static, str(folder / Path(GRAPH).stem))
+    require_space(folder)
     if bad := sorted(name for name in operators(folder) if any(part in name for part in FORBIDDEN)):
         raise RunFailed(f"the exported graph has {', '.join(bad)}, for which there is no ONNX or no oneDNN operator")
 

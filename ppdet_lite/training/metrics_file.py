@@ -39,8 +39,11 @@ class MetricsWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. Raises UserError on a full disk, if a line of before still waits."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _tidy(self, resume_iteration: int | None) -> None:
         if not self._path.exists():

@@ -15,6 +15,7 @@ from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.board import Board
 from ppdet_lite.training.curves import draw_curves
 from ppdet_lite.training.memory import peak_memory_mb
 from ppdet_lite.training.metrics_file import MetricsWriter, read_metrics
@@ -32,11 +33,9 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, total: int, start: int, log_every: int) -> None:
-        from visualdl import LogWriter  # heavy: only training needs it
-
         self._folder, self._total, self._log_every = folder, total, log_every
         self._metrics = MetricsWriter(folder / "metrics.jsonl", start)
-        self._board = LogWriter(str(folder / "vdl"))
+        self._board = Board(folder / "vdl")
         self._progress = Progress(total, start, log_every)
 
     def step(
@@ -55,14 +54,14 @@ class Recorder:
             costs = {"seconds": seconds, "data_seconds": data_seconds, "memory_mb": memory}
             row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **costs}
             self._metrics.write(iteration, row)
-            self._scalars(iteration, "train", row)
+            self._board.scalars("train", row, iteration)
 
     def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
         """Tell of the metrics on the validation images."""
         shown = {name: value for name, value in results.items() if name.startswith("A")}
         losses = {name: results[name] for name in ("loss",) if name in results} | results.get("losses", {})
         self._metrics.write(iteration, shown | {f"val_{name}": value for name, value in losses.items()})
-        self._scalars(iteration, "val", shown | losses)
+        self._board.scalars("val", shown | losses, iteration)
 
     def curves(self) -> None:
         """Draw what metrics.jsonl says into curves.png. That it cannot be drawn is told, and ends no run."""
@@ -81,13 +80,13 @@ class Recorder:
             image, image_id = dataset.load(index), dataset.info(index).id
             (found,) = detect(model, [collate([image_sample(image, preprocess, image_id)], preprocess)])
             picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
-            self._board.add_image(f"val/{image_id}", picture, iteration)
+            self._board.image(f"val/{image_id}", picture, iteration)
 
     def offsets(self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess) -> None:
         """Tell how far deformable parts, where there are any, move their samples in the first image of a dataset."""
         if deformable_parts(model):
             batch = collate([image_sample(dataset.load(0), preprocess, 0)], preprocess)
-            self._scalars(iteration, "offsets", offset_statistics(model, batch))
+            self._board.scalars("offsets", offset_statistics(model, batch), iteration)
 
     def patches(
         self, iteration: int, patches: Patches | None, class_names: Sequence[str], preprocess: Preprocess
@@ -100,14 +99,10 @@ class Recorder:
             pixels = preprocess.restore(patches.images.numpy()[chosen])
             names = [*class_names, "background"]
             labels = [names[k] for k in patches.classes.numpy()[chosen]]
-            self._board.add_image("train/mimic_patches", draw_strip(pixels, labels), iteration)
+            self._board.image("train/mimic_patches", draw_strip(pixels, labels), iteration)
 
     def close(self) -> None:
         """Flush and close everything."""
         self._progress.close()
         self._metrics.close()
         self._board.close()
-
-    def _scalars(self, iteration: int, group: str, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, iteration)

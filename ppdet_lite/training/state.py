@@ -18,7 +18,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
-from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from ppdet_lite.storage.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from ppdet_lite.storage.weights import match_weights
 
 # Of a run that ended before its first checkpoint.
@@ -37,12 +37,15 @@ class Progression(NamedTuple):
 def starting_point(folder: Path, resume: str | None) -> Path | None:
     """The checkpoint to go on from; None for a new run.
 
-    resume: None, "auto" (the latest of the run's folder, if there is one) or a checkpoint's folder. Raises UserError
-    when a new run would overwrite an old one.
+    resume: None, "auto" (the latest of the run's folder, or the best where it has no other) or a checkpoint's folder.
+
+    Raises UserError when a new run would overwrite an old one.
     """
     if resume is not None and resume != "auto":
         return Path(resume)
-    latest = latest_checkpoint(folder / "checkpoints")
+    latest, best = latest_checkpoint(folder / "checkpoints"), folder / "checkpoints/best"
+    if latest is None and is_checkpoint(best):  # the disk was full before the first other one
+        latest = best
     if latest is not None and resume is None:
         raise UserError(
             f"{folder} holds a run ({latest.name}): go on with --resume auto, "

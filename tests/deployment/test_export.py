@@ -1,8 +1,10 @@
 """The exported model against the trained one, what stands beside it, and what becomes of a failed export."""
 
+import io
 import runpy
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -222,6 +224,17 @@ def test_only_an_export_is_replaced(
         "model.pdiparams",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "model"]
+
+
+def test_a_full_disk_is_told_though_paddle_does_not(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paddle.jit, "to_static", lambda *_, **__: None)
+    monkeypatch.setattr(paddle.jit, "save", lambda *_: None)  # as its own writer, which fails without a word
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: io.FileIO("/dev/full", "w"))
+    with pytest.raises(UserError, match="model: cannot be written: No space left on device; free space or choose"):
+        export(detector, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def detections(*rows: tuple[int, float, float]) -> ImageDetections:

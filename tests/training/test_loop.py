@@ -52,10 +52,10 @@ def weights_of(folder: Path) -> dict[str, np.ndarray]:
     return load_checkpoint(folder).groups["model"]
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_killed_and_resumed_run_equals_the_straight_one_bit_for_bit(overrides, tmp_path, threads):
+@pytest.mark.parametrize(("threads", "more"), [(0, []), (2, ["train.accumulate=2", "train.ema={decay: 0.9}"])])
+def test_killed_and_resumed_run_equals_the_straight_one_bit_for_bit(overrides, tmp_path, threads, more):
     """All in processes of their own: MKL threads, which other tests change, decide about the last bits."""
-    options = ["-o", *overrides, f"data.loader.threads={threads}"]
+    options = ["-o", *overrides, f"data.loader.threads={threads}", *more]
     command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART), *options]
     subprocess.run([*command, f"output={tmp_path}/straight"], cwd=ROOT, capture_output=True, check=True)
 
@@ -195,6 +195,16 @@ def test_a_torn_checkpoint_that_is_passed_over_is_told(overrides, tmp_path, caps
     train(quickstart(overrides), tmp_path / "run", resume="auto")
     told = capsys.readouterr().out
     assert "skipped a torn checkpoint" in told and "iter_00000004" in told and "after iteration 2" in told
+
+
+def test_a_run_that_has_no_other_checkpoint_goes_on_from_its_best(overrides, tmp_path, capsys):
+    every = ["train.length=1 iterations", "train.evaluate_every=1 iterations"]
+    train(quickstart(overrides, *every), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/iter_00000001")
+    with pytest.raises(UserError, match=r"holds a run \(best\): go on with --resume auto"):
+        train(quickstart(overrides), tmp_path / "run")
+    train(quickstart(overrides, "train.length=2 iterations"), tmp_path / "run", resume="auto")
+    assert "best after iteration 1" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(overrides):
