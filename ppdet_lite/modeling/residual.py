@@ -124,7 +124,7 @@ def checkpointed(block: nn.Layer, x: Tensor) -> Tensor:
         with contextlib.nullcontext() if next(runs) == 0 else kept_statistics(block):
             return block(x)
 
-    # the other way of Paddle's, "reentrant", goes with no DataParallel
+    # "reentrant", Paddle's other way, adds gradients up in another order, and goes with no DataParallel
     return recompute(run, x, use_reentrant=False, preserve_rng_state=False)
 
 
