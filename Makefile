@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# GPU=cu126, or another CUDA version of Paddle's index, installs Paddle for it; by default what is installed stays.
+GPU ?= $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
+REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
+INSTALLED := $(VENV)/.installed$(if $(GPU),-$(GPU))
 CONFIG := configs/quickstart/shapes_r18_fpn.yml
 RUN := output/shapes_r18_fpn
 
@@ -11,17 +15,19 @@ help:
 	@echo "make quickstart   install, draw the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
 	@echo "make test         install, run the tests with coverage"
 	@echo "make test-slow    export every recipe's model, kill runs, watch memory (minutes more)"
+	@echo "make setup        install; GPU=cu126 installs Paddle for a GPU with that CUDA version"
 	@echo "make lint         check code style"
 	@echo "make clean        remove what the others made, but not .venv"
 
-setup: $(VENV)/.installed
+setup: $(INSTALLED)
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(INSTALLED): $(REQUIREMENTS) requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
-	@touch $@
+	@$(PY) -m pip uninstall -qq --yes $(if $(GPU),paddlepaddle,paddlepaddle-gpu)
+	@PADDLE_CUDA=$(GPU) $(PY) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt
+	@rm -f $(VENV)/.installed* && touch $@
 
 quickstart: setup
 	$(PY) tools/make_shapes.py --output dataset/shapes

@@ -44,6 +44,9 @@ class Train:
     ema: keep an average of the weights, and evaluate and export that; null for none.
     early_stop: evaluations without a better one after which training ends; null for never.
     freeze: patterns of parameters that are not trained, such as backbone.*; norms there keep their statistics going.
+    amp: precision of convolutions and matrix products; weights, losses, boxes, deformable and RoI operators stay
+        float32, evaluation too. float16, for GPUs alone, scales the loss and leaves out steps whose gradients overflow.
+        On a CPU bfloat16 only rounds, and saves nothing (`modeling/half.py`).
     rehearse: before the first iteration, take a step of the largest batch that can come and undo it, so that memory
         that does not suffice ends the run at once; its results are the same either way.
     preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
@@ -60,6 +63,7 @@ class Train:
     ema: Average | None = None
     early_stop: PositiveInt | None = None
     freeze: Sequence[str] = ()
+    amp: Literal["bfloat16", "float16"] | None = None
     rehearse: bool = True
 
 

@@ -25,6 +25,7 @@ from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.inspection.bench_loader import bench_data
 from ppdet_lite.inspection.timing import WARM_UP, summary
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import half_forward, half_layers, require_half
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 BOXES = 8  # objects in a synthetic image, about COCO's mean
@@ -45,16 +46,19 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
     samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
     preprocess = build(config["data"]["preprocess"])
-    patch_counts = []
+    patch_counts, amp = [], config["train"]["amp"]
+    require_half(amp, config.origin("train.amp"))
 
     def step() -> list[float]:
         marks = [_now()]
         arguments = training_arguments(collate(samples, preprocess))
         marks.append(_now())
-        output = model(*arguments)
-        loss = sum(output.losses.values())
-        marks.append(_now())
-        loss.backward()
+        with half_layers(model, amp):
+            with half_forward(amp):
+                output = model(*arguments)
+            loss = sum(output.losses.values())
+            marks.append(_now())
+            loss.backward()
         marks.append(_now())
         clip_gradients(model, None)  # as training does, which checks the norm
         optimizer.step()

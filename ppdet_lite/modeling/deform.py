@@ -10,6 +10,7 @@ from paddle import ParamAttr, Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
+from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
 
@@ -69,7 +70,8 @@ class DeformConv2D(nn.Layer):
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Offsets in pixels of x [N, 2GK, H', W'] (dy, dx per tap) and, in version 2, the mask [N, GK, H', W']."""
-        branch = self.offset(x)
+        with paddle.amp.auto_cast(enable=False):  # half precision knows places to a few hundredths of a pixel only
+            branch = self.offset(full_precision(x)[0])
         if self.settings.version == 1:
             return branch, None
         mask = F.sigmoid(branch[:, self.offset_channels :]) * self.settings.mask_scale

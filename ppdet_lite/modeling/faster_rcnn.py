@@ -16,6 +16,7 @@ from ppdet_lite.modeling.norm import kept_statistics
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
+from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.structures import Detections, Originals, Patches, Rois, SampledRois, Targets
 
 
@@ -109,16 +110,21 @@ class FasterRCNN(nn.Layer):
         anchors = self.rpn.make_anchors(rpn_features)
         proposals = self.rpn.propose(anchors, logits, deltas, image_sizes)
         if targets is None:
-            output = self.predictor(self.box_head(self.roi_pool(features, proposals)))
+            output = self.predictor(self.box_head(self._pool(features, proposals)))
             return self.postprocess(output, proposals, self.predictor.delta_weights, image_sizes, scales)
         sampled = self.roi_sampler(proposals, targets, self.predictor.num_classes)
-        output = self.predictor(self.box_head(self.roi_pool(features, sampled.rois)))
+        output = self.predictor(self.box_head(self._pool(features, sampled.rois)))
         losses = {**self.rpn.losses(anchors, logits, deltas, targets), **self.predictor.losses(output, sampled)}
         metrics = self.predictor.metrics(output, sampled)
         if self.mimic is None:
             return TrainingOutput(losses, metrics)
         mimicry = self._mimic(sampled, output.embedding, images, image_sizes, scales, originals, iteration)
         return TrainingOutput(losses | mimicry.losses, metrics | mimicry.metrics, mimicry.patches)
+
+    def _pool(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+        """RoI pooling, which under half precision stays float32, and so do the layers that make its offsets."""
+        with paddle.amp.auto_cast(enable=False):
+            return self.roi_pool(full_precision(*features), rois, finest)
 
     def _mimic(
         self,
@@ -149,7 +155,7 @@ class FasterRCNN(nn.Layer):
         with kept_statistics(self):
             # a third of the work would be for finer levels, and none is pooled from coarser ones
             features = self.neck(backbone(patches), finest=level)[:1]
-            return self.box_head(self.roi_pool(features, whole, finest=level))
+            return self.box_head(self._pool(features, whole, finest=level))
 
     def _check_mimic(self, mimic: RCNNTeacher) -> None:
         known, own = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))

@@ -91,7 +91,7 @@ def kept_statistics(model: nn.Layer) -> Iterator[None]:
 
     In training they still normalise by the statistics of what they are given.
     """
-    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
     momenta = [norm._momentum for norm in norms]
     try:
         for norm in norms:

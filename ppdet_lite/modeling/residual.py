@@ -1,14 +1,17 @@
 """The residual blocks of ResNet and ResNeXt, and stages of them: what backbones and the C4 box head are made of."""
 
+import contextlib
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from paddle.distributed.fleet.utils import recompute
 
 from ppdet_lite.modeling.deform import Deformable
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal
+from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, kept_statistics
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 Depth = Literal[18, 34, 50, 101, 152]
@@ -104,6 +107,25 @@ def residual_stage(depth: Depth, stage: int, in_channels: int, stride: int, styl
     channels, style = planes * block.expansion, dataclasses.replace(style, projects=False)
     blocks += [block(channels, planes, 1, style) for _ in range(BLOCKS_PER_STAGE[depth][stage - 2] - 1)]
     return nn.Sequential(*blocks)
+
+
+def checkpointed(block: nn.Layer, x: Tensor) -> Tensor:
+    """A block's output, of which nothing but x is kept for the backward pass: there it is computed again.
+
+    Gradient checkpointing (Chen et al. 2016). Running statistics of norms take in x once. A block whose input has no
+    gradient, as the first one after frozen stages, is run once: Paddle's recompute does without such.
+    """
+    if x.stop_gradient:
+        return block(x)
+
+    runs = itertools.count()
+
+    def run(x: Tensor) -> Tensor:
+        with contextlib.nullcontext() if next(runs) == 0 else kept_statistics(block):
+            return block(x)
+
+    # "reentrant", Paddle's other way, adds gradients up in another order, and goes with no DataParallel
+    return recompute(run, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def init_convs(part: nn.Layer) -> None:

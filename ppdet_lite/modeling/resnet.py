@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -12,7 +13,15 @@ from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName
-from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, init_convs, residual_stage, stage_channels
+from ppdet_lite.modeling.residual import (
+    BlockStyle,
+    Depth,
+    Variant,
+    checkpointed,
+    init_convs,
+    residual_stage,
+    stage_channels,
+)
 
 STAGES = (2, 3, 4, 5)
 
@@ -48,6 +57,8 @@ class ResNet(Backbone):
         project_stage_2: stage 2 of ResNet 18 and 34 too begins with a projection in its shortcut (PaddleDetection).
         stage_lr: learning rate of the stages 2 to 5, relative to the rest of the model.
         deformable: makes every 3x3 convolution of the stages it names deformable.
+        recompute: in training keep only the inputs of blocks for the backward pass and compute the rest again there:
+            a third more time for much less memory (docs/gpu.md).
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class ResNet(Backbone):
         project_stage_2: bool = False,
         stage_lr: Annotated[Sequence[PositiveFloat], Field(min_length=4, max_length=4)] = (1.0, 1.0, 1.0, 1.0),
         deformable: Deformable | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if norm == "none":
@@ -72,7 +84,7 @@ class ResNet(Backbone):
         if dilated and out_stages[-1] != 5:
             raise ValueError(f"dilated is of stage 5, which is not among out_stages {list(out_stages)}")
         self.norm_name, self.frozen_stages = norm, frozen_stages
-        self.out_stages = tuple(out_stages)
+        self.out_stages, self.recompute = tuple(out_stages), recompute
         stem_norm = self._stage_norm(1)
         self.stem = DeepStem(64, stem_norm) if variant in ("c", "d") else ConvNorm(3, 64, 7, stride=2, norm=stem_norm)
         channels, stride, strides = 64, 4, {}
@@ -109,9 +121,10 @@ class ResNet(Backbone):
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [N, 3, H, W] -> features of `out_stages`, fine to coarse."""
         x = F.max_pool2d(F.relu(self.stem(images)), kernel_size=3, stride=2, padding=1)
-        features = []
+        features, again = [], self.recompute and self.training and paddle.is_grad_enabled()
         for stage in range(2, self.out_stages[-1] + 1):
-            x = getattr(self, f"res{stage}")(x)
+            for block in getattr(self, f"res{stage}"):
+                x = checkpointed(block, x) if again else block(x)
             if stage in self.out_stages:
                 features.append(x)
         return features

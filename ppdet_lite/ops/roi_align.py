@@ -8,6 +8,7 @@ from paddle import Tensor
 from paddle.vision.ops import roi_align
 
 from ppdet_lite.ops.boxes import box_area
+from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.nms import count_groups
 from ppdet_lite.structures import Rois
 
@@ -74,10 +75,12 @@ def pyramid_roi_align(
     """RoIAlign (Mask R-CNN, section 3) of each RoI on its level: [R, C, P, P].
 
     sampling_ratio: samples per bin and axis; 0 adapts it to the RoI's size, ceil(bin size in cells).
-    aligned: the half-pixel shift that puts a cell's value at its centre.
+    aligned: the half-pixel shift that puts a cell's value at its centre. Computed in float32, or in float64 if the
+    features are.
     """
 
     def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
         return roi_align(feature, part.boxes, part.counts, output_size, 1.0 / strides[i], sampling_ratio or -1, aligned)
 
-    return pool_by_level(features, rois, level, pool)
+    with paddle.amp.auto_cast(enable=False):
+        return pool_by_level(full_precision(*features), rois, level, pool)

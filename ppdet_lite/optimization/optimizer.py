@@ -135,7 +135,8 @@ def clip_gradients(model: nn.Layer, limit: float | None) -> float:
     Paddle's own clipping would take the norm of each parameter group by itself. The device is waited for once.
     """
     norm = math.sqrt(sum(squared_norms(model).tolist()))
-    scale_down(model, norm, limit)
+    if limit is not None and norm > limit:
+        scale_gradients(model, limit / norm)
     return norm
 
 
@@ -146,11 +147,11 @@ def squared_norms(model: nn.Layer) -> Tensor:
 
 
 @paddle.no_grad()
-def scale_down(model: nn.Layer, norm: float, limit: float | None) -> None:
-    """Scale all gradients of a model, whose joint norm is given, down to a limit if it is above it."""
-    if limit is not None and norm > limit:
+def scale_gradients(model: nn.Layer, factor: float) -> None:
+    """Multiply all gradients of a model by a factor."""
+    if factor != 1:
         for gradient in _gradients(model):
-            gradient.scale_(limit / norm)
+            gradient.scale_(factor)
 
 
 def _gradients(model: nn.Layer) -> list[Tensor]:

@@ -9,6 +9,7 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import STATISTICS
 from ppdet_lite.optimization.optimizer import clip_gradients
 
@@ -35,11 +36,11 @@ class Diagnosis(NamedTuple):
         return bool(np.isfinite(numbers).all())
 
 
-def diagnose(model: FasterRCNN, step: StepInput) -> Diagnosis:
+def diagnose(model: FasterRCNN, step: StepInput, amp: HalfName | None = None) -> Diagnosis:
     """Go forward and backward as a training step does, without its update, and watch every layer's output.
 
     The backward is done even from a loss that is not finite, as it shows which parts that reaches. Gradients of before
-    are dropped.
+    are dropped. amp: see `half`; the loss is not scaled.
     """
     model.clear_gradients(set_to_zero=False)
     watch = _Watch(model)
@@ -49,10 +50,12 @@ def diagnose(model: FasterRCNN, step: StepInput) -> Diagnosis:
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
         watch.found += [f"{what} of batch {number}" for what in _inputs(batch)]
         paddle.seed(seed)
-        output = model(*training_arguments(batch), iteration=step.iteration)
-        losses.append({name: value.item() for name, value in output.losses.items()})
-        watch.found += [f"{name} of batch {number}" for name, value in losses[-1].items() if not np.isfinite(value)]
-        (sum(output.losses.values()) / len(step.batches)).backward()
+        with half_layers(model, amp):
+            with half_forward(amp):
+                output = model(*training_arguments(batch), iteration=step.iteration)
+            losses.append({name: value.item() for name, value in output.losses.items()})
+            watch.found += [f"{name} of batch {number}" for name, value in losses[-1].items() if not np.isfinite(value)]
+            (sum(output.losses.values()) / len(step.batches)).backward()
     watch.end()
     watch.found += [f"gradient of {name}" for name, value in _gradients(model) if not _is_finite(value)]
     norms = {name: clip_gradients(part, None) for name, part in model.named_children() if any(_gradients(part))}

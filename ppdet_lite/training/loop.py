@@ -25,6 +25,7 @@ from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.data.transforms import Batch
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import require_half
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
@@ -99,6 +100,7 @@ def _prepare(
         place = config.origin("weights")
         raise UserError(f"{place}: weights: is for evaluation and export; training starts from pretrain_weights")
     device = use_device(config)
+    require_half(config["train"]["amp"], config.origin("train.amp"))
     ranks.start()
     start = ranks.first(lambda: starting_point(folder, resume))
     train_set = build_dataset(config, "train")
@@ -145,6 +147,7 @@ class Run:
             keep_original=model.needs_originals,
         )
         self.accumulate = config["train"]["accumulate"]
+        self.amp = config["train"]["amp"]
         self.plan = make_plan(config, max(batches.iterations_per_epoch // self.accumulate, 1))
         get_logger().info(
             "%d classes, %d training images, %d iterations per epoch, %d in all",
@@ -183,7 +186,7 @@ class Run:
         """See whether the largest batch fits into memory; each rank for itself."""
         data, keep_original = self.data, self.model.needs_originals
         batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
-        rehearse(self.model, self.optimizer, batch, self.accumulate > 1)
+        rehearse(self.model, self.optimizer, batch, self.accumulate > 1, self.amp)
 
     @property
     def finished(self) -> bool:
@@ -242,8 +245,13 @@ class Run:
         rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
         self.optimizer.set_lr(rate)
         self.model.train()
+        scale = self.done.loss_scale.value if self.amp == "float16" else 1.0
         try:
-            step = train_step(self.model, self.optimizer, batches, self.clip_norm, iteration, seeds)
+            step = train_step(
+                *(self.model, self.optimizer, batches, self.clip_norm, iteration, seeds),
+                amp=self.amp,
+                loss_scale=scale,
+            )
         except NotFinite as error:
             taken = StepInput(batches, iteration, seeds)
             failure = dump_step(self.folder, taken, error, self.model, self.config, self.data.train)
@@ -251,6 +259,12 @@ class Run:
             raise failure from error
         self.patches = step.patches
         self.done = self.done._replace(iteration=iteration + 1)
+        if self.amp == "float16":
+            self.done = self.done._replace(loss_scale=self.done.loss_scale.after(step.overflowed))
+        if step.overflowed:
+            told = (iteration + 1, scale, self.done.loss_scale.value)
+            get_logger().warning("iteration %d left out: a gradient beyond float16; loss scale %g -> %g", *told)
+            return
         if self.average:
             self.average.update(self.model, self.done.iteration)
         if self.recorder:

@@ -22,6 +22,7 @@ from ppdet_lite.core.errors import NotFinite, RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import require_half
 from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint, save_checkpoint
 from ppdet_lite.storage.files import write_text
@@ -59,7 +60,7 @@ def dump_step(
         write_text(folder / "config.yml", config.dump())
         if _needs_others(model):
             return RunFailed(f"{told}; look for where with {command}")
-        report = _report(diagnose(model, step))
+        report = _report(diagnose(model, step, config["train"]["amp"]))
         write_text(folder / "report.txt", "\n".join([told, *report, f"again: {command}", ""]))
     except UserError as failure:
         return RunFailed(f"{told}; not kept for a replay: {failure}")
@@ -81,13 +82,15 @@ def replay(config: Config, folder: Path) -> None:
     """
     groups, meta = load_checkpoint(folder, only=("model", "batch"))
     get_logger().info("device %s; in the run: %s", use_device(config), meta["error"])
+    require_half(config["train"]["amp"], config.origin("train.amp"))
     model = build_model(config, meta["class_names"])
     report = match_weights(state_shapes(model), groups["model"])
     report.require_complete(str(folder))
     model.set_state_dict(report.matched)
     freeze(model, config["train"]["freeze"])
     model.train()
-    found = diagnose(model, StepInput(_nested(groups["batch"]), meta["iteration"], meta["seeds"]))
+    step = StepInput(_nested(groups["batch"]), meta["iteration"], meta["seeds"])
+    found = diagnose(model, step, config["train"]["amp"])
     first, *rest = _report(found)
     for line in rest:
         get_logger().info("%s", line)

@@ -10,16 +10,23 @@ from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.transforms import Batch
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import STATISTICS
 from ppdet_lite.optimization.optimizer import ACCUMULATORS
 from ppdet_lite.training.memory import exhaustion_told, peak_memory_mb
 
 
-def rehearse(model: FasterRCNN, optimizer: paddle.optimizer.Optimizer, batch: Batch, gradient_copies: int = 0) -> None:
+def rehearse(
+    model: FasterRCNN,
+    optimizer: paddle.optimizer.Optimizer,
+    batch: Batch,
+    gradient_copies: int = 0,
+    amp: HalfName | None = None,
+) -> None:
     """Go forward and backward on a batch, with all the memory taken that later steps have beside it; log how much.
 
     The model, its optimizer and the random numbers are afterwards as they were. gradient_copies: what a step holds of
-    gradients beside those of the batch, such as the accumulated ones.
+    gradients beside those of the batch, such as the accumulated ones. amp: see `half`.
 
     Raises RunFailed when memory does not suffice.
     """
@@ -32,7 +39,10 @@ def rehearse(model: FasterRCNN, optimizer: paddle.optimizer.Optimizer, batch: Ba
         trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
         held = [paddle.zeros_like(parameter) for parameter in trained for _ in range(copies)]
         model.train()
-        sum(model(*training_arguments(batch)).losses.values()).backward()
+        with half_layers(model, amp):
+            with half_forward(amp):
+                losses = model(*training_arguments(batch)).losses
+            sum(losses.values()).backward()
         del held
     get_logger().info(
         "rehearsed %s, the largest to come: %.1f s, peak memory %.2f GiB",

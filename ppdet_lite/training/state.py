@@ -17,6 +17,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.half import LossScale
 from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.storage.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from ppdet_lite.storage.weights import match_weights
@@ -32,6 +33,7 @@ class Progression(NamedTuple):
     best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
     stale: int = 0  # evaluations since the best one
     evaluated: int = 0  # the iteration after which the latest evaluation was
+    loss_scale: LossScale = LossScale()  # of float16
 
 
 def starting_point(folder: Path, resume: str | None) -> Path | None:
@@ -128,6 +130,7 @@ def restore_state(
         _tell_of_devices(meta["devices"] * _images_per_device(before), _images_per_device(now), meta["devices"])
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
     done = {key: meta[key] for key in Progression._fields if key in meta}
+    done["loss_scale"] = LossScale(*done.get("loss_scale", ()))
     return Progression(**{"evaluated": meta["iteration"], **done}), groups.get("ema")
 
 

@@ -12,8 +12,9 @@ from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import NotFinite
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
+from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import running_statistics
-from ppdet_lite.optimization.optimizer import scale_down, squared_norms
+from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
 from ppdet_lite.structures import Patches
 
 
@@ -23,6 +24,7 @@ class Step(NamedTuple):
     losses: dict[str, float]
     metrics: dict[str, float]
     patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
+    overflowed: bool = False  # a gradient went beyond float16: no weight was moved
 
 
 def train_step(
@@ -32,6 +34,8 @@ def train_step(
     clip_norm: float | None = None,
     iteration: int | None = None,
     seeds: Sequence[int] = (),
+    amp: HalfName | None = None,
+    loss_scale: float = 1.0,
 ) -> Step:
     """One step on a batch of the loader, or on several, after `iteration` others (see `FasterRCNN.forward`).
 
@@ -40,6 +44,8 @@ def train_step(
 
     Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
+    amp: see `half`. loss_scale: of the backward pass; above 1, gradients that are not finite are no error: the step is
+    left out, which every rank sees alike, as they share their gradients.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
     outputs: list[TrainingOutput] = []
@@ -48,24 +54,39 @@ def train_step(
         for i, part in enumerate(batches):
             if seeds:
                 paddle.seed(seeds[i])
-            outputs.append(_backward(network, part, iteration, len(batches)))
+            outputs.append(_backward(network, part, iteration, len(batches), amp, loss_scale))
 
     ranks.together(share)
     _average_over_ranks(network)
-    parts, gradient_norm = _read(outputs, squared_norms(network))
+    parts, scaled_norm = _read(outputs, squared_norms(network))
+    gradient_norm = scaled_norm / loss_scale
+    if loss_scale > 1 and not math.isfinite(gradient_norm):
+        optimizer.clear_grad()
+        return Step(*_means(parts), overflowed=True)
     losses, metrics = map(_mean, zip(*ranks.together(lambda: _finite_means(parts, batches, clip_norm)), strict=True))
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
-    scale_down(network, gradient_norm, clip_norm)
+    clipped = 1.0 if clip_norm is None or gradient_norm <= clip_norm else clip_norm / gradient_norm
+    scale_gradients(network, clipped / loss_scale)
     optimizer.step()
     optimizer.clear_grad()
     return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
 
 
-def _backward(network: nn.Layer, batch: Mapping[str, Any], iteration: int | None, batch_count: int) -> TrainingOutput:
+def _backward(
+    network: nn.Layer,
+    batch: Mapping[str, Any],
+    iteration: int | None,
+    batch_count: int,
+    amp: HalfName | None,
+    loss_scale: float,
+) -> TrainingOutput:
     """Add a batch's share of the gradient to what is there."""
-    output = network(*training_arguments(batch), iteration=iteration)
-    loss = sum(output.losses.values())
-    (loss if batch_count == 1 else loss / batch_count).backward()
+    with half_layers(network, amp):
+        with half_forward(amp):
+            output = network(*training_arguments(batch), iteration=iteration)
+        loss = sum(output.losses.values())
+        loss = loss if batch_count == 1 else loss / batch_count
+        (loss if loss_scale == 1 else loss * loss_scale).backward()
     return output
 
 
@@ -87,6 +108,10 @@ def _finite_means(
     """Losses and metrics of this rank's batches. Raises NotFinite."""
     for part, batch in zip(parts, batches, strict=True):
         _require_finite("a loss", part.losses, part.losses, [batch], clip_norm)
+    return _means(parts)
+
+
+def _means(parts: Sequence[Step]) -> tuple[dict[str, float], dict[str, float]]:
     return _mean([part.losses for part in parts]), _mean([part.metrics for part in parts])
 
 
