@@ -1,7 +1,8 @@
 """The benchmark of loading: images per second by the number of threads, and beside Paddle's own DataLoader."""
 
 import dataclasses
-import gc
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from ppdet_lite.data.transforms import Sample, collate
 from ppdet_lite.inspection.timing import WARM_UP
 
 ROUNDS = 5  # of either loader, in turns
+TIMEOUT = 120  # seconds to wait for a process of DataLoader, which would wait for ever
 
 
 def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2), workers: int = 0) -> dict[str, Any]:
@@ -57,25 +59,39 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
 
 
 def _beside_paddle(data: Data, batches: TrainBatches, iterations: int) -> dict[str, float]:
-    """Images per second of our threads and of as many processes of Paddle's, and the ratio."""
+    """Images per second and processor milliseconds per image of our threads and of as many processes of Paddle's."""
     count, size = batches.loader.threads, batches.loader.batch_size
-    found = {"threads": [], "processes": []}
+    ahead = max(WARM_UP, 2 * count)  # batches, of either
+    rates, costs = {"threads": [], "processes": []}, {"threads": [], "processes": []}
     for _ in range(ROUNDS):
+        before = _processor_seconds()
         stream = batches.iterate()
-        found["threads"].append(size * _rate(stream, iterations, 2 * count, training_arguments))
+        rates["threads"].append(size * _rate(stream, iterations, ahead, training_arguments))
         stream.close()
-        ahead = 2 * count  # what DataLoader makes beyond what is asked for
-        chosen = [batches.indices(i).tolist() for i in range(iterations + ahead + max(WARM_UP, ahead))]
+        between = _processor_seconds()
         theirs = io.DataLoader(
             _Samples(data, batches.keep_original),
-            batch_sampler=chosen,
+            batch_sampler=[batches.indices(i).tolist() for i in range(iterations + 2 * ahead)],
             collate_fn=partial(collate, preprocess=data.preprocess),
             num_workers=count,
+            timeout=TIMEOUT,
         )
-        found["processes"].append(size * _rate(iter(theirs), iterations, ahead))
-        gc.collect()  # ends the processes
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
-    return {**medians, "ratio": medians["threads"] / medians["processes"]}
+        stream = iter(theirs)
+        rates["processes"].append(size * _rate(stream, iterations, ahead))
+        for _ in stream:  # to the end: its processes may not end otherwise
+            pass
+        for process in multiprocessing.active_children():
+            process.join(TIMEOUT)
+        costs["threads"].append((between - before) / (iterations + ahead) / size)
+        costs["processes"].append((_processor_seconds() - between) / (iterations + 2 * ahead) / size)
+    found = {name: statistics.median(values) for name, values in rates.items()}
+    found["ratio"] = found["threads"] / found["processes"]
+    return found | {f"{name}_processor_ms": 1e3 * statistics.median(values) for name, values in costs.items()}
+
+
+def _processor_seconds() -> float:
+    """What this process and its children that have ended have used."""
+    return sum(os.times()[:4])
 
 
 class _Samples(io.Dataset):

@@ -153,7 +153,7 @@ class Run:
             "%d classes, %d training images, %d iterations per epoch, %d in all",
             *(data.train.num_classes, len(data.train), self.plan.per_epoch, self.plan.total),
         )
-        warn_about_batch(len(data.train), data.loader.batch_size, self.world, self.accumulate)
+        warn_about_batch(data.train.epoch_length, data.loader.batch_size, self.world, self.accumulate)
         self._initialise(start)
         freeze(model, config["train"]["freeze"])
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])

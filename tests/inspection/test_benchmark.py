@@ -79,6 +79,7 @@ def test_data_beside_paddles_own_loader(tmp_path: Path, monkeypatch: pytest.Monk
     report = bench_data(load_config(CONFIG, [*folders, "data.loader.batch_size=2"]), 2, threads=(), workers=1)
     rates = report["as_tensors"]
     assert rates["ratio"] == pytest.approx(rates["threads"] / rates["processes"])
+    assert rates["threads_processor_ms"] > 0 and rates["processes_processor_ms"] > 0
 
 
 def test_the_tool_ends_with_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
