@@ -82,14 +82,14 @@ def test_a_page_of_refused_annotations(tmp_path, report):
     assert content["refusal"] == "iscrowd & more" and "statistics" not in content["sets"]["data"]
 
 
-@pytest.mark.parametrize("box", [["wide", 1, 2, 3], [1, 2, 3], [1e300, 0, 5, 5], [-900, 5, 9, 0], {"x": 1}])
 @pytest.mark.parametrize("image", [[100], 1.5, 100])
-def test_pictures_of_boxes_and_images_that_are_none(tmp_path, report, box, image):
+def test_pictures_of_boxes_and_images_that_are_none(tmp_path, report, image):
     files = CocoFiles(tmp_path / "set", [(40, 60)])
     files.add(0, [1, 1, 9, 9], 3)
-    files.content["annotations"].append({"id": 2, "image_id": image, "category_id": 3, "bbox": box})
+    for box in (["wide", 1, 2, 3], [1, 2, 3], [1e300, 0, 5, 5], [-900, 5, 9, 0], {"x": 1}):
+        files.content["annotations"].append({"id": 2, "image_id": image, "category_id": 3, "bbox": box})
     page, _, content = report({"data": files})
-    assert page and content["sets"]["data"]["statistics"]["boxes"]["cat"] == 1
+    assert "of 6</strong> annotations have" in page and content["sets"]["data"]["statistics"]["boxes"]["cat"] == 1
 
 
 def test_a_page_without_any_box(tmp_path, report):
