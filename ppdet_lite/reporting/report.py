@@ -1,0 +1,76 @@
+"""A report of what a detector gets right and wrong: report.json, classes.csv and images.csv in a folder."""
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdet_lite import __version__
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.summary import analyse, per_image, summarise
+from ppdet_lite.storage.files import write_json, write_text
+
+NUMBERS, CLASSES, IMAGES = "report.json", "classes.csv", "images.csv"
+
+
+def write_report(
+    folder: Path,
+    dataset: CocoDataset,
+    results: Path,
+    metrics: dict[str, Any],
+    score: float = 0.5,
+    facts: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Tell what a results file gets right and wrong on a dataset, in files of a folder; return what is in report.json.
+
+    metrics: what `score_file` says of the same. score: from which detections are taken where one score is needed.
+    facts: what else is to be told about the run, by name.
+
+    Raises UserError for results of another dataset and a folder that cannot be written.
+    """
+    analysis = analyse(dataset, read_results(results, dataset))
+    images = per_image(dataset, analysis, score)
+    report = {
+        "run": {**(facts or {}), **_facts(dataset, results, metrics)},
+        **summarise(dataset, analysis, metrics, score),
+    }
+    write_json(folder / NUMBERS, report)
+    write_text(folder / CLASSES, _csv([_class_row(row) for row in report["classes"]]))
+    write_text(folder / IMAGES, _csv(images))
+    get_logger().info("report written: %s, %s and %s in %s", NUMBERS, CLASSES, IMAGES, folder)
+    return report
+
+
+def _facts(dataset: CocoDataset, results: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "annotations": dataset.file,
+        "image folder": str(dataset.images),
+        "results": str(results),
+        "images": len(dataset),
+        "detections": metrics["detections"],
+        "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "ppdet_lite": __version__,
+    }
+
+
+def _class_row(row: dict[str, Any]) -> dict[str, Any]:
+    """One class on one line: best_f1_* at the score of the best F1, at_* at the chosen one."""
+    keys = ("score", "precision", "recall", "f1", "true_positives", "false_positives", "missed")
+    best, at = row["best"] or dict.fromkeys(keys), row["at_score"]
+    return {
+        **{key: row[key] for key in ("name", "objects", "detections", "AP", "AP50")},
+        **{f"best_f1_{key}": best[key] for key in keys},
+        **{f"at_{key}": at[key] for key in keys},
+    }
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
