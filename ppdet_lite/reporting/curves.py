@@ -73,6 +73,16 @@ def plain_ap(is_true: np.ndarray, positives: int) -> float:
     return float(average_precision(is_true, np.ones((1, len(is_true)), np.int64), np.array([positives]))[0])
 
 
+def precision_at_recalls(is_true: np.ndarray, positives: int) -> np.ndarray:
+    """The precision [101] of a class at COCO's recalls, the best from there on, 0 beyond; NaN without objects."""
+    if not positives:
+        return np.full(len(RECALLS), np.nan)
+    ranks = np.flatnonzero(is_true)
+    true = np.arange(1, len(ranks) + 1)
+    best = np.maximum.accumulate((true / (ranks + 1))[::-1])[::-1]
+    return np.append(best, 0.0)[np.searchsorted(true / positives, RECALLS)]
+
+
 def curve(ranked: Ranked, positives: int) -> Curve:
     """Precision, recall and F1 of a class with objects, after each distinct score."""
     last = np.flatnonzero(np.diff(ranked.scores, append=-np.inf))  # equal scores are taken together

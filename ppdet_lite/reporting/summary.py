@@ -107,11 +107,10 @@ def per_image(dataset: CocoDataset, analysis: Analysis, score: float) -> list[di
     rows = []
     for i in range(images):
         at = Operating(score, right[i], wrong[i], objects[i] - right[i])
-        info = dataset.info(i)
         rows.append(
             {
-                "image_id": info.id,
-                "file": os.path.relpath(info.path, dataset.images),
+                "image_id": int(dataset.image_ids[i]),
+                "file": file_name(dataset, i),
                 "objects": objects[i],
                 "true_positives": at.true_positives,
                 "false_positives": at.false_positives,
@@ -120,6 +119,11 @@ def per_image(dataset: CocoDataset, analysis: Analysis, score: float) -> list[di
             }
         )
     return rows
+
+
+def file_name(dataset: CocoDataset, image: int) -> str:
+    """The name of an image as the annotations have it, by its position."""
+    return os.path.relpath(dataset.info(image).path, dataset.images)
 
 
 def _rates(ranked: Ranked, positives: int, score: float) -> dict[str, Any]:
