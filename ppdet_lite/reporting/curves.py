@@ -73,14 +73,16 @@ def plain_ap(is_true: np.ndarray, positives: int) -> float:
     return float(average_precision(is_true, np.ones((1, len(is_true)), np.int64), np.array([positives]))[0])
 
 
-def precision_at_recalls(is_true: np.ndarray, positives: int) -> np.ndarray:
-    """The precision [101] of a class at COCO's recalls, the best from there on, 0 beyond; NaN without objects."""
-    if not positives:
-        return np.full(len(RECALLS), np.nan)
-    ranks = np.flatnonzero(is_true)
+def at_recalls(ranked: Ranked, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """The precision [101] of a class with objects at COCO's recalls, the best from there on, and the score there.
+
+    Where a recall is not reached the precision is 0 and the score NaN.
+    """
+    ranks = np.flatnonzero(ranked.is_true)
     true = np.arange(1, len(ranks) + 1)
     best = np.maximum.accumulate((true / (ranks + 1))[::-1])[::-1]
-    return np.append(best, 0.0)[np.searchsorted(true / positives, RECALLS)]
+    place = np.searchsorted(true / positives, RECALLS)
+    return np.append(best, 0.0)[place], np.append(ranked.scores[ranks], np.nan)[place]
 
 
 def curve(ranked: Ranked, positives: int) -> Curve:

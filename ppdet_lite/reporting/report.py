@@ -1,4 +1,4 @@
-"""A report of what a detector gets right and wrong: report.json, classes.csv and images.csv in a folder."""
+"""A report of what a detector gets right and wrong: a page, and its numbers as JSON and CSV, in a folder."""
 
 import csv
 import io
@@ -11,10 +11,11 @@ from ppdet_lite import __version__
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.page import curve_rows, render
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
 from ppdet_lite.storage.files import write_json, write_text
 
-NUMBERS, CLASSES, IMAGES = "report.json", "classes.csv", "images.csv"
+PAGE, NUMBERS, CLASSES, CURVES, IMAGES = "report.html", "report.json", "classes.csv", "curves.csv", "images.csv"
 
 
 def write_report(
@@ -36,12 +37,15 @@ def write_report(
     images = per_image(dataset, analysis, score)
     report = {
         "run": {**(facts or {}), **_facts(dataset, results, metrics)},
+        "explanation": [],
         **summarise(dataset, analysis, metrics, score),
     }
     write_json(folder / NUMBERS, report)
     write_text(folder / CLASSES, _csv([_class_row(row) for row in report["classes"]]))
+    write_text(folder / CURVES, _csv(curve_rows(dataset, analysis)))
     write_text(folder / IMAGES, _csv(images))
-    get_logger().info("report written: %s, %s and %s in %s", NUMBERS, CLASSES, IMAGES, folder)
+    write_text(folder / PAGE, render(dataset, analysis, report, images))
+    get_logger().info("report written: %s", folder / PAGE)
     return report
 
 
@@ -70,7 +74,8 @@ def _class_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    if rows:
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     return text.getvalue()

@@ -52,11 +52,9 @@ def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any],
     """
     found, truth, pairs, matches, errors = analysis
     count = dataset.num_classes
-    positives = np.bincount(truth.classes[~truth.is_crowd], minlength=count).tolist()
+    positives = object_counts(truth, count)
     ranked = list(averages.ranked_classes(found, matches, AT_HALF, count))
-    everything = Ranked(
-        *(part[~matches.ignored[AT_HALF]] for part in (matches.truth[AT_HALF] >= 0, found.images, found.scores))
-    )
+    everything = pooled(analysis)
     one = np.ones((1, len(dataset)), np.int64)
     ap50 = averages.class_aps(found, truth, _at_half(matches), one, count, truth.is_crowd)[0, 0]
     confusion = confusion_matrix(found, truth, pairs, matches, score, count)
@@ -119,6 +117,18 @@ def per_image(dataset: CocoDataset, analysis: Analysis, score: float) -> list[di
             }
         )
     return rows
+
+
+def pooled(analysis: Analysis) -> Ranked:
+    """The detections of all classes together, at IoU 0.5."""
+    counts = ~analysis.matches.ignored[AT_HALF]
+    found = analysis.found
+    return Ranked(analysis.matches.truth[AT_HALF][counts] >= 0, found.images[counts], found.scores[counts])
+
+
+def object_counts(truth: Truth, class_count: int) -> list[int]:
+    """The objects of each class, crowds left out."""
+    return np.bincount(truth.classes[~truth.is_crowd], minlength=class_count).tolist()
 
 
 def file_name(dataset: CocoDataset, image: int) -> str:
