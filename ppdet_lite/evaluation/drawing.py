@@ -17,7 +17,7 @@ Colour = tuple[int, int, int]  # RGB
 FONT = cv2.FONT_HERSHEY_SIMPLEX  # OpenCV 5 has the letters of most languages, OpenCV 4 draws ? for all but ASCII
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GOLDEN_RATIO = 0.618034  # steps of it around the circle of hues never meet
-GAP, PADDING, DASH = 4, 2, 4  # pixels between two pictures, around a text, and of a dash
+GAP, PADDING, DASH = 4, 2, 6  # pixels between two pictures, around a text, and of a dash
 LEAST_SCALE, SMALL = 0.4, 0.7  # OpenCV's scale of letters: the least that can be read; labels beside titles
 OPACITY = 0.7  # of the ground of a label
 PREFERENCE = 0.02  # for the place before: what a label hides of a box must be that much less to move it
@@ -86,15 +86,15 @@ def draw_overlay(
 ) -> np.ndarray:
     """Draw annotated boxes dashed, predicted ones in whole lines, and one box that is meant, in black and white.
 
-    image [H, W, 3] uint8 RGB; truth and predicted are boxes [B, 4] and classes [B]; subject [4]; xyxy in its pixels.
+    image [H, W, 3] uint8 RGB; truth and predicted are boxes [B, 4] and classes [B]; subject [4]; xyxy in its pixels,
+    where they may reach beyond it.
     """
     canvas = np.array(image, np.uint8, order="C")
-    corners = _corners(subject[None], canvas)[0]
-    for colour, thickness in ((BLACK, 5), (WHITE, 3)):
-        _rectangle(canvas, corners, colour, thickness)
+    for colour, thickness in ((BLACK, 7), (WHITE, 5)):
+        _rectangle(canvas, np.rint(subject).astype(int).tolist(), colour, thickness)
     for (boxes, classes), dash in ((truth, DASH), (predicted, 0)):
-        for box, k in zip(_corners(boxes, canvas), classes.tolist(), strict=True):
-            _rectangle(canvas, box, class_colour(k), 1, dash)
+        for box, k in zip(np.rint(boxes).astype(int).tolist(), classes.tolist(), strict=True):
+            _rectangle(canvas, box, class_colour(k), 2, dash)
     return canvas
 
 

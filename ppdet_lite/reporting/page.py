@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.evaluation.drawing import class_colour
 from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.averages import ranked_classes
 from ppdet_lite.reporting.curves import RECALLS, Ranked, at_recalls, curve
@@ -16,7 +17,7 @@ from ppdet_lite.reporting.summary import Analysis, object_counts, pooled
 
 SHOWN_IOUS = (0, 5, 8)  # 0.5, 0.75, 0.9
 MOST_CLASS_CHARTS = 100
-LARGEST_TABLE = 20  # classes of a confusion matrix written as numbers
+LARGEST_TABLE = 20  # classes that are told one by one: in the confusion matrix, by their colours
 MOST_CONFUSIONS = 12
 MOST_IMAGES = 2000
 PICTURES = 24  # in each gallery
@@ -52,10 +53,10 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     )
     environment.filters["number"] = _number
     macros = environment.get_template("macros.html").module
-    score = report["score"]
+    score, few = report["score"], dataset.num_classes <= LARGEST_TABLE
     costs = [kind["cost"] for kind in report["errors"]["kinds"].values()]
     costs += [report["errors"]["false_positives"], report["errors"]["false_negatives"]]
-    legend = (
+    how = (
         f"Dashed: annotated. Whole lines: predicted from score {score:g} on. Black and white: the one meant. "
         "At most two of an image."
     )
@@ -71,9 +72,10 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
         meanings=MEANINGS,
         most_cost=max(*costs, 1e-9),
         galleries=[
-            ("false-positives", "Worst false positives", f"The most confident. {legend}", wrong),
-            ("misses", "Worst misses", f"First what is found at no score, the largest first. {legend}", missed),
+            ("false-positives", "Worst false positives", f"The most confident. {how}", wrong),
+            ("misses", "Worst misses", f"First what is found at no score, the largest first. {how}", missed),
         ],
+        legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if few else None,
         images=worst_first[:MOST_IMAGES],
         image_count=len(images),
         cell=macros.cell,

@@ -11,6 +11,7 @@ from ppdet_lite import __version__
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.explain import explain
 from ppdet_lite.reporting.page import curve_rows, render
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
 from ppdet_lite.storage.files import write_json, write_text
@@ -35,16 +36,16 @@ def write_report(
     """
     analysis = analyse(dataset, read_results(results, dataset))
     images = per_image(dataset, analysis, score)
-    report = {
-        "run": {**(facts or {}), **_facts(dataset, results, metrics)},
-        "explanation": [],
-        **summarise(dataset, analysis, metrics, score),
-    }
+    numbers = summarise(dataset, analysis, metrics, score)
+    why = explain(dataset, analysis, numbers["metrics"]["AP"])
+    report = {"run": {**(facts or {}), **_facts(dataset, results, metrics)}, "explanation": why, **numbers}
     write_json(folder / NUMBERS, report)
     write_text(folder / CLASSES, _csv([_class_row(row) for row in report["classes"]]))
     write_text(folder / CURVES, _csv(curve_rows(dataset, analysis)))
     write_text(folder / IMAGES, _csv(images))
     write_text(folder / PAGE, render(dataset, analysis, report, images))
+    for line in why:
+        get_logger().warning("AP is near 0: %s", line)
     get_logger().info("report written: %s", folder / PAGE)
     return report
 

@@ -103,11 +103,13 @@ def test_what_is_below_a_label_shines_through():
 def test_an_overlay_tells_truth_predictions_and_subject_apart():
     truth = np.float32([[10, 10, 50, 50]]), np.array([0])
     predicted = np.float32([[60, 10, 95, 50]]), np.array([1])
-    picture = draw_overlay(grey(100, 100), truth, predicted, np.array([20.0, 60.0, 80.0, 90.0]))
+    picture = draw_overlay(grey(100, 100), truth, predicted, np.array([20.0, 60.0, 80.0, 120.0]))
     dashes = (picture[10, 10:51] == class_colour(0)).all(axis=1)
-    assert dashes[[0, 3, 8, 11]].all() and not dashes[[4, 7, 12, 15]].any()
+    assert dashes[[0, 5, 12, 17]].all() and not dashes[[8, 9, 20, 21]].any()
     assert (picture[10, 60:96] == class_colour(1)).all()
-    assert (picture[75, 20] == 255).all() and (picture[75, 17] == 0).all() and (picture[75, 50] == GROUND).all()
+    across = picture[80, 10:30]  # through the left side of the subject
+    assert (across == 255).all(axis=1).any() and (across == 0).all(axis=1).any()
+    assert (picture[99, 30:70] == GROUND).all()  # its lower side is beyond the picture
 
 
 @pytest.mark.parametrize("size", [(480, 640), (64, 96), (900, 1200), (40, 400)])

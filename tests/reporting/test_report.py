@@ -3,13 +3,15 @@
 import csv
 import json
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import tiny_config
+from ppdet_lite.reporting.page import SECTIONS
+from tests.tiny_run import tiny_config, write_annotations
 
 EVAL = Path(__file__).parents[2] / "tools/eval.py"
 
@@ -71,3 +73,43 @@ def test_a_report_of_nothing_found(report, tmp_path):
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["metrics"]["AP"] == 0 and numbers["errors"]["kinds"]["missed"]["count"] == 3
     assert numbers["calibration"] == {"error": None, "bins": []}
+
+
+def test_the_page_has_everything_in_itself(report, tmp_path):
+    """All sections, nothing from elsewhere, names as text; both galleries with pictures, sortable numbers."""
+    write_annotations(tmp_path / "val.json", {5: "<b>cat</b>", 9: "dog"})
+    detections = [
+        {"image_id": 7, "category_id": 5, "bbox": [5, 10, 30, 40], "score": 0.9},
+        {"image_id": 7, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.6},
+    ]
+    code, err, folder = report(detections, "--report", str(tmp_path / "told"))
+    assert (code, err) == (0, "")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="([a-z-]+)"', page)
+    assert sections == [name for name in SECTIONS if name != "explanation"]
+    assert re.findall(r'href="#([a-z-]+)"', page) == sections
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(address.startswith(("data:image/", "#")) for address in addresses) and "http" not in page
+    assert sum(address.startswith("data:image/jpeg") for address in addresses) == 1 + 2  # a false positive, two misses
+    assert "<b>cat" not in page and "&lt;b&gt;cat&lt;/b&gt;" in page
+    assert page.count('class="sortable"') == 2
+    curves = list(csv.DictReader((folder / "curves.csv").open(encoding="utf-8")))
+    assert [row["class"] for row in curves] == ["<b>cat</b>"] * 101 + ["dog"] * 101
+    assert {row["precision"] for row in curves[:101]} == {"1.0"} and {row["score"] for row in curves[:101]} == {"0.9"}
+    assert {(row["precision"], row["score"]) for row in curves[101:]} == {("0.0", "")}
+
+
+def test_the_page_of_ap_0_says_why_and_what_cannot_be_read_is_told(report, tmp_path):
+    (tmp_path / "images" / "7.png").unlink()
+    detections = [{"image_id": 7, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.9}]
+    code, err, folder = report(detections, "--report", str(tmp_path / "told"))
+    assert (code, err) == (0, "")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert '<section id="explanation"' in page and "Classes are mixed up" in page
+    assert "cannot read image" in page
+
+
+def test_a_report_that_cannot_be_written_is_refused(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, err, _ = report([], "--report", str(tmp_path / "file" / "told"))
+    assert code == 2 and "report.json: cannot be written" in err
