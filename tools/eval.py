@@ -1,4 +1,7 @@
-"""Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--results FILE] [--report DIR]"""
+"""Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
+
+Or results that are there: --results FILE; or two of them: --compare A B.
+"""
 
 import sys
 from pathlib import Path
@@ -11,35 +14,35 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.add_argument(
-        "--results",
-        metavar="FILE",
-        type=Path,
-        help="score these COCO results (a bbox.json) and run no model; metrics.json is written beside them",
+        "--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it"
     )
-    parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: a page, JSON and CSV")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")
     parser.add_argument("--score", metavar="S", type=float, help="at which score the report counts (0.5)")
+    parser.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     args = parser.parse_args()
-    if args.score is not None and (args.report is None or not 0 <= args.score <= 1):
-        parser.error("--score is a number from 0 to 1, and goes with --report")
+    if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
+        parser.error("--score is a number from 0 to 1, and goes with --report alone")
+    if args.compare and args.results:
+        parser.error("--results is one file, --compare two: choose")
     with runtime.quiet_import():
         from paddle import distributed
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
-        from ppdet_lite.evaluation.coco_metric import format_metrics, score_file
-        from ppdet_lite.evaluation.evaluate import METRICS, RESULTS, evaluate
+        from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
+        from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
-        from ppdet_lite.storage.files import write_json
     config = setup.load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
     log.configure(distributed.get_rank())
+    if args.compare:
+        compare_runs(setup.build_dataset(config, "val"), args.compare, config["eval"]["backend"], args.report)
+        return
     results, weights = args.results, None
     if results is not None:
         dataset = setup.build_dataset(config, "val")
         setup.log_notes(dataset)
-        metrics = score_file(dataset, results, config["eval"]["backend"])
-        log.get_logger().info(format_metrics(metrics))
-        write_json(results.with_name(METRICS), metrics)
+        metrics = evaluate_results(dataset, results, build(config["eval"]))
     else:
         setup.use_device(config)
         detector = setup.load_detector(config)

@@ -60,12 +60,15 @@ def class_aps(
         if not len(objects):
             continue
         positives = weights[:, truth.images[asked[objects]]].sum(axis=1)
-        own = weights[:, found.images[rows_of[k]]]
+        rows = rows_of[k]
+        own = weights[:, found.images[rows]]
+        taken = np.cumsum(own, axis=1)
         for t in range(len(matches.truth)):
-            counts = ~matches.ignored[t, rows_of[k]]
-            is_true = matches.truth[t, rows_of[k]] >= 0
-            taken = own if counts.all() else own[:, counts]
-            aps[:, t, k] = average_precision(is_true[counts], taken, positives)
+            ignored_rows = np.flatnonzero(matches.ignored[t, rows])
+            true = np.flatnonzero((matches.truth[t, rows] >= 0) & ~matches.ignored[t, rows])
+            excused = np.cumsum(np.pad(own[:, ignored_rows], ((0, 0), (1, 0))), axis=1)
+            before = taken[:, true] - excused[:, np.searchsorted(ignored_rows, true)]
+            aps[:, t, k] = average_precision(np.cumsum(own[:, true], axis=1), before, positives)
     return aps
 
 

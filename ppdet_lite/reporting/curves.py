@@ -48,29 +48,29 @@ class Curve(NamedTuple):
     f1: np.ndarray  # [n]
 
 
-def average_precision(is_true: np.ndarray, weights: np.ndarray, positives: np.ndarray) -> np.ndarray:
+def average_precision(true: np.ndarray, taken: np.ndarray, positives: np.ndarray) -> np.ndarray:
     """COCO's average precision of a class: the precision at 101 recalls, each the best from there on.
 
-    is_true: [n] bool, detections in the order of their scores. weights: [B, n], how often the image of each occurs in
-    B selections of images. positives: [B], objects in each. Returns [B] float64, NaN where there is no object.
+    It is computed for B selections of images at once, from what has come up to each of the m true positives, in the
+    order of scores: true [B, m], how many true positives; taken [B, m], how many detections; both with the one itself.
+    positives: [B], objects in each selection. Returns [B] float64, NaN where there is no object.
 
-    Only true positives matter beside the number of what comes before them: there recall grows, and precision peaks.
+    No other detection matters: only at true ones does recall grow and precision peak.
     """
     positives = np.asarray(positives, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        true = np.cumsum(weights[:, is_true], axis=1, dtype=np.float64)
-        taken = np.cumsum(weights, axis=1, dtype=np.float64)[:, is_true]
-        precision = np.where(taken > 0, true / taken, 0.0)
+        precision = true / np.maximum(taken, 1)
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALLS, true / positives[:, None], side="right")
-    reached[true == 0] = 0  # drawn nowhere, so that it reaches nothing
+    reached[true == 0] = 0  # it is not in this selection
     steps = np.diff(reached, axis=1, prepend=0)
     return np.where(positives > 0, (best * steps).sum(axis=1) / len(RECALLS), np.nan)
 
 
 def plain_ap(is_true: np.ndarray, positives: int) -> float:
-    """The average precision of a class over all images; NaN without objects."""
-    return float(average_precision(is_true, np.ones((1, len(is_true)), np.int64), np.array([positives]))[0])
+    """The average precision of a class over all images, from [n] bool in the order of scores; NaN without objects."""
+    ranks = np.flatnonzero(is_true)[None]
+    return float(average_precision(np.arange(1, ranks.size + 1)[None], ranks + 1, np.array([positives]))[0])
 
 
 def at_recalls(ranked: Ranked, positives: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,6 @@
 """A report of what a detector gets right and wrong: a page, and its numbers as JSON and CSV, in a folder."""
 
-import csv
-import io
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ from ppdet_lite import __version__
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.explain import explain
 from ppdet_lite.reporting.page import curve_rows, render
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
@@ -40,9 +38,9 @@ def write_report(
     why = explain(dataset, analysis, numbers["metrics"]["AP"])
     report = {"run": {**(facts or {}), **_facts(dataset, results, metrics)}, "explanation": why, **numbers}
     write_json(folder / NUMBERS, report)
-    write_text(folder / CLASSES, _csv([_class_row(row) for row in report["classes"]]))
-    write_text(folder / CURVES, _csv(curve_rows(dataset, analysis)))
-    write_text(folder / IMAGES, _csv(images))
+    write_text(folder / CLASSES, csv_text([_class_row(row) for row in report["classes"]]))
+    write_text(folder / CURVES, csv_text(curve_rows(dataset, analysis)))
+    write_text(folder / IMAGES, csv_text(images))
     write_text(folder / PAGE, render(dataset, analysis, report, images))
     for line in why:
         get_logger().warning("AP is near 0: %s", line)
@@ -71,12 +69,3 @@ def _class_row(row: dict[str, Any]) -> dict[str, Any]:
         **{f"best_f1_{key}": best[key] for key in keys},
         **{f"at_{key}": at[key] for key in keys},
     }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return text.getvalue()

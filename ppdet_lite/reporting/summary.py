@@ -61,7 +61,7 @@ def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any],
     costs = error_costs(found, truth, errors, count)
     bins = curves.calibration(everything)
     return {
-        "metrics": {name: _known(metrics[name]) for name in SUMMARY},
+        "metrics": {name: known(metrics[name]) for name in SUMMARY},
         "iou": 0.5,
         "score": score,
         "all": _rates(everything, sum(positives), score),
@@ -70,7 +70,7 @@ def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any],
                 "name": name,
                 "objects": positives[k],
                 "detections": len(ranked[k].scores),
-                "AP": _known(metrics["per_class"][name]),
+                "AP": known(metrics["per_class"][name]),
                 "AP50": None if np.isnan(ap50[k]) else float(ap50[k]),
                 **_rates(ranked[k], positives[k], score),
             }
@@ -119,6 +119,11 @@ def per_image(dataset: CocoDataset, analysis: Analysis, score: float) -> list[di
     return rows
 
 
+def known(value: float) -> float | None:
+    """A number of the COCO metric, whose -1 means nothing to measure."""
+    return None if value == -1 else value
+
+
 def pooled(analysis: Analysis) -> Ranked:
     """The detections of all classes together, at IoU 0.5."""
     counts = ~analysis.matches.ignored[AT_HALF]
@@ -155,7 +160,3 @@ def _groups(groups: list[averages.Group]) -> list[dict[str, Any]]:
 
 def _at_half(matches: Matches) -> Matches:
     return Matches(matches.truth[:1], matches.ignored[:1])
-
-
-def _known(value: float) -> float | None:
-    return None if value == -1 else value
