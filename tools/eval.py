@@ -13,17 +13,14 @@ from ppdet_lite.core import cli, log, runtime
 
 def main() -> None:
     parser = cli.config_parser(__doc__)
-    parser.add_argument(
-        "--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it"
-    )
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
+    given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")
     parser.add_argument("--score", metavar="S", type=float, help="at which score the report counts (0.5)")
-    parser.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     args = parser.parse_args()
     if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
         parser.error("--score is a number from 0 to 1, and goes with --report alone")
-    if args.compare and args.results:
-        parser.error("--results is one file, --compare two: choose")
     with runtime.quiet_import():
         from paddle import distributed
 
