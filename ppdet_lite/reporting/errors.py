@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppdet_lite.reporting.averages import by_class
 from ppdet_lite.reporting.curves import plain_ap
 from ppdet_lite.reporting.matching import AT_HALF, LEAST_OVERLAP, Found, Matches, Pairs, Truth, rank_within
 
@@ -89,11 +90,11 @@ def error_costs(found: Found, truth: Truth, errors: Errors, class_count: int) ->
 
     def mean_ap(classes: np.ndarray, is_true: np.ndarray, counts: np.ndarray, positives: np.ndarray) -> float:
         values = []
+        rows_of = by_class(np.where(counts, classes, class_count), class_count + 1)
         for k in np.flatnonzero(asked).tolist():
-            own = counts & (classes == k)
             if positives[k]:
-                values.append(plain_ap(is_true[own], int(positives[k])))
-            elif own.any():
+                values.append(plain_ap(is_true[rows_of[k]], int(positives[k])))
+            elif len(rows_of[k]):
                 values.append(0.0)
         return float(np.mean(values)) if values else 0.0
 
