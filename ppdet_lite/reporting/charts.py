@@ -87,6 +87,24 @@ def confusion_chart(counts: np.ndarray) -> str:
     return _chart(draw, 5.5, 5.5)
 
 
+def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
+    """Differences [B, 3] with the low and the high end of their intervals, one below the other."""
+
+    def draw(axes: Any) -> None:
+        places = -np.arange(len(names))
+        value, low, high = differences.T
+        axes.errorbar(value, places, xerr=[value - low, high - value], fmt="o", markersize=4, capsize=2)
+        axes.axvline(0, color="grey", linestyle=":")
+        axes.set_yticks(places, [_short(name) for name in names])
+
+    return _chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))
+
+
+def _short(name: str) -> str:
+    """A name that leaves room beside it, and in which no $ begins a formula."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+
+
 def _chart(draw: Callable[[Any], None], width: float, height: float) -> str:
     """Inches to a `data:` address."""
     import matplotlib

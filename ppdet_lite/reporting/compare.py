@@ -1,8 +1,11 @@
 """Two runs side by side on the same data."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
@@ -10,13 +13,19 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
 from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
-from ppdet_lite.reporting.summary import analyse, known, object_counts
+from ppdet_lite.reporting.matching import IOU_THRESHOLDS
+from ppdet_lite.reporting.page import mean_precision
+from ppdet_lite.reporting.rendering import render_template
+from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
 from ppdet_lite.storage.files import write_json, write_text
 
-NUMBERS, CLASSES = "comparison.json", "comparison.csv"
+PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
+SHOWN_IOUS = (0, 5)  # 0.5, 0.75
+MOST_CLASSES = 40  # in the chart
 SELECTIONS, CONFIDENCE = 1000, 0.95
 
 
@@ -31,8 +40,8 @@ def compare_runs(
     """Compare two results files, or run folders that have one: AP in all, per class and per kind of error.
 
     Differences are the second less the first. Their intervals hold CONFIDENCE of the differences over `selections`
-    draws of as many images with repetition, the same for both. Logs a table, and writes comparison.json and
-    comparison.csv into the folder, where one is given. Returns what is in the former.
+    draws of as many images with repetition, the same for both. Logs a table, and writes a page, its numbers as JSON,
+    and the classes as CSV into the folder, where one is given. Returns what is in comparison.json.
 
     Raises UserError for what are no results of the dataset and a folder that cannot be written.
     """
@@ -68,10 +77,35 @@ def compare_runs(
     }
     get_logger().info("%s", format_comparison(comparison))
     if folder is not None:
+        write_text(folder / PAGE, render(comparison, dataset, analyses))
         write_json(folder / NUMBERS, comparison)
         write_text(folder / CLASSES, csv_text(comparison["classes"]))
-        get_logger().info("written: %s and %s in %s", NUMBERS, CLASSES, folder)
+        get_logger().info("written: %s, %s and %s in %s", PAGE, NUMBERS, CLASSES, folder)
     return comparison
+
+
+def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[Analysis]) -> str:
+    """The comparison as a page that needs nothing else."""
+    known_rows = [row for row in comparison["classes"] if row["low"] is not None]
+    shown = sorted(known_rows, key=lambda row: -row["objects"])[:MOST_CLASSES]
+    differences = np.array([[row[key] for key in ("difference", "low", "high")] for row in shown]).reshape(-1, 3)
+    lines = {
+        f"{letter}, IoU {IOU_THRESHOLDS[at]:.2f}": mean_precision(dataset, analysis, at)
+        for at in SHOWN_IOUS
+        for letter, analysis in zip("AB", analyses, strict=True)
+    }
+    return render_template(
+        "comparison.html",
+        title="Two runs compared",
+        told=comparison,
+        facts=[*zip("AB", comparison["runs"], strict=True), ("data", dataset.file), ("images", len(dataset))],
+        charts={
+            "differences": charts.differences_chart([row["name"] for row in shown], differences),
+            "precision": charts.precision_chart(lines),
+            "shown": len(shown),
+        },
+        most_cost=max(*itertools.chain(*comparison["error_costs"].values()), 1e-9),
+    )
 
 
 def format_comparison(comparison: dict[str, Any]) -> str:

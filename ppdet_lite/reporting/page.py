@@ -13,6 +13,7 @@ from ppdet_lite.reporting.averages import ranked_classes
 from ppdet_lite.reporting.curves import RECALLS, Ranked, at_recalls, curve
 from ppdet_lite.reporting.gallery import show_false_positives, show_misses, worst_false_positives, worst_misses
 from ppdet_lite.reporting.matching import AT_HALF, IOU_THRESHOLDS
+from ppdet_lite.reporting.rendering import render_template
 from ppdet_lite.reporting.summary import Analysis, object_counts, pooled
 
 SHOWN_IOUS = (0, 5, 8)  # 0.5, 0.75, 0.9
@@ -46,13 +47,6 @@ SECTIONS = {
 
 def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], images: list[dict[str, Any]]) -> str:
     """The page: `report` is what `summarise` says, with `run` and `explanation`; `images` what `per_image` does."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
-    )
-    environment.filters["number"] = _number
-    macros = environment.get_template("macros.html").module
     score, few = report["score"], dataset.num_classes <= LARGEST_TABLE
     costs = [kind["cost"] for kind in report["errors"]["kinds"].values()]
     costs += [report["errors"]["false_positives"], report["errors"]["false_negatives"]]
@@ -63,7 +57,8 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     wrong = show_false_positives(dataset, analysis, worst_false_positives(analysis, PICTURES), score)
     missed = show_misses(dataset, analysis, worst_misses(analysis, score, PICTURES), score)
     worst_first = sorted(images, key=lambda row: -(row["false_positives"] + row["missed"]))
-    return environment.get_template("page.html").render(
+    return render_template(
+        "report.html",
         title=f"Detection report: {Path(dataset.file).name}",
         report=report,
         sections=[item for item in SECTIONS.items() if item[0] != "explanation" or report["explanation"]],
@@ -78,9 +73,6 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
         legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if few else None,
         images=worst_first[:MOST_IMAGES],
         image_count=len(images),
-        cell=macros.cell,
-        bar=macros.bar,
-        groups=macros.groups,
     )
 
 
@@ -95,11 +87,14 @@ def curve_rows(dataset: CocoDataset, analysis: Analysis) -> list[dict[str, Any]]
     return rows
 
 
+def mean_precision(dataset: CocoDataset, analysis: Analysis, at: int) -> np.ndarray:
+    """The mean over classes of precision [101] at COCO's recalls, at the IoU threshold of index `at`, or NaN."""
+    precision = [at_recalls(ranked, n)[0] for _, n, ranked in _classes(dataset, analysis, at)]
+    return np.mean(precision, axis=0) if precision else np.full(len(RECALLS), np.nan)
+
+
 def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) -> dict[str, Any]:
-    lines = {}
-    for at in SHOWN_IOUS:
-        precision = [at_recalls(ranked, n)[0] for _, n, ranked in _classes(dataset, analysis, at)]
-        lines[f"IoU {IOU_THRESHOLDS[at]:.2f}"] = np.mean(precision, axis=0) if precision else np.full(101, np.nan)
+    lines = {f"IoU {IOU_THRESHOLDS[at]:.2f}": mean_precision(dataset, analysis, at) for at in SHOWN_IOUS}
     everything, objects = pooled(analysis), sum(object_counts(analysis.truth, dataset.num_classes))
     rates = curve(everything, objects) if objects and len(everything.scores) else None
     classes = list(_classes(dataset, analysis, AT_HALF))
@@ -146,9 +141,3 @@ def _confusions(confusion: dict[str, Any]) -> list[tuple[str, str, int]]:
     pairs = zip(*np.unravel_index(most, counts.shape), strict=True)
     names = confusion["names"]
     return [(names[i], names[j], int(counts[i, j])) for i, j in pairs if counts[i, j]]
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3f}"

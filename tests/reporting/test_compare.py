@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,6 +95,10 @@ def test_two_runs_side_by_side(tmp_path):
     cat, dog = (next(row for row in told["classes"] if row["name"] == name) for name in ("cat", "dog"))
     assert cat["difference"] == pytest.approx(-a["per_class"]["cat"]) and cat["high"] < 0
     assert dog["difference"] == dog["low"] == dog["high"] == 0
+    page = (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([a-z]+)"', page) == ["ap", "classes", "numbers", "errors"]
+    assert all(source.startswith("data:image/svg") for source in re.findall(r'src="([^"]*)"', page))
+    assert f"<b>{told['AP']['difference']:+.3f}</b>" in page and "holds 0" not in page
     text = format_comparison(told)
     assert f"{a['AP']:.3f}" in text and "95% interval, 100 selections" in text and "  --" in text  # a fox
     assert told["error_costs"]["false_negatives"][1] > told["error_costs"]["false_negatives"][0]
@@ -104,3 +109,12 @@ def test_one_image_is_no_sample(tmp_path):
     dataset, *_ = read_scene(tmp_path)
     with pytest.raises(UserError, match="two images at least, there is 1"):
         compare_runs(dataset, [tmp_path / "bbox.json"] * 2)
+
+
+def test_two_runs_without_anything(tmp_path):
+    """Nothing found and nothing to find: no number, but a comparison all the same."""
+    write_scene(tmp_path, [], [])
+    dataset, *_ = read_scene(tmp_path)
+    told = compare_runs(dataset, [tmp_path / "bbox.json"] * 2, folder=tmp_path / "told", selections=2)
+    assert told["AP"] == dict.fromkeys(("first", "second", "difference", "low", "high"))
+    assert "There is no object to find" in (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
