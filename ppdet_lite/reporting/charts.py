@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -111,7 +112,8 @@ def _chart(draw: Callable[[Any], None], width: float, height: float) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own letters
         figure = Figure(figsize=(width, height), layout="tight")
         draw(figure.subplots())
         content = io.BytesIO()
