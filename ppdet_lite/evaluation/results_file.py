@@ -40,7 +40,7 @@ def read_results(path: Path, dataset: CocoDataset) -> Results:
         raise UserError(f"cannot read results {path}: {error.strerror}") from None
     try:
         results = _packed(msgspec.json.decode(content, type=list[_Record]))
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, OverflowError, RecursionError):
         results = _packed(_told(path, content))
     for key, values, known in (
         ("image_id", results.image_ids, dataset.image_ids),

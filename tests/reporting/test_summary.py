@@ -75,6 +75,15 @@ def test_a_case_by_hand(tmp_path):
     assert report["calibration"]["error"] == pytest.approx((0.7 + 0.4 + 0.6 + 0.7 + 0.8 + 0.1) / 6)
 
 
+def test_recall_by_the_nearest_object_of_the_class(tmp_path):
+    """Two cats with IoU 7.5 / 12.5, one of them found; a dog on one of them, found."""
+    objects = [box(30, 3, 0), box(30, 3, 2.5), box(30, 9, 0)]
+    write_scene(tmp_path, objects, [box(30, 3, 0, 0.9), box(30, 9, 0, 0.9), box(30, 3, 2.5, 0.1)])
+    _, report, _ = numbers(tmp_path, 0.5)
+    groups = {group["low"]: (group["objects"], group["recall"]) for group in report["by_nearness"]}
+    assert groups == {0.0: (1, 1.0), 0.1: (0, None), 0.3: (0, None), 0.5: (2, 0.5)}
+
+
 @pytest.mark.parametrize(("seed", "score"), [(0, 0.5), (1, 0.13), (2, 0.0), (3, 0.99)])
 def test_rates_and_confusion_are_a_slow_count(tmp_path, seed, score):
     objects, detections = random_scene(seed)
