@@ -59,7 +59,7 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     worst_first = sorted(images, key=lambda row: -(row["false_positives"] + row["missed"]))
     return render_template(
         "report.html",
-        title=f"Detection report: {Path(dataset.file).name}",
+        title=f"Detection report: {' + '.join(Path(file).name for file in dataset.file.split(' + '))}",
         report=report,
         sections=[item for item in SECTIONS.items() if item[0] != "explanation" or report["explanation"]],
         charts=_charts(dataset, analysis, report),

@@ -10,7 +10,8 @@ def render_template(name: str, **values: Any) -> str:
     """Fill a template; texts are escaped. It has the filters `number` and `signed`, for numbers or None."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, trim_blocks=True)
+    loader = jinja2.FileSystemLoader(FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters.update(number=_number, signed=_signed)
     return environment.get_template(name).render(values)
 

@@ -51,7 +51,7 @@ def write_report(
 def _facts(dataset: CocoDataset, results: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "annotations": dataset.file,
-        "image folder": str(dataset.images),
+        "image folder": None if dataset.images == Path() else str(dataset.images),  # several are mixed
         "results": str(results),
         "images": len(dataset),
         "detections": metrics["detections"],

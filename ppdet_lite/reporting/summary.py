@@ -1,6 +1,6 @@
 """All numbers of a report."""
 
-import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,8 +137,9 @@ def object_counts(truth: Truth, class_count: int) -> list[int]:
 
 
 def file_name(dataset: CocoDataset, image: int) -> str:
-    """The name of an image as the annotations have it, by its position."""
-    return os.path.relpath(dataset.info(image).path, dataset.images)
+    """The path of an image, by its position, below the dataset's folder; of several mixed datasets, all of it."""
+    path = Path(dataset.info(image).path)
+    return path.relative_to(dataset.images).as_posix() if path.is_relative_to(dataset.images) else str(path)
 
 
 def _rates(ranked: Ranked, positives: int, score: float) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ppdet_lite.data.mixed import MixedDataset
+from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.reporting.page import SECTIONS
-from tests.tiny_run import tiny_config, write_annotations
+from ppdet_lite.reporting.report import write_report
+from tests.tiny_run import tiny_config, tiny_dataset, write_annotations
 
 EVAL = Path(__file__).parents[2] / "tools/eval.py"
 
@@ -113,3 +116,21 @@ def test_a_report_that_cannot_be_written_is_refused(report, tmp_path):
     (tmp_path / "file").write_text("")
     code, err, _ = report([], "--report", str(tmp_path / "file" / "told"))
     assert code == 2 and "report.json: cannot be written" in err
+
+
+def test_mixed_datasets_have_a_report_too(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    dataset = MixedDataset([tiny_dataset(tmp_path / name) for name in "ab"])
+    found = [
+        {"image_id": record["image_id"], "category_id": record["category_id"], "bbox": record["bbox"], "score": 0.9}
+        for record in dataset.ground_truth()["annotations"]
+    ]
+    (tmp_path / "bbox.json").write_text(json.dumps(found))
+    metrics = score_file(dataset, tmp_path / "bbox.json")
+    told = write_report(tmp_path / "told", dataset, tmp_path / "bbox.json", metrics)
+    assert told["all"]["at_score"]["true_positives"] == 6 and told["errors"]["AP50"] == pytest.approx(1)
+    images = list(csv.DictReader((tmp_path / "told/images.csv").open(encoding="utf-8")))
+    assert [row["file"] for row in images] == [f"{tmp_path}/{a}/images/{i}.png" for a in "ab" for i in (7, 3, 12)]
+    page = (tmp_path / "told/report.html").read_text(encoding="utf-8")
+    assert "<h1>Detection report: val.json + val.json</h1>" in page and "There are none." in page
