@@ -1,4 +1,7 @@
-"""Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [KEY=VALUE ...] [--results FILE]"""
+"""Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
+
+Or results that are there: --results FILE; or two of them: --compare A B.
+"""
 
 import sys
 from pathlib import Path
@@ -10,39 +13,45 @@ from ppdet_lite.core import cli, log, runtime
 
 def main() -> None:
     parser = cli.config_parser(__doc__)
-    parser.add_argument(
-        "--results",
-        metavar="FILE",
-        type=Path,
-        help="score these COCO results (a bbox.json) and run no model; metrics.json is written beside them",
-    )
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
+    given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")
+    parser.add_argument("--score", metavar="S", type=float, help="at which score the report counts (0.5)")
     args = parser.parse_args()
+    if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
+        parser.error("--score is a number from 0 to 1, and goes with --report alone")
     with runtime.quiet_import():
         from paddle import distributed
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
-        from ppdet_lite.evaluation.coco_metric import format_metrics, score_file
-        from ppdet_lite.evaluation.evaluate import METRICS, evaluate
-        from ppdet_lite.storage.files import write_json
+        from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
+        from ppdet_lite.reporting.compare import compare_runs
+        from ppdet_lite.reporting.report import write_report
     config = setup.load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
     log.configure(distributed.get_rank())
-    if args.results is not None:
+    if args.compare:
+        compare_runs(setup.build_dataset(config, "val"), args.compare, config["eval"]["backend"], args.report)
+        return
+    results, weights = args.results, None
+    if results is not None:
         dataset = setup.build_dataset(config, "val")
         setup.log_notes(dataset)
-        metrics = score_file(dataset, args.results, config["eval"]["backend"])
-        log.get_logger().info(format_metrics(metrics))
-        write_json(args.results.with_name(METRICS), metrics)
-        return
-    setup.use_device(config)
-    detector = setup.load_detector(config)
-    dataset = setup.build_dataset(config, "val", detector.class_names)
-    setup.check_images(config, "val", dataset)
-    setup.log_notes(dataset)
-    loader = build(config["data"]["loader"])
-    folder = setup.run_folder(config, args.config)
-    evaluate(detector.model, dataset, detector.preprocess, loader, folder, build(config["eval"]))
+        metrics = evaluate_results(dataset, results, build(config["eval"]))
+    else:
+        setup.use_device(config)
+        detector = setup.load_detector(config)
+        dataset = setup.build_dataset(config, "val", detector.class_names)
+        setup.check_images(config, "val", dataset)
+        setup.log_notes(dataset)
+        results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
+        loader = build(config["data"]["loader"])
+        metrics = evaluate(detector.model, dataset, detector.preprocess, loader, results.parent, build(config["eval"]))
+    if args.report is not None and distributed.get_rank() == 0:
+        facts = {"config": args.config, "weights": weights, "backend": config["eval"]["backend"]}
+        write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ def main() -> None:
     parser.add_argument("--input", metavar="FILE|DIR", type=Path, help="an image, or a folder with its sub-folders")
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and detections.json")
     parser.add_argument("--score", metavar="S", type=float, default=0.5, help="leave out what is less probable (0.5)")
+    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations, to draw the truth beside")
     args = parser.parse_args()
     if not args.print_config and (args.input is None or args.output is None):
         parser.error("--input and --output are needed")
@@ -24,7 +25,8 @@ def main() -> None:
     cli.stop_if_printed(args, config)
     log.configure()
     setup.use_device(config)
-    infer(setup.load_detector(config), args.input, args.output, build(config["data"]["loader"]), args.score)
+    detector, loader = setup.load_detector(config), build(config["data"]["loader"])
+    infer(detector, args.input, args.output, loader, args.score, args.side_by_side)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +11,7 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.evaluation.results_file import Results, read_results
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
 COLUMNS = 4  # of the table of classes
@@ -39,9 +38,7 @@ def score_file(
     dataset, or the backend is not installed.
     """
     coco, coco_eval = _backend(backend)
-    records = _read_results(Path(results), dataset)
-    for number, record in enumerate(records, start=1):  # as COCO.loadRes does, which fails on an empty list
-        record.update(id=number, area=record["bbox"][2] * record["bbox"][3], iscrowd=0)
+    records = _as_annotations(read_results(Path(results), dataset))
     truth, found = coco(), coco()
     truth.dataset = dataset.ground_truth()
     found.dataset = {**truth.dataset, "annotations": records}
@@ -62,6 +59,15 @@ def score_file(
         "images": len(dataset),
         "detections": len(records),
     }
+
+
+def _as_annotations(results: Results) -> list[dict[str, Any]]:
+    """Detections as COCO.loadRes makes them, which fails on an empty list."""
+    keys = ("image_id", "category_id", "bbox", "score", "id", "area", "iscrowd")
+    areas = results.xywh[:, 2] * results.xywh[:, 3]
+    columns = (*results, np.arange(1, len(areas) + 1), areas, np.zeros(len(areas), int))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
@@ -91,40 +97,6 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in classes)
     rows = (classes[start : start + COLUMNS] for start in range(0, len(classes), COLUMNS))
     return "\n".join([*lines, "AP per class", *(_row(row, width) for row in rows)])
-
-
-def _read_results(path: Path, dataset: CocoDataset) -> list[dict[str, Any]]:
-    try:
-        records = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read results {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"results {path} are not JSON: {error}") from None
-    if not isinstance(records, list):
-        raise UserError(f"results {path}: a list of detections is expected, found {type(records).__name__}")
-    images, categories = set(dataset.image_ids.tolist()), set(dataset.category_ids.tolist())
-    for number, record in enumerate(records, start=1):
-        if not _is_detection(record):
-            raise UserError(f"results {path}: entry {number} is no image_id, category_id, bbox [x, y, w, h] and score")
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if record[key] not in known:
-                raise UserError(
-                    f"results {path}: entry {number} has {key} {record[key]}, which is not in {dataset.file}; "
-                    "are they the results of another dataset?"
-                )
-    return records
-
-
-def _is_detection(record: Any) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("bbox"), list):
-        return False
-    ids = [record.get("image_id"), record.get("category_id")]
-    numbers = [*record["bbox"], record.get("score")]
-    return (
-        len(numbers) == 5
-        and all(type(value) is int for value in ids)
-        and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)
-    )
 
 
 def _mean(precision: np.ndarray) -> float:

@@ -59,6 +59,17 @@ def evaluate(
     return ranks.first(lambda: _score(found, losses, dataset, folder, how))
 
 
+def evaluate_results(dataset: CocoDataset, results: Path, how: Evaluation = Evaluation()) -> dict[str, Any]:
+    """Score a COCO results file, without a model: return the metrics, log them, and write metrics.json beside it.
+
+    Raises UserError for what are no results of the dataset and a folder that cannot be written.
+    """
+    metrics = score_file(dataset, results, how.backend)
+    get_logger().info("%s", format_metrics(metrics))
+    write_json(results.with_name(METRICS), metrics)
+    return metrics
+
+
 def _score(
     found: Iterable[ImageDetections], losses: Mapping[str, Any], dataset: CocoDataset, folder: Path, how: Evaluation
 ) -> dict[str, Any]:

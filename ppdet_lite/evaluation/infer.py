@@ -1,6 +1,6 @@
 """Detection in image files: pictures with boxes, names and scores, and detections.json."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ import numpy as np
 from ppdet_lite.assembly.setup import Detector
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
-from ppdet_lite.evaluation.drawing import draw_detections, write_picture
+from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections, write_picture
 from ppdet_lite.storage.files import write_json_list
 
 DETECTIONS = "detections.json"
+
+Painter = Callable[[np.ndarray, ImageDetections], np.ndarray]  # pixels [H, W, 3] RGB and what is found -> a picture
 
 
 class _Files(ImageFiles):
@@ -33,7 +36,9 @@ class _Files(ImageFiles):
             return np.zeros((*self.sizes[index].tolist(), 3), np.uint8)
 
 
-def infer(detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5) -> None:
+def infer(
+    detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5, truth: Path | None = None
+) -> None:
     """Detect in an image, or in all images of a folder and its sub-folders.
 
     Writes below `output`, under each image's own name and sub-folder, a picture with the detections of at least
@@ -41,9 +46,11 @@ def infer(detector: Detector, source: Path, output: Path, loader: Loader, score:
     bbox [x1, y1, x2, y2] in the pixels of the image as its EXIF orientation turns it. Every file appears whole or not
     at all, detections.json last.
 
+    truth: COCO annotations of the images, by their names below the source; they are drawn to the left.
+
     Images that are damaged are passed over and named in the log; RunFailed tells of them when all the rest is written.
-    Raises UserError for a source without images, a score below the model's own threshold, and an output that cannot be
-    written or would mix with the source.
+    Raises UserError for a source without images, a score below the model's own threshold, an output that cannot be
+    written or would mix with the source, and annotations of other images or classes.
     """
     images = _Files.find(source)
     lowest = detector.model.postprocess.score_threshold
@@ -52,10 +59,11 @@ def infer(detector: Detector, source: Path, output: Path, loader: Loader, score:
     beside, target = images.root.resolve(), output.resolve()
     if target == beside or (source.is_dir() and target.is_relative_to(beside)):
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
+    draw = _painter(detector, score, images, truth)
     found = detect(detector.model, EvalBatches(images, detector.preprocess, loader).iterate())
     found = tell_progress((_above(score, image) for image in found), len(images))
     found = in_order(found, range(len(images)))
-    write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector))
+    write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector, draw))
     pictures = len(images) - len(images.failures)
     get_logger().info("%d pictures and %s written into %s", pictures, DETECTIONS, output)
     if images.failures:
@@ -68,8 +76,32 @@ def _above(score: float, image: ImageDetections) -> ImageDetections:
     return ImageDetections(image.image_id, image.boxes[good], image.scores[good], image.classes[good])
 
 
+def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path | None) -> Painter:
+    """What draws the detections of an image and, to their left, the annotated truth where there is one."""
+    names = detector.class_names
+    if truth is None:
+        return lambda pixels, found: draw_detections(pixels, found.boxes, found.classes, found.scores, names)
+    dataset = CocoDataset(str(images.root), str(truth), class_names=names)
+    places = {Path(dataset.info(index).path): index for index in range(len(dataset))}
+    unknown = [name for name in images.names if images.root / name not in places]
+    if unknown:
+        raise UserError(
+            f"{truth}: {unknown[0]} is not among its images ({len(unknown)} of {len(images)} are not); "
+            "--side-by-side takes the annotations of the images below --input, by these names"
+        )
+
+    def draw(pixels: np.ndarray, found: ImageDetections) -> np.ndarray:
+        path = images.root / images.names[found.image_id]
+        height, width = dataset.sizes[places[path]].tolist()
+        if pixels.shape[:2] != (height, width):
+            raise UserError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but {truth} says {width}x{height}")
+        return draw_comparison(pixels, dataset.annotations(places[path]), found, names, score)
+
+    return draw
+
+
 def _draw_each(
-    found: Iterable[ImageDetections], images: _Files, output: Path, detector: Detector
+    found: Iterable[ImageDetections], images: _Files, output: Path, detector: Detector, draw: Painter
 ) -> Iterator[dict[str, Any]]:
     """Write the picture of each image that could be read, and yield what detections.json says of it."""
     for image in found:
@@ -77,8 +109,7 @@ def _draw_each(
         if image.image_id in images.failures:
             get_logger().warning("passed over: %s", images.failures[image.image_id])
             continue
-        picture = draw_detections(pixels, image.boxes, image.classes, image.scores, detector.class_names)
-        write_picture(output / name, picture)
+        write_picture(output / name, draw(pixels, image))
         rows = zip(image.classes.tolist(), image.scores.tolist(), image.boxes.tolist(), strict=True)
         detections = [
             {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}

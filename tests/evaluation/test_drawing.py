@@ -8,7 +8,17 @@ import pytest
 
 from ppdet_lite.data.coco import Objects
 from ppdet_lite.evaluation.detect import ImageDetections
-from ppdet_lite.evaluation.drawing import GAP, _label, class_colour, draw_comparison, draw_detections, draw_strip
+from ppdet_lite.evaluation.drawing import (
+    GAP,
+    _label,
+    _label_size,
+    class_colour,
+    draw_comparison,
+    draw_detections,
+    draw_overlay,
+    draw_strip,
+    place_labels,
+)
 
 GROUND = 128
 NAMES = ["cat", "dog", "a class with quite a long name, grüner Specht", "猫 и кошка 🐈"]
@@ -58,6 +68,50 @@ def test_no_boxes_change_nothing():
         np.testing.assert_array_equal(draw_detections(image, *NONE, scores, NAMES), image)
 
 
+def test_labels_leave_small_objects_and_each_other_to_be_seen():
+    """Two small boxes right above the corner of a large one, and one beside the other."""
+    boxes = np.array([[60, 48, 72, 58], [78, 48, 90, 58], [60, 60, 260, 180]])
+    sizes = np.array([[60, 14]] * 3)
+    places = place_labels(boxes, sizes, (200, 300))
+    labels = np.array([[left, top, left + 60, top + 14] for left, top in places])
+    assert not shared(labels, boxes[:2]).any()  # no small object is hidden
+    others = shared(labels, labels)
+    assert (others[~np.eye(3, dtype=bool)] == 0).all()
+    assert places[2] == (201, 46)  # above the other corner of the large one
+    assert place_labels(boxes[2:], sizes[2:], (200, 300)) == [(60, 46)]  # at its usual corner when alone
+    assert place_labels(np.empty((0, 4), int), np.empty((0, 2), int), (200, 300)) == []
+
+
+def shared(some, others):
+    return np.array(
+        [
+            [max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0) for b in others]
+            for a in some
+        ]
+    )
+
+
+def test_what_is_below_a_label_shines_through():
+    image = np.random.default_rng(0).integers(0, 256, (60, 200, 3), np.uint8)
+    picture = draw(image, ([2, 40, 190, 58], 0, 0.5))
+    width, height = _label_size(image, "cat 0.50")
+    ground = picture[40 - height : 40 - height + 2, 2 : 2 + width]
+    expected = np.rint(0.3 * image[40 - height : 40 - height + 2, 2 : 2 + width] + 0.7 * np.array(class_colour(0)))
+    np.testing.assert_allclose(ground, expected, atol=1)
+
+
+def test_an_overlay_tells_truth_predictions_and_subject_apart():
+    truth = np.float32([[10, 10, 50, 50]]), np.array([0])
+    predicted = np.float32([[60, 10, 95, 50]]), np.array([1])
+    picture = draw_overlay(grey(100, 100), truth, predicted, np.array([20.0, 60.0, 80.0, 120.0]))
+    dashes = (picture[10, 10:51] == class_colour(0)).all(axis=1)
+    assert dashes[[0, 5, 12, 17]].all() and not dashes[[8, 9, 20, 21]].any()
+    assert (picture[10, 60:96] == class_colour(1)).all()
+    across = picture[80, 10:30]  # through the left side of the subject
+    assert (across == 255).all(axis=1).any() and (across == 0).all(axis=1).any()
+    assert (picture[99, 30:70] == GROUND).all()  # its lower side is beyond the picture
+
+
 @pytest.mark.parametrize("size", [(480, 640), (64, 96), (900, 1200), (40, 400)])
 @pytest.mark.parametrize("text", [f"{name} 0.87" for name in NAMES])
 def test_labels_are_whole_wherever_the_box_is(size, text):
@@ -66,13 +120,16 @@ def test_labels_are_whole_wherever_the_box_is(size, text):
     for y in (height // 2, 0, height - 1):
         for x in (0, width // 2, width - 1):
             canvas = grey(height, width)
-            _label(canvas, text, x, y, (255, 0, 0))
+            box = np.array([[x, y, x, y]])
+            [(left, top)] = place_labels(box, np.array([_label_size(canvas, text)]), size)
+            _label(canvas, text, left, top, (255, 0, 0))
             left, top, right, bottom = changed(canvas)
             labels.append(canvas[top : bottom + 1, left : right + 1])
             assert top == 0 or bottom == y - 1  # above the box's corner, where there is room
     for label in labels:
         np.testing.assert_array_equal(label, labels[0])
-    ink = (labels[0] != (255, 0, 0)).any(axis=2)
+    ink = (labels[0] != labels[0][0, 0]).any(axis=2)
+    assert labels[0][0, 0].tolist() == [217, 38, 38]  # 0.7 of red over 0.3 of grey
     assert ink.any()
     assert not (ink[0].any() or ink[-1].any() or ink[:, 0].any() or ink[:, -1].any())  # a margin on all sides
 

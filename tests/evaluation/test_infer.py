@@ -9,10 +9,11 @@ import pytest
 
 from ppdet_lite.assembly.setup import Detector
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.coco import Objects, load_image
 from ppdet_lite.data.loader import Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation.drawing import draw_detections
+from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections
 from ppdet_lite.evaluation.infer import infer
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage import files as storage
@@ -82,6 +83,47 @@ def test_size_is_that_of_the_image_as_exif_turns_it(tmp_path):
     (found,) = run([NOTHING], tmp_path / "a.jpg", tmp_path / "out")
     assert (found["width"], found["height"]) == (48, 64)
     assert load_image(str(tmp_path / "out" / "a.jpg")).shape == (64, 48, 3)
+
+
+def write_truth(folder, image_names, size=(48, 64)):
+    """Annotations of images of one size; in the first of them a dog."""
+    height, width = size
+    content = {
+        "images": [{"id": n, "file_name": x, "height": height, "width": width} for n, x in enumerate(image_names)],
+        "categories": [{"id": 40, "name": "dog"}, {"id": 7, "name": "猫"}],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 40, "bbox": [5, 6, 20, 30], "area": 600, "iscrowd": 0}],
+    }
+    (folder / "truth.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder / "truth.json"
+
+
+def test_truth_side_by_side(tmp_path):
+    """Images are known by their names, classes by theirs, whatever their order."""
+    source = tmp_path / "in"
+    for name in ("a.png", "sub/b.png"):
+        write_image(source / name)
+    truth = write_truth(tmp_path, ["sub/b.png", "not/there.png", "a.png"])
+    infer(oracle([NOTHING, CAT]), source, tmp_path / "out", Loader(batch_size=2, threads=1), 0.5, truth)
+    dog = Objects(np.float32([[5, 6, 25, 36]]), np.array([1]), np.array([False]))
+    none = Objects(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool))
+    for name, objects, (boxes, scores, classes) in (("a.png", none, NOTHING), ("sub/b.png", dog, CAT)):
+        found = ImageDetections(0, np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int64(classes))
+        expected = draw_comparison(load_image(str(source / name)), objects, found, NAMES, 0.5)
+        np.testing.assert_array_equal(load_image(str(tmp_path / "out" / name)), expected)
+
+
+def test_truth_of_other_images_is_refused(tmp_path):
+    source = tmp_path / "in"
+    for name in ("a.png", "b.png"):
+        write_image(source / name)
+    for names, size, message in (
+        (["b.png"], (48, 64), r"truth\.json: a\.png is not among its images \(1 of 2 are not\); --side-by-side takes"),
+        (["a.png", "b.png"], (64, 48), r"a\.png is 64x48, but .*truth\.json says 48x64"),
+    ):
+        truth = write_truth(tmp_path, names, size)
+        with pytest.raises(UserError, match=message):
+            infer(oracle([NOTHING] * 2), source, tmp_path / "out", Loader(batch_size=2, threads=1), 0.5, truth)
+        assert not (tmp_path / "out" / "detections.json").exists()
 
 
 def test_the_score_is_that_of_picture_and_json(tmp_path):

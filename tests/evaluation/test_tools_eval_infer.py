@@ -54,8 +54,10 @@ def test_eval_matches_classes_by_name_and_writes_into_the_runs_folder(place, too
     xywh = {7: [(5, 10, 30, 40, 31)], 3: [(10, 20, 40, 50, 8)], 12: []}
     write_annotations(place / "shuffled.json", SHUFFLED, xywh)
     overrides = [f"weights={place}/run", f"data.val.annotations={place}/shuffled.json"]
-    code, out, err = tool("eval.py", "-o", *overrides)
+    code, out, err = tool("eval.py", "-o", *overrides, "--report", place / "told")
     assert (code, err) == (0, "")
+    told = json.loads((place / "told" / "report.json").read_text())
+    assert told["run"]["weights"].startswith(f"{place}/run") and (place / "told" / "report.html").is_file()
     folder = place / "output" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["bbox.json", "metrics.json"]
     results, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("bbox", "metrics"))
@@ -63,6 +65,7 @@ def test_eval_matches_classes_by_name_and_writes_into_the_runs_folder(place, too
     assert {record["image_id"] for record in results} == set(SIZES)
     assert list(metrics["per_class"]) == ["dog", "cat"] and metrics["per_class"]["dog"] == 0.0
     assert metrics["detections"] == len(results) and metrics["images"] == 3
+    assert [(row["name"], row["AP"]) for row in told["classes"]] == list(metrics["per_class"].items())
     assert f"{len(results)} detections in 3 images" in out and "AP per class" in out
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make every golden value again, in environments of its own: tests/oracles/remake.sh FOLDER
-# FOLDER receives two virtual environments and the repositories of PaddleDetection, detectron2 and mmdetection (8 GB).
+# FOLDER receives three virtual environments and the repositories of PaddleDetection, detectron2 and mmdetection (8 GB).
 set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
@@ -23,6 +23,10 @@ if [ ! -d "$folder/torch" ]; then
         terminaltables
     "$folder/torch/bin/pip" install --quiet --no-deps mmdet==3.3.0
 fi
+if [ ! -d "$folder/tide" ]; then
+    python3 -m venv "$folder/tide"
+    "$folder/tide/bin/pip" install --quiet tidecv==1.0.1 numpy
+fi
 
 export PYTHONPATH=$PWD:$folder/detectron2
 torch="$folder/torch/bin/python"
@@ -34,4 +38,5 @@ torch="$folder/torch/bin/python"
 "$torch" -m tests.oracles.make_manifests mmdetection "$folder/mmdetection/configs"
 "$torch" -m tests.oracles.make_manifests detectron2 "$folder/detectron2/configs"
 "$folder/paddle/bin/python" tests/oracles/paddledetection.py "$folder/PaddleDetection/configs"
+"$folder/tide/bin/python" -m tests.oracles.tide
 git status --short tests

@@ -1,0 +1,154 @@
+"""Two runs side by side on the same data."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
+from ppdet_lite.evaluation.evaluate import RESULTS
+from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting import charts
+from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
+from ppdet_lite.reporting.csv_text import csv_text
+from ppdet_lite.reporting.errors import error_costs
+from ppdet_lite.reporting.matching import IOU_THRESHOLDS
+from ppdet_lite.reporting.page import mean_precision
+from ppdet_lite.reporting.rendering import render_template
+from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
+from ppdet_lite.storage.files import write_json, write_text
+
+PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
+SHOWN_IOUS = (0, 5)  # 0.5, 0.75
+MOST_CLASSES = 40  # in the chart
+SELECTIONS, CONFIDENCE = 1000, 0.95
+
+
+def compare_runs(
+    dataset: CocoDataset,
+    runs: Sequence[Path],
+    backend: Literal["pycocotools", "faster"] = "pycocotools",
+    folder: Path | None = None,
+    selections: int = SELECTIONS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two results files, or run folders that have one: AP in all, per class and per kind of error.
+
+    Differences are the second less the first. Their intervals hold CONFIDENCE of the differences over `selections`
+    draws of as many images with repetition, the same for both. Logs a table, and writes a page, its numbers as JSON,
+    and the classes as CSV into the folder, where one is given. Returns what is in comparison.json.
+
+    Raises UserError for what are no results of the dataset and a folder that cannot be written.
+    """
+    paths = [run / RESULTS if run.is_dir() else run for run in runs]
+    results = [read_results(path, dataset) for path in paths]
+    metrics = [score_file(dataset, path, backend) for path in paths]
+    analyses = [analyse(dataset, result) for result in results]
+    if len(dataset) < 2:
+        raise UserError(f"{dataset.file}: a comparison needs two images at least, there is {len(dataset)}")
+    truth = analyses[0].truth
+    overall, classes = compare(
+        truth,
+        [(one.found, one.matches) for one in analyses],
+        draw_selections(len(dataset), selections, seed),
+        dataset.num_classes,
+        CONFIDENCE,
+    )
+    costs = [error_costs(one.found, truth, one.errors, dataset.num_classes) for one in analyses]
+    comparison = {
+        "runs": [str(path) for path in paths],
+        "images": len(dataset),
+        "selections": selections,
+        "confidence": CONFIDENCE,
+        "metrics": {name: [known(one[name]) for one in metrics] for name in SUMMARY},
+        "AP": _flat(overall),
+        "classes": [
+            {"name": name, "objects": objects, **_flat(item)}
+            for name, objects, item in zip(
+                dataset.class_names, object_counts(truth, dataset.num_classes), classes, strict=True
+            )
+        ],
+        "error_costs": {name: [one[name] for one in costs] for name in costs[0] if name != "AP50"},
+    }
+    get_logger().info("%s", format_comparison(comparison))
+    if folder is not None:
+        write_text(folder / PAGE, render(comparison, dataset, analyses))
+        write_json(folder / NUMBERS, comparison)
+        write_text(folder / CLASSES, csv_text(comparison["classes"]))
+        get_logger().info("written: %s, %s and %s in %s", PAGE, NUMBERS, CLASSES, folder)
+    return comparison
+
+
+def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[Analysis]) -> str:
+    """The comparison as a page that needs nothing else."""
+    known_rows = [row for row in comparison["classes"] if row["low"] is not None]
+    shown = sorted(known_rows, key=lambda row: -row["objects"])[:MOST_CLASSES]
+    differences = np.array([[row[key] for key in ("difference", "low", "high")] for row in shown]).reshape(-1, 3)
+    lines = {
+        f"{letter}, IoU {IOU_THRESHOLDS[at]:.2f}": mean_precision(dataset, analysis, at)
+        for at in SHOWN_IOUS
+        for letter, analysis in zip("AB", analyses, strict=True)
+    }
+    return render_template(
+        "comparison.html",
+        title="Two runs compared",
+        told=comparison,
+        facts=[*zip("AB", comparison["runs"], strict=True), ("data", dataset.file), ("images", len(dataset))],
+        charts={
+            "differences": charts.differences_chart([row["name"] for row in shown], differences),
+            "precision": charts.precision_chart(lines),
+            "shown": len(shown),
+        },
+        most_cost=max(*itertools.chain(*comparison["error_costs"].values()), 1e-9),
+    )
+
+
+def format_comparison(comparison: dict[str, Any]) -> str:
+    """Lay out what `compare_runs` returns as lines for people; -- where there is nothing to measure."""
+    names = [item["name"] for item in comparison["classes"]]
+    names += [*comparison["metrics"], *comparison["error_costs"]]
+    width = max(map(len, names))
+    heading = f"{comparison['confidence']:.0%} interval, {comparison['selections']} selections of images"
+
+    def row(name: str, first: Any, second: Any, *range_of: float | None) -> str:
+        cells = [_cell(first), _cell(second), _signed(first, second)]
+        if range_of and range_of[0] is not None:
+            cells.append(f"[{range_of[0]:+.3f}, {range_of[1]:+.3f}]")
+        return f"{name:<{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
+
+    ap = comparison["AP"]
+    return "\n".join(
+        [
+            *(f"{letter}: {path}" for letter, path in zip("AB", comparison["runs"], strict=True)),
+            f"{'':<{width}}  {'A':>6}  {'B':>6}  {'B - A':>6}  {heading}",
+            row("AP", ap["first"], ap["second"], ap["low"], ap["high"]),
+            *(row(name, *pair) for name, pair in comparison["metrics"].items() if name != "AP"),
+            "AP per class",
+            *(row(c["name"], c["first"], c["second"], c["low"], c["high"]) for c in comparison["classes"]),
+            "cost of errors in AP50",
+            *(row(name, *pair) for name, pair in comparison["error_costs"].items()),
+        ]
+    )
+
+
+def _flat(item: Difference) -> dict[str, float | None]:
+    return {
+        "first": item.first,
+        "second": item.second,
+        "difference": item.difference,
+        "low": item.interval.low,
+        "high": item.interval.high,
+    }
+
+
+def _cell(value: float | None) -> str:
+    return "--" if value is None else f"{value:.3f}"
+
+
+def _signed(first: float | None, second: float | None) -> str:
+    return "--" if first is None or second is None else f"{second - first:+.3f}"

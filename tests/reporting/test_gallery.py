@@ -1,0 +1,69 @@
+"""Which mistakes are shown, and what of the image."""
+
+import base64
+
+import cv2
+import numpy as np
+
+from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.gallery import (
+    SIDE,
+    _cut,
+    show_false_positives,
+    show_misses,
+    worst_false_positives,
+    worst_misses,
+)
+from ppdet_lite.reporting.summary import analyse
+from tests.reporting.scenes import read_scene, write_scene
+
+
+def box(image, category, x, y, side, score=None):
+    item = {"image_id": image, "category_id": category, "bbox": [x, y, side, side]}
+    return item if score is None else {**item, "score": score}
+
+
+def scene(folder):
+    """Image 30 has four false cats, one of them where a dog is; image 4 two objects, one found at a low score."""
+    objects = [box(30, 9, 100, 100, 50), box(4, 3, 10, 10, 30), box(4, 3, 200, 100, 60), box(17, 9, 0, 0, 20)]
+    detections = [box(30, 3, 100, 100, 50, 0.8)] + [box(30, 3, 250, 10 + 40 * n, 20, 0.9 - n / 100) for n in range(3)]
+    detections += [box(4, 3, 10, 10, 30, 0.3), box(4, 3, -40, 150, 30, 0.4), box(17, 9, 0, 0, 20, 0.7)]
+    write_scene(folder, objects, detections)
+    for image in (30, 4):
+        cv2.imwrite(str(folder / "images" / f"{image}.jpg"), np.full((200, 300, 3), 128, np.uint8))
+    dataset, *_ = read_scene(folder)
+    return dataset, analyse(dataset, read_results(folder / "bbox.json", dataset))
+
+
+def test_the_worst_come_first_and_no_image_has_all(tmp_path):
+    _, analysis = scene(tmp_path)
+    assert analysis.found.scores[worst_false_positives(analysis, 9)].tolist() == [0.9, 0.89, 0.4]
+    assert worst_false_positives(analysis, 1) == [0]
+    # found at no score: the larger cat and the dog; then the cat that is found below the score
+    assert analysis.truth.xywh[worst_misses(analysis, 0.5, 9), 2].tolist() == [60, 50, 30]
+    assert analysis.truth.xywh[worst_misses(analysis, 0.2, 9), 2].tolist() == [60, 50]
+
+
+def test_pictures_show_the_mistake_in_its_place(tmp_path):
+    dataset, analysis = scene(tmp_path)
+    rows = np.flatnonzero((analysis.found.scores == 0.8) | (analysis.found.scores == 0.4)).tolist()
+    first, second = show_false_positives(dataset, analysis, rows, 0.5)
+    assert (first.title, first.detail, first.file) == ("cat 0.80", "classification: annotated as dog", "30.jpg")
+    assert (second.title, second.detail) == ("cat 0.40", "background")  # beyond the left side, yet it has a picture
+    pictures = [decode(item) for item in (first, second)]
+    assert pictures[0].shape == (SIDE, SIDE, 3)  # 2.2 times 50 pixels, enlarged
+    assert pictures[0][:40].std() < 20 < pictures[0][60:240, 60:240].std()  # lines in the middle only
+    (miss,) = show_misses(dataset, analysis, worst_misses(analysis, 0.5, 1), 0.5)
+    assert (miss.title, miss.detail, miss.file) == ("cat", "60 x 60 pixels", "4.jpg")
+
+
+def decode(item):
+    content = base64.b64decode(item.picture.removeprefix("data:image/jpeg;base64,"))
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_the_cut_is_around_the_box_and_within_the_image():
+    assert _cut(np.array([100.0, 80.0, 60.0, 40.0]), (200, 300)) == (64, 34, 196, 166)  # 2.2 x 60 around (130, 100)
+    assert _cut(np.array([0.0, 0.0, 10.0, 10.0]), (200, 300)) == (0, 0, 53, 53)  # 96 around (5, 5)
+    left, top, right, bottom = _cut(np.array([500.0, -90.0, 10.0, 10.0]), (200, 300))  # beyond the image
+    assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200
