@@ -15,7 +15,7 @@ from ppdet_lite.data.statistics import LARGE, SMALL
 from ppdet_lite.evaluation.drawing import draw_detections
 from ppdet_lite.inspection.data_boxes import MEASURES, measures
 from ppdet_lite.inspection.data_check import Check, SetCheck
-from ppdet_lite.storage.embedding import chart, jpeg
+from ppdet_lite.storage.embedding import chart, fill, jpeg
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, TEMPLATE = "index.html", "check.json", "data_page.html"
@@ -49,12 +49,9 @@ def write_report(found: Check, folder: Path) -> None:
 
 def page(found: Check) -> str:
     """The page as HTML, with all that it shows inside."""
-    import jinja2
-
-    here = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=here, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     read = [each for each in found.sets if each.numbers is not None]
-    return environment.get_template(TEMPLATE).render(
+    return fill(
+        Path(__file__).with_name(TEMPLATE),
         sets=found.sets,
         read=read,
         between=found.between,

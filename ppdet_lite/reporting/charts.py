@@ -1,26 +1,13 @@
 """Charts of a report, as SVG in `data:` addresses."""
 
-import base64
-import io
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ppdet_lite.reporting.curves import RECALLS, Curve
+from ppdet_lite.storage.embedding import chart
 
-SETTINGS = {  # texts stay texts, and the same numbers make the same file
-    "svg.fonttype": "none",
-    "svg.hashsalt": "ppdet_lite",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "lines.linewidth": 1.4,
-}
 MOST_POINTS = 400  # of a line; more cannot be seen
 
 
@@ -33,7 +20,7 @@ def precision_chart(lines: dict[str, np.ndarray]) -> str:
         _unit_square(axes, "recall", "precision")
         axes.legend(loc="lower left", frameon=False)
 
-    return _chart(draw, 4.4, 3.3)
+    return chart(draw, 4.4, 3.3)
 
 
 def rates_chart(curve: Curve | None, score: float) -> str:
@@ -48,7 +35,7 @@ def rates_chart(curve: Curve | None, score: float) -> str:
         axes.axvline(score, color="grey", linestyle=":")
         _unit_square(axes, "score", "")
 
-    return _chart(draw, 4.4, 3.3)
+    return chart(draw, 4.4, 3.3)
 
 
 def class_chart(precision: np.ndarray, best: tuple[float, float] | None, taken: tuple[float, float] | None) -> str:
@@ -61,7 +48,7 @@ def class_chart(precision: np.ndarray, best: tuple[float, float] | None, taken: 
                 axes.plot(*point, "o", color=colour, markeredgecolor="black", markersize=5)
         _unit_square(axes, "", "")
 
-    return _chart(draw, 2.2, 1.7)
+    return chart(draw, 2.2, 1.7)
 
 
 def calibration_chart(bins: Sequence[dict[str, float]]) -> str:
@@ -72,7 +59,7 @@ def calibration_chart(bins: Sequence[dict[str, float]]) -> str:
         axes.plot([b["score"] for b in bins], [b["precision"] for b in bins], "o-", markersize=4)
         _unit_square(axes, "score", "share that is right")
 
-    return _chart(draw, 4.4, 3.3)
+    return chart(draw, 4.4, 3.3)
 
 
 def confusion_chart(counts: np.ndarray) -> str:
@@ -85,7 +72,7 @@ def confusion_chart(counts: np.ndarray) -> str:
         axes.set_xlabel("found as, by class number; background last")
         axes.set_ylabel("annotated as")
 
-    return _chart(draw, 5.5, 5.5)
+    return chart(draw, 5.5, 5.5)
 
 
 def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
@@ -98,27 +85,12 @@ def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
         axes.axvline(0, color="grey", linestyle=":")
         axes.set_yticks(places, [_short(name) for name in names])
 
-    return _chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))
+    return chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))
 
 
 def _short(name: str) -> str:
-    """A name that leaves room beside it, and in which no $ begins a formula."""
-    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
-
-
-def _chart(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """Inches to a `data:` address."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own letters
-        figure = Figure(figsize=(width, height), layout="tight")
-        draw(figure.subplots())
-        content = io.BytesIO()
-        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+    """A name that leaves room beside it."""
+    return name if len(name) <= 24 else f"{name[:23]}…"
 
 
 def _unit_square(axes: Any, across: str, up: str) -> None:

@@ -18,9 +18,9 @@ from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
-from ppdet_lite.reporting.page import mean_precision
-from ppdet_lite.reporting.rendering import render_template
+from ppdet_lite.reporting.page import TEMPLATES, mean_precision
 from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
+from ppdet_lite.storage.embedding import fill
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
@@ -94,8 +94,8 @@ def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[
         for at in SHOWN_IOUS
         for letter, analysis in zip("AB", analyses, strict=True)
     }
-    return render_template(
-        "comparison.html",
+    return fill(
+        TEMPLATES / "comparison.html",
         title="Two runs compared",
         told=comparison,
         facts=[*zip("AB", comparison["runs"], strict=True), ("data", dataset.file), ("images", len(dataset))],

@@ -1,6 +1,5 @@
 """The worst mistakes, as pictures with truth and predictions drawn."""
 
-import base64
 from collections import Counter
 from typing import NamedTuple
 
@@ -13,10 +12,11 @@ from ppdet_lite.evaluation.drawing import draw_overlay
 from ppdet_lite.reporting.errors import Kind
 from ppdet_lite.reporting.matching import AT_HALF
 from ppdet_lite.reporting.summary import Analysis, file_name
+from ppdet_lite.storage.embedding import jpeg
 
 MOST_OF_AN_IMAGE = 2  # so that one bad image does not fill the page
 CONTEXT, LEAST_SIDE = 2.2, 96.0  # the cut: so many times the box, at least so many pixels
-SIDE, MOST_ZOOM, QUALITY = 300, 4.0, 85  # pixels of a picture's longer side, its enlargement, of its JPEG
+SIDE, MOST_ZOOM = 300, 4.0  # pixels of a picture's longer side, and its enlargement
 
 
 class Mistake(NamedTuple):
@@ -119,8 +119,7 @@ def _show(
         (inside(found.xywh[predicted]), found.classes[predicted]),
         inside(xywh),
     )
-    encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
-    return Mistake("data:image/jpeg;base64," + base64.b64encode(encoded).decode(), *texts, name)
+    return Mistake(jpeg(picture), *texts, name)
 
 
 def _cut(xywh: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

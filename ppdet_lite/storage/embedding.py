@@ -1,8 +1,10 @@
-"""Pictures and charts as `data:` addresses, for pages that stand alone."""
+"""Pages of HTML that stand alone: filled templates, with pictures and charts as `data:` addresses."""
 
 import base64
 import io
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 SETTINGS = {  # texts stay texts and are taken as they are, and the same numbers make the same file
@@ -16,7 +18,21 @@ SETTINGS = {  # texts stay texts and are taken as they are, and the same numbers
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.alpha": 0.3,
+    "lines.linewidth": 1.4,
 }
+
+
+def fill(template: Path, **values: Any) -> str:
+    """Fill a template of jinja2. Texts are escaped, and a name that is not given is an error.
+
+    It has the filters `number` and `signed` for numbers, and may include files beside it.
+    """
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(template.parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters.update(number=_number, signed="{:+.3f}".format)
+    return environment.get_template(template.name).render(values)
 
 
 def chart(draw: Callable[[Any], None], width: float, height: float) -> str:
@@ -25,7 +41,8 @@ def chart(draw: Callable[[Any], None], width: float, height: float) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own letters
         figure = Figure(figsize=(width, height), layout="tight")
         draw(figure.subplots())
         content = io.BytesIO()
@@ -44,3 +61,9 @@ def jpeg(picture: Any, quality: int = 85) -> str:
 def address(media_type: str, content: bytes) -> str:
     """Bytes as a `data:` address."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
