@@ -70,7 +70,11 @@ def test_data(tmp_path: Path) -> None:
 
 
 def test_data_beside_paddles_own_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without processes: tests before this one leave threads, beside which none can be forked safely."""
     monkeypatch.setattr(bench_loader, "ROUNDS", 1)
+    real = bench_loader.io.DataLoader
+    alone = lambda *args, **options: real(*args, **options | {"num_workers": 0, "timeout": 0})  # noqa: E731
+    monkeypatch.setattr(bench_loader.io, "DataLoader", alone)
     generate(tmp_path, train=4, val=1, size=96)
     folders = [
         f"data.train.images={tmp_path}/train",
