@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds for whatever a run is waited for
+STEPS = 4  # that a process makes at most, about
 
 
 class Kill(NamedTuple):
@@ -57,7 +59,7 @@ def killed_against_straight(
     """Make both runs below a folder; returns the kills, and the arrays of the last checkpoint that differ."""
     options = [*small_shapes(folder / "shapes", train=6, val=2), "data.loader.threads=2"]
     options += ["train.accumulate=2", "train.ema={decay: 0.9}", "train.evaluate_every=null", "train.log_every=1"]
-    options += [f"train.length={4 * kills} iterations", "train.checkpoint_every=1 iterations"]
+    options += [f"train.length={STEPS * (kills + 1)} iterations", "train.checkpoint_every=1 iterations"]
     command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART), "-o", *options]
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
@@ -68,11 +70,12 @@ def killed_against_straight(
     for i in range(kills):
         left = _half_written(checkpoints)
         process = subprocess.Popen([*command, f"output={killed}", "--resume", "auto"], stdout=subprocess.DEVNULL)
+        far_enough = (checkpoints / f"iter_{STEPS * (i + 1):08d}").exists  # each process leaves steps to the next
         if i % 3 == 0:
-            time.sleep(rng.uniform(0, length / 4))
+            _wait(process, rng.uniform(0, length / 4), far_enough)
         else:
-            _wait_for_writing(process, checkpoints, left)
-            time.sleep(rng.uniform(0, length / (2 * kills) if i % 3 == 1 else 0.1))
+            _wait(process, PATIENCE, lambda: far_enough() or _half_written(checkpoints) - left)  # noqa: B023
+            _wait(process, rng.uniform(0, length / (2 * kills) if i % 3 == 1 else 0.1), far_enough)
         if process.poll() is not None:
             raise RuntimeError(f"the run ended by itself, with exit code {process.returncode}, before kill {i + 1}")
         process.send_signal(number)
@@ -92,10 +95,10 @@ def _half_written(checkpoints: Path) -> set[tuple[str, int]]:
     return found
 
 
-def _wait_for_writing(process: subprocess.Popen, checkpoints: Path, left: set[tuple[str, int]]) -> None:
-    """Wait until a checkpoint is begun; `left` are those that were left half written before."""
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline and not _half_written(checkpoints) - left:
+def _wait(process: subprocess.Popen, seconds: float, reached: Callable[[], object]) -> None:
+    """Wait so long at most, or until something is reached."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline and not reached():
         time.sleep(0.001)
 
 
