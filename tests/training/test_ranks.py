@@ -207,7 +207,13 @@ def test_a_step_that_fails_elsewhere_leaves_what_was_done(
     seen: dict[int, np.ndarray] = {}
 
     def step(
-        model: paddle.nn.Layer, optimizer: object, batches: object, clip: object, iteration: int, *_: object
+        model: paddle.nn.Layer,
+        optimizer: object,
+        batches: object,
+        clip: object,
+        iteration: int,
+        *_: object,
+        **__: object,
     ) -> Step:
         mean = running_statistics(model)[0]
         seen[iteration] = mean.numpy()
@@ -233,7 +239,9 @@ def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
     """Two ranks together look at the batches, and sample in them, as one process that accumulates two does."""
     seen: list[list] = []
 
-    def step(model: paddle.nn.Layer, optimizer: object, batches: list, clip: object, done: int, seeds: list) -> Step:
+    def step(
+        model: paddle.nn.Layer, optimizer: object, batches: list, clip: object, done: int, seeds: list, **_: object
+    ) -> Step:
         seen.append([(batch["image_ids"].tolist(), seed) for batch, seed in zip(batches, seeds, strict=True)])
         return Step({"loss": 1.0}, {})
 
