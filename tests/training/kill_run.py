@@ -26,8 +26,8 @@ from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint
 from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 300  # seconds for whatever a run is waited for
-STEPS = 4  # that a process makes at most, about
+PATIENCE = 600  # seconds for whatever a run is waited for
+STEPS = 3  # that a process makes at most, about
 
 
 class Kill(NamedTuple):
@@ -64,7 +64,7 @@ def killed_against_straight(
     command = [sys.executable, str(ROOT / "tools/train.py"), "-c", str(QUICKSTART), "-o", *options]
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
-    subprocess.run([*command, f"output={straight}"], check=True, capture_output=True, timeout=PATIENCE)
+    subprocess.run([*command, f"output={straight}"], check=True, stdout=subprocess.DEVNULL)
     length = time.monotonic() - began
     rng, told = random.Random(seed), []
     checkpoints = killed / QUICKSTART.stem / "checkpoints"
