@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import paddle
@@ -51,21 +51,32 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
         an uninterrupted run, bit for bit on a CPU.
     evaluate_at_end: evaluate the final model even where `train.evaluate_every` is null.
 
-    A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped; a second one ends the process. Of
-    several ranks, all stop at the same step when one of them is told to.
+    A first SIGINT or SIGTERM ends the step, writes a checkpoint and raises Stopped, before the first step at once; a
+    second one ends the process. Of several ranks, all stop at the same step when one of them is told to.
 
     Raises UserError for what the user can mend, RunFailed when a loss is not finite (see `nan_dump`) or another rank
     has ended.
     """
     with contextlib.ExitStack() as held:
+        stop = held.enter_context(StopRequest(alone=ranks.world() == 1))
         try:
             with exhaustion_told("training"):
-                run = held.enter_context(contextlib.closing(_prepare(config, folder, resume, evaluate_at_end, held)))
-                _go_on(run, held.enter_context(StopRequest(alone=ranks.world() == 1)))
+                with _told_before_the_first_step(), stop.breaking_off():
+                    run = _prepare(config, folder, resume, evaluate_at_end, held)
+                _go_on(held.enter_context(contextlib.closing(run)), stop)
         except (UserError, RunFailed) as error:
             log.note_in_file(str(error))
             raise
     get_logger().info("done: %s", folder)
+
+
+@contextlib.contextmanager
+def _told_before_the_first_step() -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        get_logger().warning("%s before the first step", stopped)
+        raise
 
 
 def _go_on(run: "Run", stop: StopRequest) -> None:

@@ -40,12 +40,11 @@ def train_step(
     """One step on a batch of the loader, or on several, after `iteration` others (see `FasterRCNN.forward`).
 
     Several batches give their mean, of gradients, losses and metrics, and so do those of several ranks. seeds: of the
-    sampling in each batch.
+    sampling in each batch. amp: see `half`. loss_scale: of the backward pass; above 1, gradients that are not finite
+    are no error: the step is left out, which every rank sees alike, as they share their gradients.
 
     Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
     tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
-    amp: see `half`. loss_scale: of the backward pass; above 1, gradients that are not finite are no error: the step is
-    left out, which every rank sees alike, as they share their gradients.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
     outputs: list[TrainingOutput] = []

@@ -15,6 +15,7 @@ from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.storage.files import sole_writer
+from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.stopping import StopRequest
 from tests.tiny_run import QUICKSTART, small_shapes
@@ -65,6 +66,22 @@ def straight(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> di
     output = tmp_path_factory.mktemp("straight")
     subprocess.run(command(options, output), check=True, capture_output=True)
     return weights_of(output)
+
+
+def test_a_run_that_is_stopped_before_its_first_step_says_so(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def build_dataset(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)  # the signal ends it
+
+    monkeypatch.setattr(loop, "build_dataset", build_dataset)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        train(load_config(QUICKSTART, options), tmp_path / "run")
+    assert stopped.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
+    assert "WARNING stopped by SIGTERM before the first step" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
