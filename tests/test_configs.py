@@ -60,7 +60,8 @@ def first_of_each(paths: list[Path], overrides: list[str]) -> list[Path]:
     return list(first.values())
 
 
-MODELS = first_of_each(RECIPES, ["model.backbone.stage_lr=[1, 1, 1, 1]"])  # others train the same one longer
+# Others train the same one longer, or on other data.
+MODELS = first_of_each(RECIPES, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])
 BOTTLENECKS = [path for path in MODELS if load_config(path)["model"]["backbone"]["depth"] >= 50]
 GRAPHS = {  # of those that differ in depth or mimicking alone, one
     *first_of_each(BOTTLENECKS[::-1], ["model.mimic=null", "model.backbone.depth=50"]),

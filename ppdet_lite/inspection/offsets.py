@@ -281,7 +281,7 @@ def _rois_of(
     """The RoIs [D, 4] that became detections, known by their scores, with offsets [D, 2, P, P] and masks [D, P, P]."""
     scores = F.softmax(model.predictor(*calls["predictor"]).logits, axis=1).numpy()
     rows = [np.abs(scores[:, k] - score).argmin() for k, score in zip(found.classes, found.scores, strict=True)]
-    features, rois = calls["roi_pool"]
+    features, rois, *_ = calls["roi_pool"]
     offset, mask = model.roi_pool.offsets(features, rois)
     mask = paddle.ones_like(offset[:, :1]) if mask is None else mask
     return rois.boxes.numpy()[rows], offset.numpy()[rows], mask.numpy()[rows, 0]

@@ -126,7 +126,7 @@ def test_original_pixels_are_handed_over_only_where_they_are_used(
 ) -> None:
     batches = []
 
-    def look(network: paddle.nn.Layer, optimizer: object, step_batches: list[dict], *rest: object) -> None:
+    def look(network: paddle.nn.Layer, optimizer: object, step_batches: list[dict], *_: object, **__: object) -> None:
         batches.extend(step_batches)
         raise RunFailed("seen")
 
