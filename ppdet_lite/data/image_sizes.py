@@ -25,6 +25,8 @@ def read_header(path: str | Path) -> Header | None:
     """The size of an image by its header; None where there is no such image."""
     from PIL import Image  # Paddle brings it
 
+    if not os.path.isfile(path):  # a pipe would never answer
+        return None
     try:
         with Image.open(path) as image:
             (width, height), turned = image.size, exif_orientation(image) in TURNED

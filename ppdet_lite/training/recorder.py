@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.core.errors import Stopped
+from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
@@ -84,9 +84,14 @@ class Recorder:
 
     def offsets(self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess) -> None:
         """Tell how far deformable parts, where there are any, move their samples in the first image of a dataset."""
-        if deformable_parts(model):
+        if not deformable_parts(model):
+            return
+        try:
             batch = collate([image_sample(dataset.load(0), preprocess, 0)], preprocess)
-            self._board.scalars("offsets", offset_statistics(model, batch), iteration)
+        except UserError as error:  # training may do without that image (`on_bad_image`)
+            get_logger().warning("offsets are not shown: %s", error)
+            return
+        self._board.scalars("offsets", offset_statistics(model, batch), iteration)
 
     def patches(
         self, iteration: int, patches: Patches | None, class_names: Sequence[str], preprocess: Preprocess

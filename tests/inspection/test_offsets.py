@@ -37,6 +37,7 @@ from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.ops.boxes import decode_boxes
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.training.loop import train
+from ppdet_lite.training.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
@@ -337,6 +338,17 @@ def test_training_records_them_at_checkpoints_and_at_the_end(tmp_path: Path) -> 
     assert tags == {f"offsets/{name}/{what}" for name in [*names, "roi_pool"] for what in ("mean", "max", "mask")}
     records = reader.get_data("scalar", f"offsets/{LAST}/mean")
     assert [record.id for record in records] == [2, 3] and records[0].value > 0
+
+
+def test_why_they_are_not_shown_is_told(detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Damaged:
+        def load(self, index: int) -> np.ndarray:
+            raise UserError(f"image {index} is damaged")
+
+    recorder = Recorder(tmp_path, total=1, start=0, log_every=1)
+    recorder.offsets(1, detector.model, Damaged(), detector.preprocess)
+    recorder.close()
+    assert "offsets are not shown: image 0 is damaged" in caplog.text
 
 
 @pytest.fixture(scope="module")
