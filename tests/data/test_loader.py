@@ -306,7 +306,13 @@ def test_the_program_ends_although_a_thread_is_stuck(files, dataset, how, said, 
     command = [sys.executable, "-c", SCRIPT, str(files.images), str(files.json), how]
     start = time.monotonic()
     done = subprocess.run(
-        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=40, check=False
+        command,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored around here
     )
     assert said in done.stderr and done.returncode == code
     assert time.monotonic() - start < 20
