@@ -76,7 +76,7 @@ class Evaluation:
         null for that one alone. What is found at all of them goes through one NMS.
     flip: look at the mirrored image too.
     loss: tell the training losses on the validation images, not augmented; mimicking's only while it trains.
-    backend: who scores: pycocotools, or faster-coco-eval, which an extra of the requirements installs.
+    backend: who scores: pycocotools, or `faster`, which needs the package faster-coco-eval beside the requirements.
     """
 
     short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None

@@ -1,6 +1,7 @@
 """The COCO metric: detections as COCO writes them, and what pycocotools says of such a file."""
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ def score_file(
     annotated. Without any detection the rest is 0. Raises UserError if the file is missing or not the results of this
     dataset, or the backend is not installed.
     """
+    require_backend(backend)
     coco, coco_eval = _backend(backend)
     records = _as_annotations(read_results(Path(results), dataset))
     truth, found = coco(), coco()
@@ -70,6 +72,14 @@ def _as_annotations(results: Results) -> list[dict[str, Any]]:
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
+def require_backend(name: Literal["pycocotools", "faster"], place: str = "eval.backend") -> None:
+    """Raise UserError, with the config's place, where a backend is not installed; before there is work to be lost."""
+    if name == "faster" and importlib.util.find_spec("faster_coco_eval") is None:
+        raise UserError(
+            f"{place}: faster needs a package that is not here: pip install faster-coco-eval, or set pycocotools"
+        )
+
+
 def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
     """The classes COCO and COCOeval of one or the other."""
     if name == "pycocotools":
@@ -77,12 +87,8 @@ def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ModuleNotFoundError:
-        raise UserError(
-            "eval.backend: faster needs a package that is not here: pip install faster-coco-eval, or set pycocotools"
-        ) from None
+    from faster_coco_eval import COCO, COCOeval_faster
+
     return COCO, COCOeval_faster
 
 

@@ -52,6 +52,7 @@ def detect(model: FasterRCNN, batches: Iterable[Batch]) -> Iterator[ImageDetecti
             for i in np.flatnonzero(batch["flipped"]) if "flipped" in batch else ():
                 width = batch["image_sizes"][i, 1] / batch["scales"][i, 1]
                 boxes[i] = flip_boxes(boxes[i], width)
+                boxes[i][:, ::2] = boxes[i][:, ::2].clip(0, np.floor(width + 0.5))  # the model's limit
             yield from map(ImageDetections, batch["image_ids"].tolist(), boxes, scores, classes)
 
 

@@ -12,7 +12,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, score_file
+from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, require_backend, score_file
 from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
 from ppdet_lite.evaluation.validation_loss import validation_losses
 from ppdet_lite.evaluation.views import make_views, merged
@@ -40,11 +40,12 @@ def evaluate(
 
     check: called after every image; what it raises ends the evaluation, on all ranks.
 
-    Raises UserError for an image that cannot be read and a folder that cannot be written.
+    Raises UserError for an image that cannot be read, a folder that cannot be written, a backend that is not here.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return evaluate(model, dataset, preprocess, loader, Path(temporary), how, check)
+    require_backend(how.backend)
     ranks.start()
     losses = validation_losses(model, dataset, preprocess, loader, check) if how.loss else {}
     views = make_views(preprocess, how)

@@ -284,7 +284,7 @@ def _told(name: str, device: str, reference: str) -> str:
         return train_two(device)
     if name in ("bfloat16", "float16") and device != "cpu" and not _has(name):
         return f"left out: {device} has no {name}"
-    try:
+    try:  # what Paddle raises of a kernel that fails or is not there is a finding: it is told, and counts as a failure
         result = compare(name, device, reference)
     except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
         return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"

@@ -23,6 +23,7 @@ from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.data.transforms import Batch
+from ppdet_lite.evaluation.coco_metric import require_backend
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.half import require_half
@@ -85,12 +86,13 @@ def _go_on(run: "Run", stop: StopRequest) -> None:
         if run.evaluation_missed:
             run.evaluate(stop.check)
         while not run.finished:
-            run.step(stop)
-            with stop.breaking_off():
-                if run.evaluation_due:
-                    run.evaluate(stop.check)
-                if run.evaluation_due or run.checkpoint_due:
-                    run.show()
+            with run.rescued():
+                run.step(stop)
+                with stop.breaking_off():
+                    if run.evaluation_due:
+                        run.evaluate(stop.check)
+                    if run.evaluation_due or run.checkpoint_due:
+                        run.show()
             if run.checkpoint_due:
                 run.save()
     except Stopped as stopped:
@@ -114,6 +116,9 @@ def _prepare(
     require_half(config["train"]["amp"], config.origin("train.amp"))
     ranks.start()
     start = ranks.first(lambda: starting_point(folder, resume))
+    evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
+    if evaluates:
+        require_backend(config["eval"]["backend"], config["eval"].place_of("backend"))
     train_set = build_dataset(config, "train")
     val_set = build_dataset(config, "val", train_set.class_names)
     check_training_data(config, train_set, val_set)
@@ -131,7 +136,6 @@ def _prepare(
         log_notes(dataset)
     columns = {"train": train_set.statistics(), "val": val_set.statistics()}
     get_logger().info("data:\n%s", format_statistics(columns, train_set.class_names))
-    evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
     data = build(config["data"], train=train_set, val=val_set if evaluates else None)
     return Run(config, folder, data, model, start)
 
@@ -227,17 +231,16 @@ class Run:
     def step(self, stop: StopRequest) -> None:
         """Train on the next batch, and tell of it; hear on the way whether the run is to stop.
 
-        Should it fail before the weights are updated, on this rank or another, what was done before is saved.
+        Should it fail before the weights are updated, on this rank or another, all is as it was before.
         """
+        iteration = self.done.iteration
         statistics = [(value, value.clone()) for value in running_statistics(self.model)] if self.world > 1 else []
         try:
             self._step(stop)
-        except NotFinite:  # what was done before may be the reason
-            raise
         except (UserError, RunFailed):
-            for value, before in statistics:
-                paddle.assign(before, value)
-            self._rescue()
+            if self.done.iteration == iteration:
+                for value, before in statistics:
+                    paddle.assign(before, value)
             raise
 
     def _step(self, stop: StopRequest) -> None:
@@ -324,8 +327,22 @@ class Run:
         """Write a checkpoint to go on from, and remove the oldest beyond `train.keep_last`."""
         ranks.first(self._save_and_prune)
 
+    @contextlib.contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Should a step or an evaluation fail inside, write a checkpoint of what was done before it ends the run.
+
+        Not so when a number is not finite: what was done may be the reason.
+        """
+        try:
+            yield
+        except NotFinite:
+            raise
+        except (UserError, RunFailed):
+            self._rescue()
+            raise
+
     def _rescue(self) -> None:
-        """Write a checkpoint of a run that fails, unless there is one."""
+        """Write a checkpoint, unless there is one of this iteration."""
 
         def save() -> None:
             name = f"iter_{self.done.iteration:08d}"

@@ -11,7 +11,7 @@ from paddle import nn
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.transforms import Preprocess, collate, image_sample
 from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.evaluation.views import make_views, merge, merged
@@ -77,3 +77,20 @@ def test_merging_is_nms_per_class_over_all_views_and_keeps_the_best():
     nothing = ImageDetections(5, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     assert merge([nothing, nothing], Postprocess()).boxes.shape == (0, 4)
     assert merge([nothing, one], Postprocess()).scores.tolist() == pytest.approx([0.9, 0.6])
+
+
+def test_what_is_mirrored_back_stays_inside_its_image():
+    """27 columns at a scale of 2/3 are 40.5, to which the model rounds up: 41."""
+
+    class Whole(nn.Layer):
+        def forward(self, images, image_sizes, scales):
+            return Detections(
+                paddle.to_tensor([[0.0, 0.0, 41.0, 30.0]]),
+                paddle.to_tensor([0.9]),
+                paddle.to_tensor([0]),
+                paddle.to_tensor([1], dtype="int32"),
+            )
+
+    sample = image_sample(np.zeros((30, 41, 3), np.uint8), Preprocess(short_side=20, long_side=50), 1, flipped=True)
+    (found,) = detect(Whole(), [collate([sample], Preprocess())])
+    assert sample["image_size"].tolist() == [20, 27] and found.boxes.tolist() == [[0, 0, 40.5, 30]]

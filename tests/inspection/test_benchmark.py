@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -73,7 +74,10 @@ def test_data_beside_paddles_own_loader(tmp_path: Path, monkeypatch: pytest.Monk
     """Without processes: tests before this one leave threads, beside which none can be forked safely."""
     monkeypatch.setattr(bench_loader, "ROUNDS", 1)
     real = bench_loader.io.DataLoader
-    alone = lambda *args, **options: real(*args, **options | {"num_workers": 0, "timeout": 0})  # noqa: E731
+
+    def alone(*args: Any, **options: Any) -> Any:
+        return real(*args, **options | {"num_workers": 0, "timeout": 0})
+
     monkeypatch.setattr(bench_loader.io, "DataLoader", alone)
     generate(tmp_path, train=4, val=1, size=96)
     folders = [

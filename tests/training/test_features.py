@@ -9,6 +9,7 @@ import pytest
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.evaluation import coco_metric
 from ppdet_lite.modeling import matching
 from ppdet_lite.optimization.optimizer import SGD, Average, freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
@@ -199,3 +200,30 @@ def test_a_pattern_that_matches_nothing_is_told() -> None:
         freeze(model, ["backbon.*"])
     with pytest.raises(UserError, match=r"optimizer\.lr_scales: 'head\.\*' matches no parameter"):
         SGD(lr_scales={"head.*": 0.1}).build(model)
+
+
+def test_a_backend_that_is_not_here_is_told_before_the_first_step(
+    options: list[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(coco_metric.importlib.util, "find_spec", lambda _: None)
+    config = load_config(QUICKSTART, [*options, "eval.backend=faster", "train.length=1 iterations"])
+    with pytest.raises(UserError, match=r"^command line: eval\.backend: faster needs .* pip install faster-coco-eval"):
+        train(config, tmp_path / "run", evaluate_at_end=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path: Path) -> None:
+    """A validation picture is damaged behind its header; when it is mended the run goes on, and evaluates first."""
+    options = [*small_shapes(tmp_path / "shapes", train=4, val=2), "train.checkpoint_every=null"]
+    options += ["train.length=3 iterations", "train.evaluate_every=2 iterations"]
+    picture = sorted((tmp_path / "shapes/val").iterdir())[0]
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    config = load_config(QUICKSTART, options)
+    with pytest.raises(UserError, match=picture.name):
+        train(config, tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["iter_00000002"]
+    picture.write_bytes(whole)
+    train(config, tmp_path / "run", resume="auto")
+    assert {path.name for path in checkpoints.iterdir()} >= {"best", "iter_00000003"}
