@@ -115,9 +115,8 @@ class RPN(nn.Layer):
         usable = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # of NaN it is false
         scores = paddle.where(usable, scores, paddle.full_like(scores, DEAD))
         whole = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
-        return paddle.where(
-            usable.unsqueeze(-1), boxes, whole.expand_as(boxes)
-        ), scores  # harmless, should one be needed
+        boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
+        return boxes, scores
 
     def _suppress_by_level(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """All candidates [N, k, 4] and their logits [N, k], DEAD where NMS inside their level removed them.
