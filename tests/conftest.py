@@ -1,6 +1,7 @@
 """Set up the process before any test imports paddle, and keep what one test does to logging from the next."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,14 @@ def untouched_logging() -> Iterator[None]:
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders_given_back(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs and exports that the tests of a file share add up to gigabytes: they go with it, unless one failed."""
+    root = tmp_path_factory.getbasetemp()
+    before, failed = set(root.iterdir()), request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for folder in set(root.iterdir()) - before:
+            shutil.rmtree(folder, ignore_errors=True)  # a link to the last of a name stays
