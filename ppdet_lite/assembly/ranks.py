@@ -77,7 +77,7 @@ def together(work: Callable[[], T]) -> list[T]:
     result, failure = None, None
     try:
         result = work()
-    except Exception as error:
+    except (Exception, Stopped) as error:
         failure = error
     try:
         answers = _exchange((result, None if failure is None else _told(failure)))
@@ -146,13 +146,13 @@ def _listening(number: int, talk: Callable[[], T]) -> T:
         raise RunFailed(f"rank {number} has ended without a word to the others; {WHERE}") from error
 
 
-def _told(error: Exception) -> tuple[str, str, int]:
+def _told(error: BaseException) -> tuple[str, str, int]:
     """An error as others are told of it: its kind, what it says, an exit code."""
     known = isinstance(error, (UserError, RunFailed, Stopped))
     return type(error).__name__, str(error) if known else f"{type(error).__name__}: {error}", getattr(error, "code", 0)
 
 
-def _from_elsewhere(number: int, kind: str, text: str, code: int) -> Exception:
+def _from_elsewhere(number: int, kind: str, text: str, code: int) -> BaseException:
     if kind == Stopped.__name__:
         return Stopped(text, code)
     kinds = {known.__name__: known for known in (UserError, NotFinite)}

@@ -25,8 +25,11 @@ class Misfit(ValueError):
         self.key, self.reason = key, reason
 
 
-class Stopped(Exception):
-    """A run that was asked to stop, and has: what it did is saved. The command-line tools exit with its code."""
+class Stopped(BaseException):
+    """A run that was asked to stop, and has: what it did is saved. The command-line tools exit with its code.
+
+    No Exception, as KeyboardInterrupt is none: a library that passes over whatever its reading raises lets it through.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

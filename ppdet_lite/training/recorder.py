@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.core.errors import Stopped, UserError
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
@@ -67,8 +67,6 @@ class Recorder:
         """Draw what metrics.jsonl says into curves.png. That it cannot be drawn is told, and ends no run."""
         try:
             draw_curves(read_metrics(self._folder / "metrics.jsonl"), self._folder / "curves.png", self._folder.name)
-        except Stopped:
-            raise
         except Exception as error:
             get_logger().warning("curves.png was not drawn: %s", error)
 

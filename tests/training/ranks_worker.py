@@ -29,7 +29,7 @@ def fails_on(number: int, error: Exception) -> Callable[[], int]:
 def what_is_raised(work: Callable[[], object]) -> Exception:
     try:
         ranks.together(work)
-    except Exception as error:
+    except (Exception, Stopped) as error:
         return error
     raise AssertionError("nothing was raised")
 
