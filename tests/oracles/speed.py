@@ -1,7 +1,7 @@
 """A training step or a detection here and in torchvision, side by side on this machine's CPU.
 
-    python -m venv TORCH && TORCH/bin/pip install torch torchvision psutil
-    python -m tests.oracles.speed --torch-python TORCH/bin/python [--cases r18_bn ...] [--rounds 3] [--steps 3] [--json FILE]
+    python -m venv TORCH && TORCH/bin/pip install torch torchvision
+    python -m tests.oracles.speed --torch-python TORCH/bin/python [--cases r18_bn ...] [--rounds 3] [--steps 3]
 
 Both build the same detector (`speed_cases.py`), each in a process of its own with the same number of threads, and take
 turns: while one works, the other waits. A training step goes from uint8 pixels to updated weights. The ratio is that
@@ -32,7 +32,7 @@ class Worker:
     """A process that takes steps of a case when it is told to, and sleeps otherwise."""
 
     def __init__(self, python: str, module: str, case: str, threads: int) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
         command = [python, "-m", f"tests.oracles.{module}", case]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
