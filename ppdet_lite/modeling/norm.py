@@ -9,6 +9,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppdet_lite.modeling.conv import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 
 STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
@@ -125,7 +126,7 @@ class ConvNorm(nn.Layer):
         if deformable is not None:
             self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups)
         else:
-            self.conv = nn.Conv2D(
+            self.conv = Conv2D(
                 in_channels,
                 out_channels,
                 kernel,

@@ -143,7 +143,8 @@ def clip_gradients(model: nn.Layer, limit: float | None) -> float:
 @paddle.no_grad()
 def squared_norms(model: nn.Layer) -> Tensor:
     """The squared L2 norm of each gradient of a model: [P], on its device."""
-    return paddle.stack([paddle.dot(vector, vector) for vector in (part.flatten() for part in _gradients(model))])
+    # not `dot`, which on a CPU adds one number after the other: slowly, and of large layers two digits are lost
+    return paddle.stack([gradient.square().sum() for gradient in _gradients(model)])
 
 
 @paddle.no_grad()

@@ -60,14 +60,14 @@ def train_step(
     parts, scaled_norm = _read(outputs, squared_norms(network))
     gradient_norm = scaled_norm / loss_scale
     if loss_scale > 1 and not math.isfinite(gradient_norm):
-        optimizer.clear_grad()
+        optimizer.clear_grad(set_to_zero=False)
         return Step(*_means(parts), overflowed=True)
     losses, metrics = map(_mean, zip(*ranks.together(lambda: _finite_means(parts, batches, clip_norm)), strict=True))
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     clipped = 1.0 if clip_norm is None or gradient_norm <= clip_norm else clip_norm / gradient_norm
     scale_gradients(network, clipped / loss_scale)
     optimizer.step()
-    optimizer.clear_grad()
+    optimizer.clear_grad(set_to_zero=False)
     return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
 
 

@@ -29,7 +29,7 @@ def stepped(recompute: bool, options: dict[str, Any], **detector: Any) -> tuple[
     paddle.seed(2)
     optimizer = SGD().build(model)
     optimizer.set_lr(0.01)
-    optimizer.clear_grad = lambda: None
+    optimizer.clear_grad = lambda set_to_zero: None
     step = train_step(model, optimizer, tiny.batch(), clip_norm=1.0)
     state = {name: value.numpy() for name, value in model.state_dict().items()}
     gradients = {f"{name}/grad": p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}

@@ -7,7 +7,15 @@ from paddle import nn
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.norm import ConvNorm, FrozenBatchNorm, NormName
-from ppdet_lite.optimization.optimizer import SGD, AdamW, Optimizer, clip_gradients, optimizer_state, restore_optimizer
+from ppdet_lite.optimization.optimizer import (
+    SGD,
+    AdamW,
+    Optimizer,
+    clip_gradients,
+    optimizer_state,
+    restore_optimizer,
+    squared_norms,
+)
 
 RATES = (0.1, 0.05, 0.2)
 NORMS = ("group.norm", "batch.norm")
@@ -102,6 +110,14 @@ def test_adamw(settings: AdamW) -> None:
             expected[name] = kept - own * mean / (deviation + 1e-8)
         advance(net, optimizer, step)
     check(net, expected)
+
+
+def test_the_norm_of_a_large_gradient_is_exact() -> None:
+    """Adding a million squares one by one in float32 is off by 1e-5, and by 1e-3 with few large ones."""
+    net = nn.Linear(1000, 1000, bias_attr=False)
+    gradient = np.random.default_rng(0).normal(3.0, 1.0, (1000, 1000)).astype(np.float32)
+    (net.weight * paddle.to_tensor(gradient)).sum().backward()
+    assert squared_norms(net).tolist() == pytest.approx([(gradient.astype(np.float64) ** 2).sum()], rel=1e-6)
 
 
 def clipped_step(net: nn.Layer, limit: float, decay: float) -> dict[str, np.ndarray]:
