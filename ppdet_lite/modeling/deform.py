@@ -10,6 +10,7 @@ from paddle import ParamAttr, Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
@@ -57,7 +58,7 @@ class DeformConv2D(nn.Layer):
         self.bias = None  # a norm follows
         taps = settings.groups * kernel * kernel
         self.offset_channels = 2 * taps
-        self.offset = nn.Conv2D(
+        self.offset = Conv2D(
             in_channels,
             (2 if settings.version == 1 else 3) * taps,
             kernel,

@@ -9,6 +9,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.ops.group_norm import group_norm
 
@@ -134,7 +135,7 @@ class ConvNorm(nn.Layer):
         if deformable is not None:
             self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups)
         else:
-            self.conv = nn.Conv2D(
+            self.conv = Conv2D(
                 in_channels,
                 out_channels,
                 kernel,

@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import slow_zeros
 from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops import places
@@ -229,10 +230,10 @@ class DeformPSRoIPool(RoIPool):
             raise Misfit("roi_pool", reason)
         self.scale, self.out_channels, self.output_size = 1 / in_strides[0], out_channels, output_size
         self.group_size, self.gamma, self.sample_per_part = group_size, gamma, sample_per_part
-        self.maps = nn.Conv2D(in_channels, out_channels * group_size**2, 1)
+        self.maps = Conv2D(in_channels, out_channels * group_size**2, 1)
         init_normal(self.maps, 0.01)
         zeros = {"weight_attr": slow_zeros(offset_lr), "bias_attr": slow_zeros(offset_lr)}
-        self.fields = nn.Conv2D(in_channels, 2 * group_size**2, 1, **zeros)
+        self.fields = Conv2D(in_channels, 2 * group_size**2, 1, **zeros)
 
     def level(self, boxes: Tensor) -> Tensor:
         """The one level there is: [R, 4] -> [R] int64."""
