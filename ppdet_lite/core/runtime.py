@@ -1,11 +1,12 @@
 """Tune the process for Paddle on a CPU, before paddle is imported.
 
-Three things, each of which a user may set himself (then it is left alone) or choose with the variable
+Four things, each of which a user may set himself (then it is left alone) or choose with the variable
 PPDET_LITE_RUNTIME = "off" or a comma list of them:
 
 - threads: OMP_NUM_THREADS = usable cores, shared among the processes of a launch. Paddle itself takes one thread.
 - malloc:  glibc keeps freed memory instead of giving it back, which spares the page faults of every large tensor.
 - mkl:     MKL_DEBUG_CPU_TYPE=5 on AMD, where the bundled MKL otherwise takes its slow path.
+- onednn:  convolutions of training by the oneDNN beside paddle (ops/onednn.py); it is only switched here.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from typing import NamedTuple
 from ppdet_lite.core.errors import UserError
 
 SWITCH = "PPDET_LITE_RUNTIME"
-PARTS = ("threads", "malloc", "mkl")
+PARTS = ("threads", "malloc", "mkl", "onednn")
 MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 # malloc.h: the option's number, and the values to try in turn. glibc before 2.35 takes at most 32 MiB as the first.
@@ -71,6 +72,11 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> tuple[Setting, ..
 def applied() -> tuple[Setting, ...]:
     """What the last `prepare` decided, for the training log and tools/env_check.py."""
     return _applied
+
+
+def chosen(part: str, environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether the user leaves a part of this on. Raises UserError on an unknown word in PPDET_LITE_RUNTIME."""
+    return part in _chosen(environ)
 
 
 def usable_cores() -> int:

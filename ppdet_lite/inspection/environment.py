@@ -32,6 +32,9 @@ def print_report() -> None:
         return
     gpus = range(paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0)
     print("devices:", ", ".join(["cpu", *(paddle.device.cuda.get_device_name(i) for i in gpus)]))
+    from ppdet_lite.ops import onednn
+
+    print(onednn.description())
     matrix = paddle.rand([1024, 1024])
     paddle.matmul(matrix, matrix).numpy()  # warms up
     products, start = 0, time.perf_counter()

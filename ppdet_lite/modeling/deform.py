@@ -10,7 +10,7 @@ from paddle import ParamAttr, Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
-from ppdet_lite.modeling.conv import Conv2D
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 

@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
-from ppdet_lite.modeling.conv import Conv2D
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import slow_zeros
 from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops import places

@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.bounds import DeltaWeights, Share
-from ppdet_lite.modeling.conv import Conv2D
+from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.norm import init_normal

@@ -28,6 +28,7 @@ from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.half import require_half
 from ppdet_lite.modeling.norm import running_statistics
+from ppdet_lite.ops import onednn
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.storage.files import sole_writer
@@ -130,7 +131,7 @@ def _prepare(
     if resume == "auto" and start is None:
         get_logger().info("nothing to resume in %s: a new run", folder)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
-    for setting in runtime.applied():
+    for setting in (*runtime.applied(), onednn.description()):
         get_logger().info("%s", setting)
     for dataset in (train_set, val_set):
         log_notes(dataset)
