@@ -58,12 +58,12 @@ class Matcher:
         if objects.shape[0] == 0:
             zeros = paddle.zeros([boxes.shape[0]], dtype="int64")
             return zeros + BACKGROUND, zeros
-        iou = box_iou(boxes, objects)
-        best, index = iou.max(axis=1), iou.argmax(axis=1)
+        iou = box_iou(objects, boxes)
+        best, index = iou.max(axis=0), iou.argmax(axis=0)
         foreground = best >= self.foreground_iou
         if self.keep_best:
-            highest = iou.max(axis=0)
-            foreground = foreground | ((iou == highest) & (highest > 0)).any(axis=1)
+            highest = iou.max(axis=1, keepdim=True)
+            foreground = foreground | ((iou == highest) & (highest > 0)).any(axis=0)
         labels = foreground.astype("int64")  # FOREGROUND or BACKGROUND
         undecided = ~foreground & (best >= self.background_iou)
         return paddle.where(undecided, paddle.full_like(labels, IGNORE), labels), index
