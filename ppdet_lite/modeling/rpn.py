@@ -20,7 +20,7 @@ from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops import places
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
-from ppdet_lite.ops.nms import grouped_nms
+from ppdet_lite.ops.nms import grouped_nms, surviving
 from ppdet_lite.structures import Rois, Targets
 
 DEAD = -1e30  # score of a candidate that NMS removed or that has no area: below any logit
@@ -84,8 +84,9 @@ class RPN(nn.Layer):
             hidden = F.relu(self.conv(feature))
             for conv in self.more_convs:
                 hidden = F.relu(conv(hidden))
-            logits.append(self.objectness(hidden).transpose([0, 2, 3, 1]).flatten(1).astype("float32"))
-            per_cell = self.regress(hidden).transpose([0, 2, 3, 1])  # [N, H, W, 4A], anchor-major
+            # with H and W apart a CPU would transpose ten times slower
+            logits.append(self.objectness(hidden).flatten(2).transpose([0, 2, 1]).flatten(1).astype("float32"))
+            per_cell = self.regress(hidden).flatten(2).transpose([0, 2, 1])  # [N, H * W, 4A], anchor-major
             deltas.append(per_cell.reshape([0, -1, 4]).astype("float32"))
         return logits, deltas
 
@@ -102,27 +103,29 @@ class RPN(nn.Layer):
         image_sizes [N, 2] (h, w) bound the boxes. NMS works inside each level.
         """
         pre_nms = self.pre_nms_train if self.training else self.pre_nms_test
-        levels = [self._candidates(*level, image_sizes, pre_nms) for level in zip(anchors, logits, deltas)]
-        suppress = self._suppress_by_level if places.cheap_to_read(logits[0]) else self._suppress_by_image
-        return self._best_per_image(*suppress(levels))
+        best = [_best_of_level(*level, pre_nms) for level in zip(anchors, logits, deltas)]
+        if not paddle.in_dynamic_mode():
+            levels = [self._candidates(*level, image_sizes) for level in best]
+            return self._best_per_image(*self._suppress_in_graph(levels))
+        boxes, scores = self._candidates(*(paddle.concat(parts, axis=1) for parts in zip(*best)), image_sizes)
+        suppress = self._suppress_by_level if places.on_cpu(scores) else self._suppress_by_image
+        return self._best_per_image(boxes, suppress(boxes, scores, [part.shape[1] for *_, part in best]))
 
     def _candidates(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, image_sizes: Tensor, pre_nms: int
+        self, anchors: Tensor, deltas: Tensor, scores: Tensor, image_sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Candidates of one level [N, k, 4] and their logits [N, k], DEAD where they have no area."""
-        scores, index = _top(logits, pre_nms)
-        boxes = decode_boxes(paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index), self.delta_weights)
-        boxes = clip_boxes(boxes.reshape([scores.shape[0], -1, 4]), image_sizes.unsqueeze(1))
+        """Boxes [N, k, 4] of anchors [N, k, 4], and their logits [N, k], DEAD where they have no area."""
+        boxes = clip_boxes(decode_boxes(anchors, deltas, self.delta_weights), image_sizes.unsqueeze(1))
         usable = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # of NaN it is false
         scores = paddle.where(usable, scores, paddle.full_like(scores, DEAD))
         whole = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
         boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
         return boxes, scores
 
-    def _suppress_by_level(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _suppress_in_graph(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """All candidates [N, k, 4] and their logits [N, k], DEAD where NMS inside their level removed them.
 
-        NMS takes the square of how many boxes it is given, so that a CPU does a level at a time.
+        NMS takes the square of how many boxes it is given: a level at a time, as no graph has a loop over images.
         """
         scores = []
         for boxes, of_level in levels:
@@ -130,12 +133,16 @@ class RPN(nn.Layer):
             scores.append(self._suppress(boxes, of_level, image))
         return paddle.concat([boxes for boxes, _ in levels], axis=1), paddle.concat(scores, axis=1)
 
-    def _suppress_by_image(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _suppress_by_level(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The same logits from candidates of all levels, so many of each: a CPU takes an image and level at a time."""
+        levels = zip(boxes.split(sizes, axis=1), scores.split(sizes, axis=1))
+        alive = paddle.concat([surviving(*level, self.nms_iou) for level in levels], axis=1)
+        return paddle.where(alive, scores, paddle.full_like(scores, DEAD))
+
+    def _suppress_by_image(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
         """The same an image at a time: a GPU is waited for with each, and few images are fewer than levels."""
-        level = [paddle.full([scores.shape[1]], i, dtype="int64") for i, (_, scores) in enumerate(levels)]
-        boxes, scores = (paddle.concat(parts, axis=1) for parts in zip(*levels))
-        level = paddle.concat(level)
-        return boxes, paddle.stack([self._suppress(*image, level) for image in zip(boxes, scores)])
+        level = paddle.concat([paddle.full([size], i, dtype="int64") for i, size in enumerate(sizes)])
+        return paddle.stack([self._suppress(*image, level) for image in zip(boxes, scores)])
 
     def _suppress(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
         """Scores of any shape, DEAD where a better box of the same group covers theirs."""
@@ -184,6 +191,13 @@ class RPN(nn.Layer):
             loss_box += sum_box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
         count = len(targets) * self.sampler.count
         return {"loss_rpn_objectness": loss_objectness / count, "loss_rpn_box": loss_box / count}
+
+
+def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the `count` best anchors of a level in each image: themselves and deltas [N, k, 4], and logits [N, k]."""
+    scores, index = _top(logits, count)
+    chosen = paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index)
+    return *(rows.reshape([scores.shape[0], -1, 4]) for rows in chosen), scores
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:

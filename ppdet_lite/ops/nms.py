@@ -1,7 +1,7 @@
 """Non-maximum suppression over groups, and the best entries of each group, without a loop over images.
 
-Both are written in operators whose shapes may be unknown when the graph is traced, so that one code serves training,
-inference and export for any batch size.
+All but `surviving` are written in operators whose shapes may be unknown when the graph is traced, so that one code
+serves training, inference and export for any batch size.
 """
 
 import paddle
@@ -23,6 +23,20 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     # unsqueeze before the product: oneDNN's fusion of "multiply, then unsqueeze" loses the new axis in float64
     kept = nms(boxes + groups.unsqueeze(-1) * (2 * reach + 1), iou_threshold)
     return paddle.gather(order, kept)
+
+
+def surviving(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes greedy NMS leaves inside each row: boxes [N, k, 4], scores [N, k] -> bool [N, k].
+
+    A row at a time, since NMS takes the square of how many boxes it is given; in float64, as `grouped_nms`. Not for a
+    graph being exported, in which N is unknown.
+    """
+    batch, count = scores.shape
+    order = paddle.argsort(scores, axis=1, descending=True, stable=True) + paddle.arange(batch).unsqueeze(1) * count
+    ranked = paddle.gather(boxes.reshape([-1, 4]), order.flatten()).astype("float64").reshape([batch, count, 4])
+    kept = paddle.concat([paddle.gather(*row) for row in zip(order, (nms(row, iou_threshold) for row in ranked))])
+    alive = paddle.scatter(paddle.zeros([batch * count]), kept, paddle.ones([kept.shape[0]]))
+    return alive.reshape([batch, count]) > 0
 
 
 def rank_in_group(groups: Tensor, group_count: Tensor | int) -> Tensor:

@@ -49,8 +49,8 @@ def test_a_step_as_a_gpu_takes_it(name: str, count: int, monkeypatch: pytest.Mon
 
 
 def test_a_step_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There NMS is done by level, of which there are five; the limit is met from two images on."""
-    assert reads({}, images(2), monkeypatch) == {"nms": 5, "tolist": 4, "numpy": 1}
+    """There NMS is done by image and level, of which there are five."""
+    assert reads({}, images(2), monkeypatch) == {"nms": 10, "tolist": 4, "numpy": 1}
 
 
 def test_losses_of_accumulated_batches_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
