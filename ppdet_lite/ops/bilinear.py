@@ -33,14 +33,17 @@ def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
     return index.astype("int64"), paddle.stack([low_weight, high_weight], axis=-1)
 
 
-def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
+def run_taps(position: Tensor, weight: Tensor, size: int | Tensor, length: Tensor | None = None) -> Taps:
     """Taps [..., S+1] of a weighted sum over runs [..., S] of positions, ascending by at most a pixel, within the map.
 
     Neighbours in a run share pixels: S + 1 in a row are all they touch, of the 2*S that linear_taps gives.
+    length [..., 1]: of each run, where they differ; the weight of what follows is 0, and so is that of the taps after
+    length + 1.
     """
     count = position.shape[-1]
     first = position[..., :1].detach().floor()
-    low = (position.detach() - first).floor().clip(max=count - 1)  # more could only be a rounding error
+    longest = paddle.full_like(first, count) if length is None else length
+    low = paddle.minimum((position.detach() - first).floor(), longest - 1)  # more could only be a rounding error
     high_weight = (position - first - low) * weight
 
     def shares(weight: Tensor, pixel: Tensor) -> Tensor:
@@ -52,9 +55,13 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor) -> Taps:
     return index.astype("int64"), shares(weight - high_weight, low) + shares(high_weight, low + 1)
 
 
-def cross_taps(y: Taps, x: Taps, width: int | Tensor) -> Taps:
-    """Taps [..., Ky*Kx] from those of the two axes, [..., Ky] and [..., Kx], in maps of width int or [..., 1, 1]."""
-    index = y[0].unsqueeze(-1) * width + x[0].unsqueeze(-2)
+def cross_taps(y: Taps, x: Taps, width: int | Tensor | None = None) -> Taps:
+    """Taps [..., Ky*Kx] from those of the two axes, [..., Ky] and [..., Kx].
+
+    width: of the maps, int or [..., 1, 1]; None where the index of y is already that of a line's first pixel.
+    """
+    line = y[0].unsqueeze(-1) if width is None else y[0].unsqueeze(-1) * width
+    index = line + x[0].unsqueeze(-2)
     weight = y[1].unsqueeze(-1) * x[1].unsqueeze(-2)
     return index.flatten(-2), weight.flatten(-2)
 

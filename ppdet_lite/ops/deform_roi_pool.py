@@ -13,8 +13,16 @@ from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, requir
 from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
-# Indices of RoIs with equal sample counts per bin (None: all RoIs), and the counts along y and x.
-SampleGroups = list[tuple[Tensor | None, int, int]]
+
+class SampleGroups(NamedTuple):
+    """How many samples along y and x the bins of each RoI have."""
+
+    groups: list[tuple[Tensor | None, int, int]]  # the RoIs with equal counts (None: all), and these
+    counts: Tensor | None = None  # [R, 2] float, where they differ
+
+    def most(self, axis: int) -> int:
+        """The largest count along y (0) or x (1)."""
+        return max(counts[axis] for _, *counts in self.groups)
 
 
 def deform_roi_pool(
@@ -135,30 +143,30 @@ def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tenso
     return start + (image * group_size**2 + ph * group_size + pw) * area, paddle.gather(sizes, level)
 
 
-def _taps(groups, bins, origin, map_size, mask, legacy, adaptive, classes) -> tuple[list[Taps], Tensor | None]:
+def _taps(samples, bins, origin, map_size, mask, legacy, adaptive, classes) -> tuple[list[Taps], Tensor | None]:
     """What to sum for each bin, RoI after RoI in groups of equal sample count, and how to restore the RoIs' order."""
     map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
-    mask = None if mask is None else mask.reshape([-1, *mask.shape[2:], 1, 1])
+    axes = (bins.y, bins.height, map_height), (bins.x, bins.width, map_width)
+    (y, y_weight), (x, x_weight) = (_mean_taps(*axes[i], samples, i, legacy, adaptive) for i in range(2))
+    if adaptive:
+        y_weight = y_weight * ((bins.height > 0) & (bins.width > 0)).astype(y_weight.dtype)
+    if mask is not None:
+        y_weight = y_weight * mask.reshape([-1, *mask.shape[2:], 1, 1])
+    y = y * map_width + origin
     class_count = paddle.to_tensor([classes])  # times an int, oneDNN would fuse a sum with and ruin it
     taps = []
-    for rois, rows, columns in groups:
+    for rois, *counts in samples.groups:
 
-        def of_group(tensor: Tensor, rois: Tensor | None = rois) -> Tensor:
-            return tensor if rois is None else paddle.gather(tensor, rois)
+        def of_group(tensor: Tensor, axis: int, rois: Tensor | None = rois, counts: list[int] = counts) -> Tensor:
+            if rois is None:
+                return tensor
+            tensor = paddle.gather(tensor, rois)
+            return tensor[..., : counts[axis] + 1] if adaptive else tensor
 
-        y, x, height, width = (of_group(t) for t in bins)
-        index, weight = cross_taps(
-            _mean_taps(y, height, of_group(map_height), rows, legacy, adaptive),
-            _mean_taps(x, width, of_group(map_width), columns, legacy, adaptive),
-            of_group(map_width).unsqueeze(-1),
-        )
-        index = (index + of_group(origin)) * class_count + paddle.arange(classes).reshape([-1, 1])
-        if adaptive:
-            weight = weight * ((height > 0) & (width > 0)).astype(weight.dtype)
-        if mask is not None:
-            weight = weight * of_group(mask)
+        index, weight = cross_taps((of_group(y, 0), of_group(y_weight, 0)), (of_group(x, 1), of_group(x_weight, 1)))
+        index = index * class_count + paddle.arange(classes).reshape([-1, 1])
         taps.append((index.flatten(0, -2), weight.flatten(0, -2)))
-    order = None if groups[0][0] is None else paddle.argsort(paddle.concat([rois for rois, _, _ in groups]))
+    order = None if samples.counts is None else paddle.argsort(paddle.concat([rois for rois, _, _ in samples.groups]))
     return taps, order
 
 
@@ -172,28 +180,34 @@ def sample_groups(
 
 def _sample_groups(bins: _Bins, samples: int) -> SampleGroups:
     if samples or not bins.height.shape[0]:
-        return [(None, samples or 1, samples or 1)]
-    sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1).numpy()
-    grids, group = np.unique(np.fmax(np.ceil(sizes), 1).astype(int), axis=0, return_inverse=True)
+        return SampleGroups([(None, samples or 1, samples or 1)])
+    sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1)
+    counts = np.fmax(np.ceil(sizes.numpy()), 1)
+    grids, group = np.unique(counts.astype(int), axis=0, return_inverse=True)
     if len(grids) == 1:
-        return [(None, *grids[0].tolist())]
-    return [(paddle.to_tensor(np.flatnonzero(group.ravel() == g)), *grid) for g, grid in enumerate(grids.tolist())]
+        return SampleGroups([(None, *grids[0].tolist())])
+    groups = [(paddle.to_tensor(np.flatnonzero(group.ravel() == g)), *grid) for g, grid in enumerate(grids.tolist())]
+    return SampleGroups(groups, paddle.to_tensor(counts))
 
 
-def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: int, legacy: bool, dense: bool) -> Taps:
+def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: SampleGroups, axis: int, legacy, dense) -> Taps:
     """Taps of the mean of the samples along one axis of bins [..., 1] on maps of `length` cells.
 
-    dense: whether the samples are known to lie at most one cell apart.
+    dense: whether the samples are known to lie at most one cell apart. Where RoIs differ in their sample counts there
+    are taps for the largest, and those beyond a RoI's own count + 1 have no weight.
     """
     first, reach = (0, 0.5) if legacy else (0.5, 1)
-    position = corner + (paddle.arange(samples, dtype=corner.dtype) + first) * extent / samples
+    number = paddle.arange(samples.most(axis), dtype=corner.dtype)
+    count = number.shape[0] if samples.counts is None else samples.counts[:, axis].reshape([-1, 1, 1, 1, 1])
+    position = corner + (number + first) * extent / count
     last = (length - 1).astype(corner.dtype)
-    share = ((position >= -reach) & (position <= last + reach)).astype(corner.dtype)
-    share = share / (share.sum(-1, keepdim=True).clip(min=1) if legacy else samples)
+    inside = (position >= -reach) & (position <= last + reach)
+    share = (inside if samples.counts is None else inside & (number < count)).astype(corner.dtype)
+    share = share / (share.sum(-1, keepdim=True).clip(min=1) if legacy else count)
     position = paddle.where(position < 0, paddle.zeros_like(position), position)
     position = paddle.where(position < last, position, last)
     if dense:
-        return run_taps(position, share, last + 1)
+        return run_taps(position, share, last + 1, None if samples.counts is None else count)
     index, weight = linear_taps(position, last + 1)
     return index.flatten(-2), (weight * paddle.stack([share, share], axis=-1)).flatten(-2)
 
