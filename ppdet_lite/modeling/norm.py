@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 
 from ppdet_lite.modeling.conv import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
+from ppdet_lite.ops.group_norm import group_norm
 
 STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
 
@@ -50,6 +51,14 @@ class FrozenBatchNorm(nn.Layer):
         )
 
 
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm`, quick on a CPU too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return group_norm(x, self._num_groups, self.weight, self.bias, self._epsilon)
+
+
 def build_norm(name: NormName, channels: int) -> nn.Layer | None:
     """A norm over [N, C, H, W] by its short name; None for "none".
 
@@ -72,11 +81,11 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
         case "gn":
             if channels % 32:
                 raise ValueError(f"gn has 32 groups: {channels} channels cannot be divided among them")
-            return nn.GroupNorm(32, channels)
+            return GroupNorm(32, channels)
         case "ln":
-            return nn.GroupNorm(1, channels)
+            return GroupNorm(1, channels)
         case "in":
-            return nn.GroupNorm(channels, channels)
+            return GroupNorm(channels, channels)
     raise ValueError(f"unknown norm {name!r}")
 
 

@@ -6,7 +6,7 @@ from paddle import nn
 from paddle.vision import models
 
 from ppdet_lite.modeling.deform import Deformable
-from ppdet_lite.modeling.norm import FrozenBatchNorm
+from ppdet_lite.modeling.norm import FrozenBatchNorm, GroupNorm
 from ppdet_lite.modeling.resnet import ResNet
 
 PARTS = ["stem", "res2", "res3", "res4", "res5"]  # in the order in which they are frozen
@@ -81,7 +81,7 @@ def test_frozen_stages_do_not_train(frozen_stages: int, images: paddle.Tensor) -
         ("bn", FrozenBatchNorm, nn.BatchNorm2D),
         ("frozen_bn", FrozenBatchNorm, FrozenBatchNorm),
         ("frozen_stats_bn", FrozenBatchNorm, FrozenBatchNorm),
-        ("gn", nn.GroupNorm, nn.GroupNorm),
+        ("gn", GroupNorm, GroupNorm),
     ],
 )
 def test_norm_of_each_stage(norm: str, in_frozen: type, in_others: type) -> None:
