@@ -6,6 +6,7 @@ import pytest
 from paddle import nn
 
 from ppdet_lite.modeling.fpn import FPN, upsample_twice
+from ppdet_lite.ops import places
 from tests.tiny import float32
 
 
@@ -17,9 +18,17 @@ def constant(layer: nn.Conv2D, value: float, bias: float) -> None:
     layer.bias.set_value(np.full(layer.bias.shape, bias, np.float32))
 
 
-def test_upsampling_repeats_each_value() -> None:
-    x = np.arange(2 * 3 * 2 * 3, dtype=np.float32).reshape(2, 3, 2, 3)
-    np.testing.assert_array_equal(upsample_twice(float32(x)).numpy(), x.repeat(2, axis=2).repeat(2, axis=3))
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_upsampling_repeats_each_value(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "on_cpu", lambda _: on_cpu)
+    values = np.random.default_rng(0).normal(size=(2, 3, 2, 5)).astype(np.float32)
+    x = float32(values)
+    x.stop_gradient = False
+    out = upsample_twice(x)
+    np.testing.assert_array_equal(out.numpy(), values.repeat(2, axis=2).repeat(2, axis=3))
+    grad = np.arange(out.size, dtype=np.float32).reshape(out.shape)
+    out.backward(float32(grad))
+    np.testing.assert_array_equal(x.grad.numpy(), grad.reshape(2, 3, 2, 2, 5, 2).sum(axis=(3, 5)))
 
 
 def test_merging_by_hand() -> None:
