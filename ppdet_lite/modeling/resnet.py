@@ -23,6 +23,7 @@ from ppdet_lite.modeling.residual import (
     stage_channels,
 )
 from ppdet_lite.ops import places
+from ppdet_lite.ops.relu import relu
 
 STAGES = (2, 3, 4, 5)
 
@@ -38,7 +39,7 @@ class DeepStem(nn.Layer):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] -> [N, channels, H/2, W/2]."""
-        return self.conv3(F.relu(self.conv2(F.relu(self.conv1(images)))))
+        return self.conv3(relu(self.conv2(relu(self.conv1(images)))))
 
 
 @register
@@ -121,7 +122,7 @@ class ResNet(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [N, 3, H, W] -> features of `out_stages`, fine to coarse."""
-        x = _pool(F.relu(self.stem(images)))
+        x = _pool(relu(self.stem(images)))
         features, again = [], self.recompute and self.training and paddle.is_grad_enabled()
         for stage in range(2, self.out_stages[-1] + 1):
             for block in getattr(self, f"res{stage}"):
