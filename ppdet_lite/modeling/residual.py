@@ -6,12 +6,12 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, kept_statistics
+from ppdet_lite.ops.relu import add_relu, relu
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 Depth = Literal[18, 34, 50, 101, 152]
@@ -71,7 +71,7 @@ class BasicBlock(_ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, planes, H/stride, W/stride]."""
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.identity(x))
+        return add_relu(self.conv2(relu(self.conv1(x))), self.identity(x))
 
 
 class Bottleneck(_ResidualBlock):
@@ -92,7 +92,7 @@ class Bottleneck(_ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, 4 * planes, H/stride, W/stride]."""
-        return F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))) + self.identity(x))
+        return add_relu(self.conv3(relu(self.conv2(relu(self.conv1(x))))), self.identity(x))
 
 
 def stage_channels(depth: Depth, stage: int) -> int:

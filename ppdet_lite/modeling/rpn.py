@@ -21,6 +21,7 @@ from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops import places
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from ppdet_lite.ops.nms import grouped_nms, surviving
+from ppdet_lite.ops.relu import relu
 from ppdet_lite.structures import Rois, Targets
 
 DEAD = -1e30  # score of a candidate that NMS removed or that has no area: below any logit
@@ -81,9 +82,9 @@ class RPN(nn.Layer):
         """Features -> per level: objectness logits [N, M_l] and deltas [N, M_l, 4], in the order of the anchors."""
         logits, deltas = [], []
         for feature in features:
-            hidden = F.relu(self.conv(feature))
+            hidden = relu(self.conv(feature))
             for conv in self.more_convs:
-                hidden = F.relu(conv(hidden))
+                hidden = relu(conv(hidden))
             # with H and W apart a CPU would transpose ten times slower
             logits.append(self.objectness(hidden).flatten(2).transpose([0, 2, 1]).flatten(1).astype("float32"))
             per_cell = self.regress(hidden).flatten(2).transpose([0, 2, 1])  # [N, H * W, 4A], anchor-major

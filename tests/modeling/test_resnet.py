@@ -7,7 +7,7 @@ from paddle.vision import models
 
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import FrozenBatchNorm, GroupNorm
-from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.modeling.resnet import ResNet, _pool
 
 PARTS = ["stem", "res2", "res3", "res4", "res5"]  # in the order in which they are frozen
 
@@ -225,3 +225,19 @@ def test_a_grouped_convolution_can_be_deformable() -> None:
     x = paddle.randn([1, 3, 32, 64])
     with paddle.no_grad():
         assert (deformable(x)[0] - plain(x)[0]).abs().max().item() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_pooling_and_its_gradient_are_paddles(size: tuple[int, int]) -> None:
+    """Bit for bit, among equal values too: whole numbers have many, and ReLU leaves zeros."""
+    paddle.seed(0)
+    image = paddle.nn.functional.relu(paddle.randint(-3, 3, [2, 5, *size]).astype("float32"))
+    found = []
+    for pool in (_pool, lambda x: paddle.nn.functional.max_pool2d(x, 3, 2, 1)):
+        x = image.clone().detach()
+        x.stop_gradient = False
+        out = pool(x)
+        out.backward(paddle.arange(out.size, dtype="float32").reshape(out.shape))
+        found.append((out.numpy(), x.grad.numpy()))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours == theirs).all()
