@@ -1,44 +1,46 @@
-"""Export: a detector as a static graph in PaddleDetection's deployment format, compared before it is put in place.
+"""Export: a detector as a static graph in PaddleDetection's deployment format or ONNX, compared before it is kept.
 
 A folder holds model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and counts, see
-`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads.
+`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads; or model.onnx, with the same
+inputs and outputs, which describes itself; or all of these.
 """
 
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import paddle
-import yaml
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
-from ppdet_lite import __version__
-from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.config.checked import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
-from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
-from ppdet_lite.evaluation.detect import ImageDetections, detect
+from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.deployment import onnx_export
+from ppdet_lite.deployment.description import DESCRIPTION, Description
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE
+from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.files import replace_folder, require_space
 
-FILES = (GRAPH, WEIGHTS, DESCRIPTION)
-BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
+FILES = {"paddle": (GRAPH, WEIGHTS, DESCRIPTION), "onnx": (ONNX_FILE,)}
+FILES["both"] = FILES["paddle"] + FILES["onnx"]
+BOX_TOLERANCES = {"paddle": 1e-3, "onnx": 1e-2}  # pixels
+SCORE_TOLERANCE = 1e-4  # probability
 BATCH_SIZES = (1, 2)
 DRAWN_IMAGES = 4
-TOLD_EXACTLY = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # ways to resize that infer_cfg.yml can say
 FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
 INPUTS = (
     InputSpec([-1, 3, -1, -1], "float32", "image"),
@@ -77,38 +79,77 @@ class Deployed(nn.Layer):
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
-def export(detector: Detector, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
-    """Write a detector for deployment, once its graph agrees with it on images, each alone and in pairs.
+def export(
+    trained: TrainedModel,
+    folder: Path,
+    images: Sequence[Path] | None = None,
+    format: Literal["paddle", "onnx", "both"] = "paddle",
+) -> Agreement:
+    """Write a model for deployment, once its graph agrees with it on images, each alone and in pairs.
 
-    images: the files to compare on; None draws some.
+    images: the files to compare on; None draws some. Of two formats the gaps of the worse one are returned.
 
     The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
-    else or cannot be written, and RunFailed, with image and difference, if graph and detector disagree.
+    else, another format too, or cannot be written, and if a package is missing; RunFailed, with image and difference,
+    if graph and model disagree, and with the operator if ONNX has none like it.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (folder.is_file() or {path.name for path in folder.iterdir()} - set(FILES)):
-        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    _check_folder(folder, format)
+    if format != "paddle":
+        onnx_export.require_packages()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_graph(detector.model, partial, detector.preprocess.channels)
-        (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
-        agreement = compare(detector, Predictor(partial), images)
-        log.info(
-            "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
-            *agreement,
-        )
-        if agreement.detections == 0:
-            log.warning("neither found anything, so little was compared; name better images by --images")
+        _write(trained, partial, format)
+        agreements = [
+            _agree(trained, source, images, kind)
+            for kind, source in (("paddle", partial), ("onnx", partial / ONNX_FILE))
+            if format in (kind, "both")
+        ]
         replace_folder(partial, folder, partial.with_suffix(".old"))
-        log.info("exported to %s: %s", folder, ", ".join(FILES))
+        log.info("exported to %s: %s", folder, ", ".join(FILES[format]))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error.strerror}; free space or choose another --output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return max(agreements, key=lambda agreement: agreement.box_gap)
+
+
+def _check_folder(folder: Path, format: str) -> None:
+    """Raise UserError if a folder exists and writing an export in its place would lose something."""
+    if not folder.exists():
+        return
+    names = set() if folder.is_file() else {path.name for path in folder.iterdir()}
+    if folder.is_file() or names - set(FILES["both"]):
+        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    if lost := sorted(names - set(FILES[format])):
+        raise UserError(f"{folder} has {lost[0]} of another format; add --format both, or choose another --output")
+
+
+def _write(trained: TrainedModel, folder: Path, format: str) -> None:
+    """Write a model's files, not compared yet, into a folder."""
+    description = Description.of(trained)
+    save_graph(trained.model, folder, trained.preprocess.channels)
+    if format != "paddle":
+        onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
+    if format == "onnx":
+        (folder / GRAPH).unlink()
+        (folder / WEIGHTS).unlink()
+    else:
+        (folder / DESCRIPTION).write_text(description.to_yaml(), encoding="utf-8")
+
+
+def _agree(trained: TrainedModel, source: Path, images: Sequence[Path] | None, format: str) -> Agreement:
+    agreement = compare(Detector.of(trained), Detector.load(source), images, BOX_TOLERANCES[format])
+    log.info(
+        "%s: same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
+        *(format, *agreement),
+    )
+    if agreement.detections == 0:
+        log.warning("neither found anything, so little was compared; name better images by --images")
     return agreement
 
 
@@ -160,78 +201,41 @@ def operators(folder: Path) -> set[str]:
     return set(names(program.global_block()))
 
 
-def describe(detector: Detector) -> str:
-    """The infer_cfg.yml of a detector: PaddleDetection's keys, and a section of our own for what they leave out."""
-    preprocess, order = detector.preprocess, -1 if detector.preprocess.channels == "bgr" else 1
-    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in TOLD_EXACTLY:
-        log.warning(
-            "PaddleDetection's deployment cannot resize as data.preprocess says (sizing %s, interpolation %s, in %s): "
-            "detections there will differ a little",
-            *(preprocess.sizing, preprocess.interpolation, preprocess.resize_in),
-        )
-    interpolation = cv2.INTER_CUBIC if preprocess.interpolation == "cubic" else cv2.INTER_LINEAR
-    content = {
-        "mode": "paddle",
-        "draw_threshold": 0.5,
-        "metric": "COCO",
-        "use_dynamic_shape": True,
-        "arch": "RCNN",
-        "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
-        "Preprocess": [
-            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": interpolation},
-            {
-                "type": "NormalizeImage",
-                "mean": list(preprocess.mean)[::order],  # RGB: the graph turns it around
-                "std": list(preprocess.std)[::order],
-                "is_scale": preprocess.pixel_range == 1,
-                "norm_type": "mean_std",
-            },
-            {"type": "Permute"},
-            {"type": "PadStride", "stride": preprocess.stride},
-        ],
-        "label_list": list(detector.class_names),
-        "ppdet_lite": {
-            "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
-            "category_ids": list(detector.category_ids),
-            "preprocess": {
-                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(preprocess).items()
-            },
-        },
-    }
-    return yaml.safe_dump(content, sort_keys=False)
+def compare(
+    trained: Detector,
+    exported: Detector,
+    images: Sequence[Path] | None = None,
+    box_tolerance: float = BOX_TOLERANCES["paddle"],
+) -> Agreement:
+    """Run a detector as it was trained and as it was exported on images, each alone and in pairs; None draws some.
 
-
-def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
-    """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
+    One more is added in which nothing can be found, as it has no extent.
 
     Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
-    BOX_TOLERANCE pixels of the image or of the network input, whichever are larger.
+    box_tolerance pixels of the image or of the network input, whichever are larger.
     """
     if images:
         names, pictures = [str(path) for path in images], (load_image(path) for path in images)
     else:
         names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
         pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
-    samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
+    samples = [image_sample(picture, trained.preprocess, i) for i, picture in enumerate(pictures)]
+    samples.append(samples[0] | {"image_id": len(names), "image_size": np.zeros(2, np.float32)})
+    names.append("an image without extent")
     paired, gaps = 0, []
     for size in BATCH_SIZES:
         for start in range(0, len(samples), size):
             chosen = [samples[(start + k) % len(samples)] for k in range(size)]
-            batch = collate(chosen, detector.preprocess)
-            for sample, trained, exported in zip(
-                chosen,
-                detect(detector.model, [batch]),
-                _run(predictor, batch, detector.preprocess.channels),
-                strict=True,
-            ):
-                tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
+            found = (way.detect([collate(chosen, way.preprocess)]) for way in (trained, exported))
+            for sample, one, other in zip(chosen, *found, strict=True):
+                tolerance = box_tolerance / min(1.0, sample["scale"].min())
                 try:
-                    count, *gap = _pair(detector, trained, exported, tolerance)
+                    count, *gap = _pair(trained, one, other, tolerance)
                 except RunFailed as error:
                     raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
                 paired += count
                 gaps.append(gap)
-    return Agreement(len(samples), paired, *np.max(gaps, axis=0).tolist())
+    return Agreement(len(samples) - 1, paired, *np.max(gaps, axis=0).tolist())
 
 
 def _pair(
@@ -250,7 +254,7 @@ def _pair(
         ("trained", trained, exported, ~pairs.any(axis=1)),
         ("exported", exported, trained, ~pairs.any(axis=0)),
     ):
-        if (alone := alone & ~_at_the_edge(found.scores, detector.model.postprocess)).any():
+        if (alone := alone & ~_at_the_edge(found.scores, detector.postprocess)).any():
             k = int(alone.argmax())
             what = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
             raise RunFailed(f"only the {name} model finds {what}; {_nearest(found, k, others)}")
@@ -270,19 +274,3 @@ def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
     gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
     score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
     return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
-
-
-def _run(predictor: Predictor, batch: Batch, channels: str) -> list[ImageDetections]:
-    """The detections of each image of a batch, its channels in that order, by an exported model."""
-    images = batch["images"][:, ::-1] if channels == "bgr" else batch["images"]
-    rows, counts = predictor(images, batch["image_sizes"], batch["scales"])
-    parts = np.split(rows, np.cumsum(counts)[:-1])
-    return [
-        ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
-        for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True)
-    ]
-
-
-def _target_size(preprocess: Preprocess) -> list[int]:
-    """PaddleDetection's name for (short side, long side); it takes the smaller number for the short one."""
-    return [min(preprocess.short_side, preprocess.long_side), preprocess.long_side]

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.assembly.setup import Detector
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections, write_picture
+from ppdet_lite.evaluation.in_turn import in_order, tell_progress
 from ppdet_lite.storage.files import write_json_list
 
 DETECTIONS = "detections.json"
@@ -53,15 +54,13 @@ def infer(
     written or would mix with the source, and annotations of other images or classes.
     """
     images = _Files.find(source)
-    lowest = detector.model.postprocess.score_threshold
-    if not lowest <= score <= 1:
-        raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
+    require_score(detector, score)
     beside, target = images.root.resolve(), output.resolve()
     if target == beside or (source.is_dir() and target.is_relative_to(beside)):
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
     draw = _painter(detector, score, images, truth)
-    found = detect(detector.model, EvalBatches(images, detector.preprocess, loader).iterate())
-    found = tell_progress((_above(score, image) for image in found), len(images))
+    found = detector.detect(EvalBatches(images, detector.preprocess, loader).iterate())
+    found = tell_progress((image.above(score) for image in found), len(images))
     found = in_order(found, range(len(images)))
     write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector, draw))
     pictures = len(images) - len(images.failures)
@@ -71,9 +70,20 @@ def infer(
         raise RunFailed(f"{len(images.failures)} of {len(images)} images were passed over; the first: {first}")
 
 
-def _above(score: float, image: ImageDetections) -> ImageDetections:
-    good = image.scores >= score
-    return ImageDetections(image.image_id, image.boxes[good], image.scores[good], image.classes[good])
+def require_score(detector: Detector, score: float) -> None:
+    """Raise UserError unless a score is a probability that the detector does not drop by itself."""
+    lowest = detector.postprocess.score_threshold
+    if not lowest <= score <= 1:
+        raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
+
+
+def as_records(detector: Detector, found: ImageDetections) -> list[dict[str, Any]]:
+    """Detections as JSON has them: [{class, category_id, score, bbox [x1, y1, x2, y2]}]."""
+    rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [
+        {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
+        for k, score, box in rows
+    ]
 
 
 def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path | None) -> Painter:
@@ -110,9 +120,5 @@ def _draw_each(
             get_logger().warning("passed over: %s", images.failures[image.image_id])
             continue
         write_picture(output / name, draw(pixels, image))
-        rows = zip(image.classes.tolist(), image.scores.tolist(), image.boxes.tolist(), strict=True)
-        detections = [
-            {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
-            for k, score, box in rows
-        ]
+        detections = as_records(detector, image)
         yield {"file": name, "width": pixels.shape[1], "height": pixels.shape[0], "detections": detections}
