@@ -178,18 +178,23 @@ class RPN(nn.Layer):
         Both are divided by N times the sampler's count, as detectron2 and PaddleDetection do.
         """
         anchors, logits, deltas = paddle.concat(anchors), paddle.concat(logits, 1), paddle.concat(deltas, 1)
-        loss_objectness, loss_box = paddle.zeros([]), paddle.zeros([])
         matches = [self.matcher(anchors, target) for target in targets]
         samples = self.sampler([part.labels for part in matches])
-        for i, (foreground, background) in enumerate(samples):
-            drawn = paddle.concat([foreground, background])
-            labels = paddle.concat([paddle.ones([foreground.shape[0]]), paddle.zeros([background.shape[0]])])
-            score = paddle.gather(logits[i], drawn)
-            # binary cross entropy; Paddle's own has a wrong gradient at a logit of exactly 0
-            loss_objectness += (F.softplus(score) - score * labels).sum()
-            truth = paddle.gather(targets[i].boxes, paddle.gather(matches[i].target_index, foreground))
-            wanted = encode_boxes(paddle.gather(anchors, foreground), truth, self.delta_weights)
-            loss_box += sum_box_loss(paddle.gather(deltas[i], foreground), wanted, self.box_loss, self.beta)
+        foreground = [part for part, _ in samples]
+        labels = [paddle.full([part.shape[0]], label) for pair in samples for part, label in zip(pair, (1.0, 0.0))]
+        # all images in one gather: the gradient of each is as large as all logits
+        score = paddle.gather(logits.flatten(), _rows_of_batch([paddle.concat(pair) for pair in samples], anchors))
+        # binary cross entropy; Paddle's own has a wrong gradient at a logit of exactly 0
+        loss_objectness = (F.softplus(score) - score * paddle.concat(labels)).sum()
+        truth = [
+            paddle.gather(target.boxes, paddle.gather(part.target_index, rows))
+            for target, part, rows in zip(targets, matches, foreground)
+        ]
+        wanted = encode_boxes(
+            paddle.gather(anchors, paddle.concat(foreground)), paddle.concat(truth), self.delta_weights
+        )
+        found = paddle.gather(deltas.reshape([-1, 4]), _rows_of_batch(foreground, anchors))
+        loss_box = sum_box_loss(found, wanted, self.box_loss, self.beta)
         count = len(targets) * self.sampler.count
         return {"loss_rpn_objectness": loss_objectness / count, "loss_rpn_box": loss_box / count}
 
@@ -208,6 +213,11 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     available = paddle.shape(scores)[1]
     count = paddle.minimum(available, paddle.full([], count, dtype=available.dtype))
     return paddle.topk(scores, count, axis=1)
+
+
+def _rows_of_batch(rows: Sequence[Tensor], anchors: Tensor) -> Tensor:
+    """The anchors of each image as rows of a table of all images' anchors, one image after the other."""
+    return paddle.concat([part + image * anchors.shape[0] for image, part in enumerate(rows)])
 
 
 def _gather_rows(table: Tensor, index: Tensor) -> Tensor:
