@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppdet_lite.assembly.setup import Detector, build_model, load_config
+from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.storage.checkpoint import save_checkpoint
@@ -149,6 +149,6 @@ def perfect_answers(dataset: CocoDataset) -> list[tuple]:
     return [(item.boxes, np.full(len(item.boxes), 0.9), item.classes) for item in objects]
 
 
-def as_detector(model: nn.Layer, dataset: CocoDataset, preprocess: object) -> Detector:
+def as_detector(model: nn.Layer, dataset: CocoDataset, preprocess: object) -> TrainedModel:
     """A detector of the dataset's classes around any model."""
-    return Detector(model, dataset.class_names, dataset.category_ids.tolist(), preprocess, "a test")
+    return TrainedModel(model, dataset.class_names, dataset.category_ids.tolist(), preprocess, "a test")

@@ -42,7 +42,7 @@ def main() -> None:
         metrics = evaluate_results(dataset, results, build(config["eval"]))
     else:
         setup.use_device(config)
-        detector = setup.load_detector(config)
+        detector = setup.load_trained(config)
         dataset = setup.build_dataset(config, "val", detector.class_names)
         setup.check_images(config, "val", dataset)
         setup.log_notes(dataset)

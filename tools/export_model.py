@@ -33,7 +33,7 @@ def main() -> None:
     log.configure()
     paddle.set_device("cpu")
     images = choose_images(config, args.images, args.count)
-    export(setup.load_detector(config), args.output, images)
+    export(setup.load_trained(config), args.output, images)
 
 
 if __name__ == "__main__":

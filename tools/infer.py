@@ -25,7 +25,7 @@ def main() -> None:
     cli.stop_if_printed(args, config)
     log.configure()
     setup.use_device(config)
-    detector, loader = setup.load_detector(config), build(config["data"]["loader"])
+    detector, loader = setup.load_trained(config), build(config["data"]["loader"])
     infer(detector, args.input, args.output, loader, args.score, args.side_by_side)
 
 

@@ -41,7 +41,7 @@ def main() -> None:
     cli.stop_if_printed(args, config)
     log.configure()
     setup.use_device(config)
-    draw_offsets(setup.load_detector(config), args.input, args.output, args.points, args.stage)
+    draw_offsets(setup.load_trained(config), args.input, args.output, args.points, args.stage)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ppdet_lite.storage.weights import Weights, match_weights, read_weights
 TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without
 
 
-class Detector(NamedTuple):
+class TrainedModel(NamedTuple):
     """A trained model with what is needed to use it."""
 
     model: FasterRCNN  # in evaluation mode
@@ -115,7 +115,7 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
     return model
 
 
-def load_detector(config: Config) -> Detector:
+def load_trained(config: Config) -> TrainedModel:
     """The trained model that `weights:` names, complete or not at all; its class names come with the weights."""
     if config["weights"] is None:
         raise UserError("no weights given; add -o weights=output/NAME or another checkpoint, .safetensors or .pdparams")
@@ -136,7 +136,7 @@ def load_detector(config: Config) -> Detector:
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)
     model.eval()
-    return Detector(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
+    return TrainedModel(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
 
 
 def detection_arrays(weights: Weights) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -124,6 +124,12 @@ class Preprocess:
         pixels = np.moveaxis(planes, -3, -1) * np.array(self.std) + np.array(self.mean)
         pixels = pixels[..., ::-1] if self.channels == "bgr" else pixels
         return np.rint(pixels * (255 / self.pixel_range)).clip(0, 255).astype(np.uint8)
+
+    def for_rgb(self) -> "Preprocess":
+        """The same for a network that takes RGB and itself turns that into the order of `channels`."""
+        if self.channels == "rgb":
+            return self
+        return replace(self, channels="rgb", mean=self.mean[::-1], std=self.std[::-1])
 
     @cached_property
     def _tables(self) -> np.ndarray:

@@ -8,27 +8,24 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import paddle
-import yaml
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
-from ppdet_lite import __version__
-from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.config.checked import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import Batch, Preprocess, collate, image_sample
-from ppdet_lite.deployment.predictor import DESCRIPTION, GRAPH, WEIGHTS, Predictor
+from ppdet_lite.data.transforms import Batch, collate, image_sample
+from ppdet_lite.deployment.description import DESCRIPTION, Description
+from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS, Predictor
 from ppdet_lite.evaluation.detect import ImageDetections, detect
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
@@ -38,7 +35,6 @@ FILES = (GRAPH, WEIGHTS, DESCRIPTION)
 BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
 BATCH_SIZES = (1, 2)
 DRAWN_IMAGES = 4
-TOLD_EXACTLY = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # ways to resize that infer_cfg.yml can say
 FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
 INPUTS = (
     InputSpec([-1, 3, -1, -1], "float32", "image"),
@@ -77,7 +73,7 @@ class Deployed(nn.Layer):
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
-def export(detector: Detector, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
+def export(detector: TrainedModel, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
     """Write a detector for deployment, once its graph agrees with it on images, each alone and in pairs.
 
     images: the files to compare on; None draws some.
@@ -93,7 +89,7 @@ def export(detector: Detector, folder: Path, images: Sequence[Path] | None = Non
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_graph(detector.model, partial, detector.preprocess.channels)
-        (partial / DESCRIPTION).write_text(describe(detector), encoding="utf-8")
+        (partial / DESCRIPTION).write_text(Description.of(detector).to_yaml(), encoding="utf-8")
         agreement = compare(detector, Predictor(partial), images)
         log.info(
             "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
@@ -160,48 +156,7 @@ def operators(folder: Path) -> set[str]:
     return set(names(program.global_block()))
 
 
-def describe(detector: Detector) -> str:
-    """The infer_cfg.yml of a detector: PaddleDetection's keys, and a section of our own for what they leave out."""
-    preprocess, order = detector.preprocess, -1 if detector.preprocess.channels == "bgr" else 1
-    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in TOLD_EXACTLY:
-        log.warning(
-            "PaddleDetection's deployment cannot resize as data.preprocess says (sizing %s, interpolation %s, in %s): "
-            "detections there will differ a little",
-            *(preprocess.sizing, preprocess.interpolation, preprocess.resize_in),
-        )
-    interpolation = cv2.INTER_CUBIC if preprocess.interpolation == "cubic" else cv2.INTER_LINEAR
-    content = {
-        "mode": "paddle",
-        "draw_threshold": 0.5,
-        "metric": "COCO",
-        "use_dynamic_shape": True,
-        "arch": "RCNN",
-        "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
-        "Preprocess": [
-            {"type": "Resize", "target_size": _target_size(preprocess), "keep_ratio": True, "interp": interpolation},
-            {
-                "type": "NormalizeImage",
-                "mean": list(preprocess.mean)[::order],  # RGB: the graph turns it around
-                "std": list(preprocess.std)[::order],
-                "is_scale": preprocess.pixel_range == 1,
-                "norm_type": "mean_std",
-            },
-            {"type": "Permute"},
-            {"type": "PadStride", "stride": preprocess.stride},
-        ],
-        "label_list": list(detector.class_names),
-        "ppdet_lite": {
-            "versions": {"ppdet_lite": __version__, "paddle": paddle.__version__},
-            "category_ids": list(detector.category_ids),
-            "preprocess": {
-                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(preprocess).items()
-            },
-        },
-    }
-    return yaml.safe_dump(content, sort_keys=False)
-
-
-def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
+def compare(detector: TrainedModel, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
     """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
 
     Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
@@ -235,7 +190,7 @@ def compare(detector: Detector, predictor: Predictor, images: Sequence[Path] | N
 
 
 def _pair(
-    detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
+    detector: TrainedModel, trained: ImageDetections, exported: ImageDetections, tolerance: float
 ) -> tuple[int, float, float]:
     """Pair the detections of an image: the number of pairs, and the largest differences of boxes and scores in one.
 
@@ -281,8 +236,3 @@ def _run(predictor: Predictor, batch: Batch, channels: str) -> list[ImageDetecti
         ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
         for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True)
     ]
-
-
-def _target_size(preprocess: Preprocess) -> list[int]:
-    """PaddleDetection's name for (short side, long side); it takes the smaller number for the short one."""
-    return [min(preprocess.short_side, preprocess.long_side), preprocess.long_side]

@@ -8,7 +8,7 @@ from paddle import inference
 
 from ppdet_lite.core.errors import UserError
 
-GRAPH, WEIGHTS, DESCRIPTION = "model.json", "model.pdiparams", "infer_cfg.yml"
+GRAPH, WEIGHTS = "model.json", "model.pdiparams"
 CACHED_SHAPES = 10  # input shapes that oneDNN keeps its preparations for; without a limit memory grows with each
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
@@ -37,7 +37,7 @@ class _Files(ImageFiles):
 
 
 def infer(
-    detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5, truth: Path | None = None
+    detector: TrainedModel, source: Path, output: Path, loader: Loader, score: float = 0.5, truth: Path | None = None
 ) -> None:
     """Detect in an image, or in all images of a folder and its sub-folders.
 
@@ -76,7 +76,7 @@ def _above(score: float, image: ImageDetections) -> ImageDetections:
     return ImageDetections(image.image_id, image.boxes[good], image.scores[good], image.classes[good])
 
 
-def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path | None) -> Painter:
+def _painter(detector: TrainedModel, score: float, images: ImageFiles, truth: Path | None) -> Painter:
     """What draws the detections of an image and, to their left, the annotated truth where there is one."""
     names = detector.class_names
     if truth is None:
@@ -101,7 +101,7 @@ def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path |
 
 
 def _draw_each(
-    found: Iterable[ImageDetections], images: _Files, output: Path, detector: Detector, draw: Painter
+    found: Iterable[ImageDetections], images: _Files, output: Path, detector: TrainedModel, draw: Painter
 ) -> Iterator[dict[str, Any]]:
     """Write the picture of each image that could be read, and yield what detections.json says of it."""
     for image in found:

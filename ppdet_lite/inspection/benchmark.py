@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import paddle
 
-from ppdet_lite.assembly.setup import build_model, load_detector, use_device
+from ppdet_lite.assembly.setup import build_model, load_trained, use_device
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
@@ -89,7 +89,7 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
         model = build_model(config, _class_names(classes), for_training=False)
         model.eval()
     else:
-        model = load_detector(config).model
+        model = load_trained(config).model
     samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
     network_input = collate(samples, build(config["data"]["preprocess"]))
     arrays = [network_input[key] for key in ("images", "image_sizes", "scales")]

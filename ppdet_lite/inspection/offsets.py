@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
@@ -88,7 +88,7 @@ def offset_statistics(model: FasterRCNN, batch: Batch) -> dict[str, float]:
 
 @paddle.no_grad()
 def draw_offsets(
-    detector: Detector,
+    detector: TrainedModel,
     source: Path,
     output: Path,
     points: Sequence[tuple[float, float]] | None = None,

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ppdet_lite.assembly.conversion import peer_config, write_peer_weights
-from ppdet_lite.assembly.setup import build_model, load_detector, state_shapes
+from ppdet_lite.assembly.setup import build_model, load_trained, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.pdparams import read_pdparams, write_pdparams
 from ppdet_lite.storage.peers import PEERS
@@ -70,7 +70,7 @@ def test_there_and_back(place: Path, run: Tool) -> None:
     assert f"{len(theirs)} arrays of theirs.pdparams converted into run" in done.stdout
     assert json.loads((place / "run/classes.json").read_text()) == [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
     assert "interpolation: cubic" in (place / "run/config.yml").read_text()
-    detector = load_detector(peer_config(place / "run/config.yml", "ppdet", [f"weights={place}/run"]))
+    detector = load_trained(peer_config(place / "run/config.yml", "ppdet", [f"weights={place}/run"]))
     assert (detector.class_names, detector.preprocess.interpolation) == (CLASSES, "cubic")
     assert refused(run("--from", "ppdet", "theirs.pdparams", "run")) == (
         "error: run holds a run already; choose another folder\n"

@@ -17,7 +17,7 @@ from ppdet_lite.assembly.setup import (
     build_dataset,
     build_model,
     load_config,
-    load_detector,
+    load_trained,
     log_notes,
     run_folder,
     use_device,
@@ -258,7 +258,7 @@ class TestDetector:
     def test_from_a_checkpoint(self, trained: FasterRCNN, tmp_path: Path) -> None:
         """Names and ids come with the weights, not from the data."""
         save_checkpoint(tmp_path / "run" / "checkpoints" / "best", {"model": arrays(trained)}, META)
-        detector = load_detector(load(tmp_path, f"weights={tmp_path}/run"))
+        detector = load_trained(load(tmp_path, f"weights={tmp_path}/run"))
         assert same(arrays(detector.model), arrays(trained))
         assert (detector.class_names, detector.category_ids) == (["x", "y", "z"], [7, 8, 2])
         assert detector.preprocess.short_side == 64
@@ -269,19 +269,19 @@ class TestDetector:
         self, trained: FasterRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         save_file(arrays(trained), tmp_path / "bare.safetensors")
-        detector = load_detector(load(tmp_path, f"weights={tmp_path}/bare.safetensors"))
+        detector = load_trained(load(tmp_path, f"weights={tmp_path}/bare.safetensors"))
         assert (detector.class_names, detector.category_ids) == (CLASSES, [3, 5, 9])
         assert same(arrays(detector.model), arrays(trained))
         assert "bare.safetensors names no classes; taking those of" in caplog.text
 
     def test_no_weights(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no weights given; add -o weights="):
-            load_detector(load(tmp_path))
+            load_trained(load(tmp_path))
 
     def test_weights_of_another_model(self, trained: FasterRCNN, tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "ckpt", {"model": arrays(trained)}, META)
         with pytest.raises(UserError) as error:
-            load_detector(load(tmp_path, f"weights={tmp_path}/ckpt", "model.neck.out_channels=64"))
+            load_trained(load(tmp_path, f"weights={tmp_path}/ckpt", "model.neck.out_channels=64"))
         assert f"{tmp_path}/ckpt: weights of another model" in message(error)
         assert "wanted [64, 128, 1, 1], found [32, 128, 1, 1]" in message(error)
 
@@ -290,7 +290,7 @@ class TestDetector:
         del partial["rpn.conv.bias"]
         save_checkpoint(tmp_path / "ckpt", {"model": partial}, META)
         with pytest.raises(UserError, match=r"missing rpn\.conv\.bias"):
-            load_detector(load(tmp_path, f"weights={tmp_path}/ckpt"))
+            load_trained(load(tmp_path, f"weights={tmp_path}/ckpt"))
 
 
 class TestPretrained:

@@ -16,12 +16,13 @@ import yaml
 from paddle import nn
 
 import ppdet_lite
-from ppdet_lite.assembly.setup import Detector, build_model, load_config
+from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.deployment import export as export_module
-from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, describe, export, operators, save_graph
+from ppdet_lite.deployment.description import Description
+from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, export, operators, save_graph
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.evaluation.detect import ImageDetections
 from ppdet_lite.storage.checkpoint import save_checkpoint
@@ -42,14 +43,14 @@ SMALL = [
 ]
 
 
-def make_detector(*overrides: str) -> Detector:
+def make_detector(*overrides: str) -> TrainedModel:
     """A small detector whose last layers are drawn so widely that it finds many things."""
     config = load_config(CONFIG, [*SMALL, *overrides])
     model = build_model(config, NAMES)
     nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
     nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
     model.eval()
-    return Detector(model, NAMES, [7, 3, 90], build(config["data"]["preprocess"]), "nowhere")
+    return TrainedModel(model, NAMES, [7, 3, 90], build(config["data"]["preprocess"]), "nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +64,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def detector() -> TrainedModel:
     return make_detector()
 
 
 @pytest.fixture(scope="module")
-def exported(detector: Detector, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(detector: TrainedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "deep" / "model"
     agreement = export(detector, folder, sorted(pictures.iterdir()))
     assert agreement.images == 3 and agreement.detections > 30
@@ -76,7 +77,7 @@ def exported(detector: Detector, pictures: Path, tmp_path_factory: pytest.TempPa
     return folder
 
 
-def assert_same(detector: Detector, predictor: Predictor, batch: int, height: int, width: int) -> int:
+def assert_same(detector: TrainedModel, predictor: Predictor, batch: int, height: int, width: int) -> int:
     """Compare raw outputs on noise; returns how many detections there were."""
     rng = np.random.default_rng(height)
     images = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
@@ -97,7 +98,7 @@ def assert_same(detector: Detector, predictor: Predictor, batch: int, height: in
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-def test_same_on_any_batch_and_size(detector: Detector, exported: Path, onednn: bool) -> None:
+def test_same_on_any_batch_and_size(detector: TrainedModel, exported: Path, onednn: bool) -> None:
     predictor = Predictor(exported, onednn=onednn)
     for shape in ((1, 64, 64), (2, 96, 160), (3, 160, 96), (1, 64, 64)):
         assert assert_same(detector, predictor, *shape) > 0
@@ -133,7 +134,7 @@ def test_an_operator_that_onednn_refuses_is_refused(tmp_path: Path) -> None:
         save_graph(Interpolating(), tmp_path)
 
 
-def test_description_is_paddle_detections(detector: Detector, exported: Path) -> None:
+def test_description_is_paddle_detections(detector: TrainedModel, exported: Path) -> None:
     content = yaml.safe_load((exported / "infer_cfg.yml").read_bytes().decode("ascii"))
     ours = content.pop("ppdet_lite")
     assert content == {
@@ -166,10 +167,10 @@ def test_description_is_paddle_detections(detector: Detector, exported: Path) ->
     )
 
 
-def test_long_side_limit_below_the_short_side(detector: Detector) -> None:
+def test_long_side_limit_below_the_short_side(detector: TrainedModel) -> None:
     # PaddleDetection takes the smaller number of target_size for the short side
     preprocess = type(detector.preprocess)(short_side=200, long_side=160)
-    content = yaml.safe_load(describe(detector._replace(preprocess=preprocess)))
+    content = yaml.safe_load(Description.of(detector._replace(preprocess=preprocess)).to_yaml())
     assert content["Preprocess"][0]["target_size"] == [160, 160]
 
 
@@ -184,7 +185,7 @@ class OffPredictor(Predictor):
 
 
 def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
-    detector: Detector, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     monkeypatch.setattr(export_module, "Predictor", OffPredictor)
@@ -204,7 +205,7 @@ def copy_model(source: Path, folder: Path) -> None:
 
 
 def test_only_an_export_is_replaced(
-    detector: Detector, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: TrainedModel, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     (tmp_path / "mine").mkdir()
@@ -227,7 +228,7 @@ def test_only_an_export_is_replaced(
 
 
 def test_a_full_disk_is_told_though_paddle_does_not(
-    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paddle.jit, "to_static", lambda *_, **__: None)
     monkeypatch.setattr(paddle.jit, "save", lambda *_: None)  # as its own writer, which fails without a word
@@ -244,11 +245,11 @@ def detections(*rows: tuple[int, float, float]) -> ImageDetections:
     return ImageDetections(0, boxes.astype(np.float32), scores.astype(np.float32), classes.astype(np.int64))
 
 
-def pair(detector: Detector, trained: ImageDetections, exported: ImageDetections) -> tuple[int, float, float]:
+def pair(detector: TrainedModel, trained: ImageDetections, exported: ImageDetections) -> tuple[int, float, float]:
     return export_module._pair(detector, trained, exported, 1e-3)
 
 
-def test_pairing_does_not_depend_on_the_order(detector: Detector) -> None:
+def test_pairing_does_not_depend_on_the_order(detector: TrainedModel) -> None:
     trained = detections((0, 0.9, 50), (1, 0.8, 10), (1, 0.8, 70))
     exported = detections((0, 0.90005, 50), (1, 0.8, 70.0005), (1, 0.8, 10))
     count, box_gap, score_gap = pair(detector, trained, exported)
@@ -273,12 +274,12 @@ def test_pairing_does_not_depend_on_the_order(detector: Detector) -> None:
         ([], [(2, 0.3, np.nan)], "only the exported model finds naïve"),
     ],
 )
-def test_what_differs_is_told(detector: Detector, trained: list, exported: list, text: str) -> None:
+def test_what_differs_is_told(detector: TrainedModel, trained: list, exported: list, text: str) -> None:
     with pytest.raises(RunFailed, match=text):
         pair(detector, detections(*trained), detections(*exported))
 
 
-def test_rounding_may_decide_at_the_edge(detector: Detector) -> None:
+def test_rounding_may_decide_at_the_edge(detector: TrainedModel) -> None:
     # 0.2 is the threshold; with 30 detections an image is full
     assert pair(detector, detections((0, 0.9, 50), (1, 0.20004, 0)), detections((0, 0.9, 50)))[0] == 1
     full = [(0, 0.9, 20 * i) for i in range(29)]
@@ -287,7 +288,7 @@ def test_rounding_may_decide_at_the_edge(detector: Detector) -> None:
         pair(detector, detections(*full[:28], (1, 0.5, 0)), detections(*full[:28], (2, 0.49996, 0)))
 
 
-def test_large_images_are_compared_in_network_pixels(detector: Detector, exported: Path, tmp_path: Path) -> None:
+def test_large_images_are_compared_in_network_pixels(detector: TrainedModel, exported: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(scene(np.random.default_rng(5), 160)[0], (1600, 960)))
 
     class Shifted(Predictor):
@@ -322,7 +323,7 @@ def test_images_to_compare_on(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_tool(
-    detector: Detector, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays = {name: value.numpy() for name, value in detector.model.state_dict().items()}
     save_checkpoint(tmp_path / "weights", {"model": arrays}, {"class_names": NAMES, "category_ids": [7, 3, 90]})

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppdet_lite.assembly.setup import Detector, build_model, load_config
+from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.data.shapes import scene
@@ -39,7 +39,7 @@ MODELS = {  # of two parts each, since an export takes seconds
 }
 
 
-def make_detector(overrides: list[str]) -> Detector:
+def make_detector(overrides: list[str]) -> TrainedModel:
     """Random weights everywhere, such that much is found and samples are moved by about a cell."""
     config = load_config(CONFIG, [*SMALL, *overrides])
     model = build_model(config, NAMES)
@@ -52,7 +52,7 @@ def make_detector(overrides: list[str]) -> Detector:
             if isinstance(layer, nn.Conv2D | nn.Linear):
                 nn.initializer.Normal(0, 0.02 if is_conv else 0.1)(layer.weight)
     model.eval()
-    return Detector(model, NAMES, [1, 2], build(config["data"]["preprocess"]), "nowhere")
+    return TrainedModel(model, NAMES, [1, 2], build(config["data"]["preprocess"]), "nowhere")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ppdet_lite.assembly.setup import Detector
+from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.coco import Objects, load_image
 from ppdet_lite.data.loader import Loader
@@ -34,7 +34,7 @@ def oracle(answers):
     model = Oracle(answers)
     model.postprocess = Postprocess()
     model.eval()
-    return Detector(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test")
+    return TrainedModel(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test")
 
 
 def run(answers, source, output, score=0.5, threads=1):

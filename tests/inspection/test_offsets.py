@@ -11,7 +11,7 @@ import pytest
 from paddle import nn
 from visualdl import LogReader
 
-from ppdet_lite.assembly.setup import Detector, build_model, load_config
+from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import load_image
@@ -56,7 +56,7 @@ LAST = "backbone.res5.1.conv2.conv"
 RED = (195, 37, 3)  # of the largest modulation
 
 
-def make_detector(conv: str = CONV, pool: str = POOL, *overrides: str) -> Detector:
+def make_detector(conv: str = CONV, pool: str = POOL, *overrides: str) -> TrainedModel:
     """A small detector that finds many things."""
     parts = [f"model.backbone.deformable={conv}", f"model.roi_pool={pool}"]
     config = load_config(CONFIG, [*SMALL, *parts, *overrides])
@@ -64,10 +64,10 @@ def make_detector(conv: str = CONV, pool: str = POOL, *overrides: str) -> Detect
     nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
     nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
     model.eval()
-    return Detector(model, NAMES, [7, 3], build(config["data"]["preprocess"]), "nowhere")
+    return TrainedModel(model, NAMES, [7, 3], build(config["data"]["preprocess"]), "nowhere")
 
 
-def set_offsets(detector: Detector, name: str, dx: float, dy: float, mask_logit: float = 0.0) -> None:
+def set_offsets(detector: TrainedModel, name: str, dx: float, dy: float, mask_logit: float = 0.0) -> None:
     """Move all taps of a convolution alike."""
     layer = deformable_parts(detector.model)[name]
     bias = np.full(layer.offset.bias.shape, mask_logit, np.float32)
@@ -85,7 +85,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def detector() -> Detector:
+def detector() -> TrainedModel:
     return make_detector()
 
 
@@ -207,7 +207,7 @@ def test_bins_are_drawn_around_the_roi() -> None:
     assert not (picture == RED).all(axis=2).any()  # that bin is far away
 
 
-def test_pictures_of_the_best_detections(detector: Detector, photo: Path, tmp_path: Path) -> None:
+def test_pictures_of_the_best_detections(detector: TrainedModel, photo: Path, tmp_path: Path) -> None:
     files = draw_offsets(detector, photo, tmp_path / "deep" / "out")
     assert [file.name for file in files] == [f"photo_{kind}{i}.png" for kind in ("point", "bins") for i in (1, 2, 3)]
     image = load_image(str(photo))
@@ -217,7 +217,7 @@ def test_pictures_of_the_best_detections(detector: Detector, photo: Path, tmp_pa
         np.testing.assert_allclose(marked, [(box[:2] + box[2:]) / 2 * SIDE / 320], atol=1)
 
 
-def test_the_rois_drawn_are_those_that_became_the_detections(detector: Detector, photo: Path) -> None:
+def test_the_rois_drawn_are_those_that_became_the_detections(detector: TrainedModel, photo: Path) -> None:
     """Each RoI, moved by its own regression for the class found, is the detection."""
     model = detector.model
     batch = collate([image_sample(load_image(str(photo)), detector.preprocess, 0)], detector.preprocess)
@@ -308,7 +308,7 @@ def test_version_1_has_no_mask(photo: Path) -> None:
     assert len(found) == 2 * 5 and not [name for name in found if name.endswith("mask")]
 
 
-def test_hooks_are_removed_after_an_error(detector: Detector) -> None:
+def test_hooks_are_removed_after_an_error(detector: TrainedModel) -> None:
     parts = deformable_parts(detector.model)
     with pytest.raises(KeyError), recorded(parts):
         assert all(len(layer._forward_pre_hooks) == 1 for layer in parts.values())
@@ -340,7 +340,9 @@ def test_training_records_them_at_checkpoints_and_at_the_end(tmp_path: Path) -> 
     assert [record.id for record in records] == [2, 3] and records[0].value > 0
 
 
-def test_why_they_are_not_shown_is_told(detector: Detector, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_why_they_are_not_shown_is_told(
+    detector: TrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Damaged:
         def load(self, index: int) -> np.ndarray:
             raise UserError(f"image {index} is damaged")
@@ -352,7 +354,7 @@ def test_why_they_are_not_shown_is_told(detector: Detector, tmp_path: Path, capl
 
 
 @pytest.fixture(scope="module")
-def weights(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(detector: TrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The detector as a checkpoint."""
     folder = tmp_path_factory.mktemp("run") / "weights"
     arrays = {name: value.numpy() for name, value in detector.model.state_dict().items()}

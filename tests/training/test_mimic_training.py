@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from visualdl import LogReader
 
 from ppdet_lite.assembly.pretrained import load_pretrained
-from ppdet_lite.assembly.setup import build_model, load_config, load_detector
+from ppdet_lite.assembly.setup import build_model, load_config, load_trained
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data import loader
 from ppdet_lite.data.shapes import generate
@@ -142,7 +142,7 @@ def test_a_checkpoint_makes_a_detector_without_a_teacher(path: Path, run: Path, 
     """With the config it was trained with, and with the one that has no `mimic`."""
     saved = load_checkpoint(run / "checkpoints/iter_00000003").groups["model"]
     assert {"mimic.classify.weight", "mimic.classify.bias"} <= set(saved)
-    model = load_detector(load_config(path, [*data, *SMALL, f"weights={run}"])).model
+    model = load_trained(load_config(path, [*data, *SMALL, f"weights={run}"])).model
     assert model.mimic is None
     found = {name: value.numpy() for name, value in model.state_dict().items()}
     assert set(found) == {name for name in saved if not name.startswith("mimic.")}
@@ -156,7 +156,7 @@ def test_the_exported_graph_has_the_operators_and_weights_of_one_without(
     with_teacher = build_model(load_config(CONFIG, [*data, *SMALL]))
     assert with_teacher.mimic is not None
     models = {
-        "trained": load_detector(load_config(CONFIG, [*data, *SMALL, f"weights={run}"])).model,
+        "trained": load_trained(load_config(CONFIG, [*data, *SMALL, f"weights={run}"])).model,
         "teacher": with_teacher,
         "never": build_model(load_config(PLAIN, [*data, *SMALL])),
     }
