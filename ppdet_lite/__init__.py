@@ -3,6 +3,7 @@
 Importing the package tunes the process for Paddle (see core/runtime.py) and loads nothing heavy; what it offers
 brings in the rest on first use:
 
+Detector                           a trained or exported model, images in and detections out
 load_config, build_model           from a YAML file to a checked config, and to the model that it describes
 deform_conv2d, deform_roi_pool     the operators
 """
@@ -13,9 +14,10 @@ from typing import Any
 from ppdet_lite.core import runtime
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "build_model", "deform_conv2d", "deform_roi_pool", "load_config"]
+__all__ = ["Detector", "__version__", "build_model", "deform_conv2d", "deform_roi_pool", "load_config"]
 
 _HOME = {
+    "Detector": "ppdet_lite.deployment.detector",
     "build_model": "ppdet_lite.assembly.setup",
     "load_config": "ppdet_lite.assembly.setup",
     "deform_conv2d": "ppdet_lite.ops",

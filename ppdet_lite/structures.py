@@ -64,7 +64,7 @@ class Patches(NamedTuple):
     classes: Tensor  # [B] int64; K is background
 
 
-class Detections(NamedTuple):
+class PackedDetections(NamedTuple):
     """Final boxes of a batch; D = 0 is legal."""
 
     boxes: Tensor  # [D, 4], original-image pixels

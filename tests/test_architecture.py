@@ -33,7 +33,7 @@ ALLOWED = {
     "__init__": {"core"},
 }
 for above, below in itertools.pairwise(
-    ["optimization", "assembly", "evaluation", "reporting", "deployment", "inspection", "training"]
+    ["optimization", "assembly", "deployment", "evaluation", "reporting", "inspection", "training"]
 ):
     ALLOWED[below] = {above, "modeling", "data", "ops", "storage", *ALLOWED[above]}
 

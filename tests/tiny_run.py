@@ -14,8 +14,11 @@ from paddle import nn
 from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.shapes import generate
+from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.deployment.detector import Detector
+from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.structures import Detections
+from ppdet_lite.structures import PackedDetections
 
 SIZES = {7: (64, 96), 3: (96, 64), 12: (128, 100)}  # image id -> (h, w), in the file's order; ids not ascending
 CATEGORIES = {5: "cat", 9: "dog"}
@@ -128,10 +131,10 @@ class Oracle(nn.Layer):
 
     def __init__(self, answers: list[tuple]) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2D(3)
+        self.norm, self.postprocess = nn.BatchNorm2D(3), Postprocess()
         self.answers, self.calls = iter(answers), []
 
-    def forward(self, images: paddle.Tensor, image_sizes: paddle.Tensor, scales: paddle.Tensor) -> Detections:
+    def forward(self, images: paddle.Tensor, image_sizes: paddle.Tensor, scales: paddle.Tensor) -> PackedDetections:
         """Note how it was called; give the next N answers."""
         self.calls.append((list(images.shape), self.training, self.norm.training, paddle.is_grad_enabled()))
         parts = [next(self.answers) for _ in range(images.shape[0])]
@@ -140,7 +143,7 @@ class Oracle(nn.Layer):
             for i, (dtype, shape) in enumerate([("float32", (-1, 4)), ("float32", (-1,)), ("int64", (-1,))])
         )
         counts = np.array([len(part[0]) for part in parts], np.int32)
-        return Detections(*(paddle.to_tensor(part) for part in (boxes, scores, classes, counts)))
+        return PackedDetections(*(paddle.to_tensor(part) for part in (boxes, scores, classes, counts)))
 
 
 def perfect_answers(dataset: CocoDataset) -> list[tuple]:
@@ -149,6 +152,7 @@ def perfect_answers(dataset: CocoDataset) -> list[tuple]:
     return [(item.boxes, np.full(len(item.boxes), 0.9), item.classes) for item in objects]
 
 
-def as_detector(model: nn.Layer, dataset: CocoDataset, preprocess: object) -> TrainedModel:
+def as_detector(model: nn.Layer, dataset: CocoDataset, preprocess: Preprocess) -> Detector:
     """A detector of the dataset's classes around any model."""
-    return TrainedModel(model, dataset.class_names, dataset.category_ids.tolist(), preprocess, "a test")
+    classes = dataset.class_names, dataset.category_ids.tolist()
+    return Detector.of(TrainedModel(model, *classes, preprocess, "a test"))

@@ -1,6 +1,6 @@
 """Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
 
-Or results that are there: --results FILE; or two of them: --compare A B.
+Or an exported model: --model DIR; results that are there: --results FILE; two of them: --compare A B.
 """
 
 import sys
@@ -14,6 +14,7 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__)
     given = parser.add_mutually_exclusive_group()
+    given.add_argument("--model", metavar="DIR|FILE", type=Path, help="evaluate this export, in place of weights")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")
@@ -26,6 +27,7 @@ def main() -> None:
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
+        from ppdet_lite.deployment.detector import chosen
         from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
         from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
@@ -41,14 +43,13 @@ def main() -> None:
         setup.log_notes(dataset)
         metrics = evaluate_results(dataset, results, build(config["eval"]))
     else:
-        setup.use_device(config)
-        detector = setup.load_trained(config)
+        detector = chosen(config, args.model)
         dataset = setup.build_dataset(config, "val", detector.class_names)
         setup.check_images(config, "val", dataset)
         setup.log_notes(dataset)
         results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
         loader = build(config["data"]["loader"])
-        metrics = evaluate(detector.model, dataset, detector.preprocess, loader, results.parent, build(config["eval"]))
+        metrics = evaluate(detector, dataset, loader, results.parent, build(config["eval"]))
     if args.report is not None and distributed.get_rank() == 0:
         facts = {"config": args.config, "weights": weights, "backend": config["eval"]["backend"]}
         write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)

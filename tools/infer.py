@@ -1,5 +1,9 @@
-"""Detect in images: python tools/infer.py -c CONFIG -o weights=PATH --input FILE|DIR --output DIR [--score 0.5]"""
+"""Detect in images: python tools/infer.py -c CONFIG -o weights=PATH --input FILE|DIR --output DIR [--score 0.5]
 
+In place of -c: --model RUN|EXPORT, the folder of a run or of an exported model.
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,24 +13,29 @@ from ppdet_lite.core import cli, log, runtime
 
 
 def main() -> None:
-    parser = cli.config_parser(__doc__)
+    parser = cli.config_parser(__doc__, required=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", metavar="RUN|EXPORT", type=Path, help="a trained or exported model, without -c")
     parser.add_argument("--input", metavar="FILE|DIR", type=Path, help="an image, or a folder with its sub-folders")
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and detections.json")
     parser.add_argument("--score", metavar="S", type=float, default=0.5, help="leave out what is less probable (0.5)")
     parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations, to draw the truth beside")
     args = parser.parse_args()
+    if (args.config is None) == (args.model is None) or (args.config is None and args.override):
+        parser.error("either -c CONFIG with -o weights=..., or --model")
     if not args.print_config and (args.input is None or args.output is None):
         parser.error("--input and --output are needed")
     with runtime.quiet_import():
-        from ppdet_lite.assembly import setup
+        from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.config.registry import build
+        from ppdet_lite.data.loader import Loader
+        from ppdet_lite.deployment.detector import chosen
         from ppdet_lite.evaluation.infer import infer
-    config = setup.load_config(args.config, cli.overrides(args))
+    config = None if args.config is None else load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
     log.configure()
-    setup.use_device(config)
-    detector, loader = setup.load_trained(config), build(config["data"]["loader"])
-    infer(detector, args.input, args.output, loader, args.score, args.side_by_side)
+    loader = Loader() if config is None else build(config["data"]["loader"])
+    infer(chosen(config, args.model), args.input, args.output, loader, args.score, args.side_by_side)
 
 
 if __name__ == "__main__":

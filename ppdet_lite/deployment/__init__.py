@@ -1,4 +1,4 @@
-"""A trained detector for other places: the exported graph, and the predictor that runs it.
+"""A trained detector in use: `detector` finds objects by any, `export` writes it for other places.
 
-May import evaluation and below.
+May import assembly and below.
 """

@@ -23,10 +23,11 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import Batch, collate, image_sample
+from ppdet_lite.data.transforms import collate, image_sample
 from ppdet_lite.deployment.description import DESCRIPTION, Description
-from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS, Predictor
-from ppdet_lite.evaluation.detect import ImageDetections, detect
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
+from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.files import replace_folder, require_space
@@ -73,13 +74,13 @@ class Deployed(nn.Layer):
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
-def export(detector: TrainedModel, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
-    """Write a detector for deployment, once its graph agrees with it on images, each alone and in pairs.
+def export(trained: TrainedModel, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
+    """Write a model for deployment, once its graph agrees with it on images, each alone and in pairs.
 
     images: the files to compare on; None draws some.
 
     The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
-    else or cannot be written, and RunFailed, with image and difference, if graph and detector disagree.
+    else or cannot be written, and RunFailed, with image and difference, if graph and model disagree.
     """
     folder = Path(folder).resolve()
     if folder.exists() and (folder.is_file() or {path.name for path in folder.iterdir()} - set(FILES)):
@@ -88,9 +89,9 @@ def export(detector: TrainedModel, folder: Path, images: Sequence[Path] | None =
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_graph(detector.model, partial, detector.preprocess.channels)
-        (partial / DESCRIPTION).write_text(Description.of(detector).to_yaml(), encoding="utf-8")
-        agreement = compare(detector, Predictor(partial), images)
+        save_graph(trained.model, partial, trained.preprocess.channels)
+        (partial / DESCRIPTION).write_text(Description.of(trained).to_yaml(), encoding="utf-8")
+        agreement = compare(Detector.of(trained), Detector.load(partial), images)
         log.info(
             "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
             *agreement,
@@ -156,8 +157,8 @@ def operators(folder: Path) -> set[str]:
     return set(names(program.global_block()))
 
 
-def compare(detector: TrainedModel, predictor: Predictor, images: Sequence[Path] | None = None) -> Agreement:
-    """Run a detector and its exported graph on images, each alone and in pairs; None draws some.
+def compare(trained: Detector, exported: Detector, images: Sequence[Path] | None = None) -> Agreement:
+    """Run a detector as it was trained and as it was exported on images, each alone and in pairs; None draws some.
 
     Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
     BOX_TOLERANCE pixels of the image or of the network input, whichever are larger.
@@ -167,21 +168,16 @@ def compare(detector: TrainedModel, predictor: Predictor, images: Sequence[Path]
     else:
         names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
         pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
-    samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
+    samples = [image_sample(picture, trained.preprocess, i) for i, picture in enumerate(pictures)]
     paired, gaps = 0, []
     for size in BATCH_SIZES:
         for start in range(0, len(samples), size):
             chosen = [samples[(start + k) % len(samples)] for k in range(size)]
-            batch = collate(chosen, detector.preprocess)
-            for sample, trained, exported in zip(
-                chosen,
-                detect(detector.model, [batch]),
-                _run(predictor, batch, detector.preprocess.channels),
-                strict=True,
-            ):
+            found = (way.detect([collate(chosen, way.preprocess)]) for way in (trained, exported))
+            for sample, one, other in zip(chosen, *found, strict=True):
                 tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
                 try:
-                    count, *gap = _pair(detector, trained, exported, tolerance)
+                    count, *gap = _pair(trained, one, other, tolerance)
                 except RunFailed as error:
                     raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
                 paired += count
@@ -190,7 +186,7 @@ def compare(detector: TrainedModel, predictor: Predictor, images: Sequence[Path]
 
 
 def _pair(
-    detector: TrainedModel, trained: ImageDetections, exported: ImageDetections, tolerance: float
+    detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
 ) -> tuple[int, float, float]:
     """Pair the detections of an image: the number of pairs, and the largest differences of boxes and scores in one.
 
@@ -205,7 +201,7 @@ def _pair(
         ("trained", trained, exported, ~pairs.any(axis=1)),
         ("exported", exported, trained, ~pairs.any(axis=0)),
     ):
-        if (alone := alone & ~_at_the_edge(found.scores, detector.model.postprocess)).any():
+        if (alone := alone & ~_at_the_edge(found.scores, detector.postprocess)).any():
             k = int(alone.argmax())
             what = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
             raise RunFailed(f"only the {name} model finds {what}; {_nearest(found, k, others)}")
@@ -225,14 +221,3 @@ def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
     gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
     score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
     return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
-
-
-def _run(predictor: Predictor, batch: Batch, channels: str) -> list[ImageDetections]:
-    """The detections of each image of a batch, its channels in that order, by an exported model."""
-    images = batch["images"][:, ::-1] if channels == "bgr" else batch["images"]
-    rows, counts = predictor(images, batch["image_sizes"], batch["scales"])
-    parts = np.split(rows, np.cumsum(counts)[:-1])
-    return [
-        ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
-        for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True)
-    ]

@@ -1,4 +1,4 @@
 """A trained detector on images: detections, the COCO metric, pictures.
 
-May import assembly and below.
+May import deployment and below.
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.results_file import Results, read_results
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ppdet_lite.data.coco import Objects
-from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.storage.files import output_file
 
 Colour = tuple[int, int, int]  # RGB

@@ -8,12 +8,14 @@ from typing import Any
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.recipe import Evaluation
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, require_backend, score_file
-from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
+from ppdet_lite.evaluation.in_turn import in_order, tell_progress
 from ppdet_lite.evaluation.validation_loss import validation_losses
 from ppdet_lite.evaluation.views import make_views, merged
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -23,9 +25,8 @@ RESULTS, METRICS = "bbox.json", "metrics.json"
 
 
 def evaluate(
-    model: FasterRCNN,
+    detector: Detector,
     dataset: CocoDataset,
-    preprocess: Preprocess,
     loader: Loader,
     folder: Path | None = None,
     how: Evaluation = Evaluation(),
@@ -34,25 +35,26 @@ def evaluate(
     """Detect in every image of a dataset and score it; return the metrics as `score_file` does, and log them.
 
     Writes bbox.json (COCO results) and metrics.json into the folder, where one is given. The dataset's classes must
-    be the model's, in their order. With `how.loss` the metrics have `loss` and `losses` too, its parts by name. Of
+    be the detector's, in their order. With `how.loss` the metrics have `loss` and `losses` too, its parts by name. Of
     several ranks each takes its share of the batches, rank 0 scores and writes, and every one returns the metrics,
     which are those of a single process.
 
     check: called after every image; what it raises ends the evaluation, on all ranks.
 
-    Raises UserError for an image that cannot be read, a folder that cannot be written, a backend that is not here.
+    Raises UserError for an image that cannot be read, a folder that cannot be written, a backend that is not here, and
+    `how.loss` of an exported model, which has none.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            return evaluate(model, dataset, preprocess, loader, Path(temporary), how, check)
+            return evaluate(detector, dataset, loader, Path(temporary), how, check)
     require_backend(how.backend)
     ranks.start()
-    losses = validation_losses(model, dataset, preprocess, loader, check) if how.loss else {}
-    views = make_views(preprocess, how)
-    batches = EvalBatches(dataset, preprocess, loader, ranks.rank(), ranks.world(), views)
-    found = detect(model, batches.iterate())
+    losses = validation_losses(_trained(detector), dataset, detector.preprocess, loader, check) if how.loss else {}
+    views = make_views(detector.preprocess, how)
+    batches = EvalBatches(dataset, detector.preprocess, loader, ranks.rank(), ranks.world(), views)
+    found = detector.detect(batches.iterate())
     if len(views) > 1:
-        found = merged(found, len(views), model.postprocess)
+        found = merged(found, len(views), detector.postprocess)
     found = _checked(tell_progress(found, batches.image_count), check)
     if ranks.world() > 1:
         found = itertools.chain.from_iterable(ranks.together(lambda: list(found)))
@@ -69,6 +71,12 @@ def evaluate_results(dataset: CocoDataset, results: Path, how: Evaluation = Eval
     get_logger().info("%s", format_metrics(metrics))
     write_json(results.with_name(METRICS), metrics)
     return metrics
+
+
+def _trained(detector: Detector) -> FasterRCNN:
+    if not isinstance(detector.network, TrainedNetwork):
+        raise UserError(f"{detector.source}: an exported model has no losses; leave out eval.loss")
+    return detector.network.model
 
 
 def _score(

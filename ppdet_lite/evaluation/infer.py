@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order, tell_progress
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections, write_picture
+from ppdet_lite.evaluation.in_turn import in_order, tell_progress
 from ppdet_lite.storage.files import write_json_list
 
 DETECTIONS = "detections.json"
@@ -37,7 +38,7 @@ class _Files(ImageFiles):
 
 
 def infer(
-    detector: TrainedModel, source: Path, output: Path, loader: Loader, score: float = 0.5, truth: Path | None = None
+    detector: Detector, source: Path, output: Path, loader: Loader, score: float = 0.5, truth: Path | None = None
 ) -> None:
     """Detect in an image, or in all images of a folder and its sub-folders.
 
@@ -53,15 +54,15 @@ def infer(
     written or would mix with the source, and annotations of other images or classes.
     """
     images = _Files.find(source)
-    lowest = detector.model.postprocess.score_threshold
+    lowest = detector.postprocess.score_threshold
     if not lowest <= score <= 1:
         raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
     beside, target = images.root.resolve(), output.resolve()
     if target == beside or (source.is_dir() and target.is_relative_to(beside)):
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
     draw = _painter(detector, score, images, truth)
-    found = detect(detector.model, EvalBatches(images, detector.preprocess, loader).iterate())
-    found = tell_progress((_above(score, image) for image in found), len(images))
+    found = detector.detect(EvalBatches(images, detector.preprocess, loader).iterate())
+    found = tell_progress((image.above(score) for image in found), len(images))
     found = in_order(found, range(len(images)))
     write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector, draw))
     pictures = len(images) - len(images.failures)
@@ -71,12 +72,7 @@ def infer(
         raise RunFailed(f"{len(images.failures)} of {len(images)} images were passed over; the first: {first}")
 
 
-def _above(score: float, image: ImageDetections) -> ImageDetections:
-    good = image.scores >= score
-    return ImageDetections(image.image_id, image.boxes[good], image.scores[good], image.classes[good])
-
-
-def _painter(detector: TrainedModel, score: float, images: ImageFiles, truth: Path | None) -> Painter:
+def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path | None) -> Painter:
     """What draws the detections of an image and, to their left, the annotated truth where there is one."""
     names = detector.class_names
     if truth is None:
@@ -101,7 +97,7 @@ def _painter(detector: TrainedModel, score: float, images: ImageFiles, truth: Pa
 
 
 def _draw_each(
-    found: Iterable[ImageDetections], images: _Files, output: Path, detector: TrainedModel, draw: Painter
+    found: Iterable[ImageDetections], images: _Files, output: Path, detector: Detector, draw: Painter
 ) -> Iterator[dict[str, Any]]:
     """Write the picture of each image that could be read, and yield what detections.json says of it."""
     for image in found:

@@ -10,7 +10,7 @@ from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation.detect import evaluation_mode
+from ppdet_lite.deployment.detect import evaluation_mode
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 

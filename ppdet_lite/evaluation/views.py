@@ -9,7 +9,7 @@ import paddle
 
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.data.transforms import Preprocess, View
-from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.ops.nms import grouped_nms
 

@@ -1,4 +1,4 @@
 """A detector looked into: where deformable parts look, and what time and memory it takes.
 
-May import deployment and below.
+May import reporting and below.
 """

@@ -20,7 +20,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.transforms import Batch, collate, image_sample
-from ppdet_lite.evaluation.detect import ImageDetections, detect
+from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.evaluation.drawing import Colour, titled, write_picture
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -75,7 +75,7 @@ def offset_statistics(model: FasterRCNN, batch: Batch) -> dict[str, float]:
     if not parts:
         return {}
     with recorded(parts) as calls:
-        list(detect(model, [batch]))
+        list(detect(TrainedNetwork(model), [batch]))
     statistics = {}
     for name, arguments in calls.items():
         offset, mask = parts[name].offsets(*arguments)
@@ -120,7 +120,7 @@ def draw_offsets(
             raise UserError(f"--points {x:g},{y:g} is outside of {source}, which has {width} x {height} pixels")
     batch = collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)
     with recorded({**parts, "predictor": model.predictor}) as calls:
-        (found,) = detect(model, [batch])
+        (found,) = detect(TrainedNetwork(model), [batch])
     found = ImageDetections(*(part[:BEST] if isinstance(part, np.ndarray) else part for part in found))
     if points is None:
         if not len(found.boxes):

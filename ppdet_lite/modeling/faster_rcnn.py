@@ -17,7 +17,7 @@ from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.ops.checks import full_precision
-from ppdet_lite.structures import Detections, Originals, Patches, Rois, SampledRois, Targets
+from ppdet_lite.structures import Originals, PackedDetections, Patches, Rois, SampledRois, Targets
 
 
 class TrainingOutput(NamedTuple):
@@ -96,7 +96,7 @@ class FasterRCNN(nn.Layer):
         targets: Sequence[Targets] | None = None,
         originals: Originals | None = None,
         iteration: int | None = None,
-    ) -> TrainingOutput | Detections:
+    ) -> TrainingOutput | PackedDetections:
         """Losses when there are targets, else detections.
 
         images [N, 3, H, W], H and W multiples of `neck.size_divisor`; image_sizes [N, 2] (h, w) before padding; scales

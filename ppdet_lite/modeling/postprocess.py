@@ -13,7 +13,7 @@ from ppdet_lite.modeling.bounds import Share
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes
 from ppdet_lite.ops.nms import count_groups, grouped_nms, rank_in_group
 from ppdet_lite.ops.roi_align import image_of_roi
-from ppdet_lite.structures import BoxHeadOutput, Detections, Rois
+from ppdet_lite.structures import BoxHeadOutput, PackedDetections, Rois
 
 
 @register
@@ -39,7 +39,7 @@ class Postprocess:
         delta_weights: Sequence[float],
         image_sizes: Tensor,
         scales: Tensor,
-    ) -> Detections:
+    ) -> PackedDetections:
         """Detections in original-image pixels.
 
         image_sizes [N, 2] (h, w) of the network input; scales [N, 2] (y, x) = resized / original. Boxes are clipped to
@@ -74,7 +74,7 @@ class Postprocess:
         num_classes: int,
         image_sizes: Tensor,
         scales: Tensor,
-    ) -> Detections:
+    ) -> PackedDetections:
         image_count = image_sizes.shape[0]
         kept = grouped_nms(boxes, scores, image * num_classes + classes, self.nms_iou)
         kept = paddle.gather(kept, paddle.argsort(paddle.gather(image, kept), stable=True))
@@ -87,4 +87,6 @@ class Postprocess:
         factor = paddle.gather(scales, image)[:, ::-1]  # (x, y)
         boxes = clip_boxes(boxes / paddle.concat([factor, factor], axis=1), paddle.gather(original_sizes, image))
         counts = count_groups(image, image_count)
-        return Detections(boxes.astype("float32"), paddle.gather(scores, kept), paddle.gather(classes, kept), counts)
+        return PackedDetections(
+            boxes.astype("float32"), paddle.gather(scores, kept), paddle.gather(classes, kept), counts
+        )

@@ -13,16 +13,25 @@ from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
 from ppdet_lite.assembly.run_files import describe_run
-from ppdet_lite.assembly.setup import build_dataset, build_model, check_training_data, log_notes, use_device
+from ppdet_lite.assembly.setup import (
+    TrainedModel,
+    build_dataset,
+    build_model,
+    check_training_data,
+    log_notes,
+    use_device,
+)
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
 from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.largest import largest_batch
 from ppdet_lite.data.loader import TrainBatches
 from ppdet_lite.data.statistics import format_statistics
 from ppdet_lite.data.transforms import Batch
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.coco_metric import require_backend
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -41,7 +50,6 @@ from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
 from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
 from ppdet_lite.training.step import batch_seed, train_step
-from ppdet_lite.training.stopping import StopRequest
 
 
 def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_end: bool = False) -> None:
@@ -297,7 +305,9 @@ class Run:
 
     def _evaluate(self, check: Callable[[], None] | None) -> None:
         data, how = self.data, build(self.config["eval"])
-        results = evaluate(self.model, data.val, data.preprocess, data.loader, self.folder, how, check)
+        classes = data.val.class_names, data.val.category_ids.tolist()
+        detector = Detector.of(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
+        results = evaluate(detector, data.val, data.loader, self.folder, how, check)
         metric = self.config["train"]["best_metric"]
         before = (self.done.best or {}).get(metric)
         sign = -1 if metric == "loss" else 1

@@ -10,7 +10,7 @@ from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
-from ppdet_lite.evaluation.detect import detect
+from ppdet_lite.deployment.detect import TrainedNetwork, detect
 from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -78,7 +78,7 @@ class Recorder:
         """Show the first `count` images of a dataset with true and predicted boxes."""
         for index in range(min(count, len(dataset))):
             image, image_id = dataset.load(index), dataset.info(index).id
-            (found,) = detect(model, [collate([image_sample(image, preprocess, image_id)], preprocess)])
+            (found,) = detect(TrainedNetwork(model), [collate([image_sample(image, preprocess, image_id)], preprocess)])
             picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
             self._board.image(f"val/{image_id}", picture, iteration)
 

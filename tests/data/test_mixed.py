@@ -12,8 +12,8 @@ from ppdet_lite.data.augment import Augment
 from ppdet_lite.data.loader import Loader, TrainBatches
 from ppdet_lite.data.mixed import MixedDataset
 from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.coco_metric import coco_results, score_file
-from ppdet_lite.evaluation.detect import ImageDetections
 from ppdet_lite.training.loop import train
 from tests.tiny_run import QUICKSTART, small_shapes
 

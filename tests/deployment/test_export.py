@@ -20,13 +20,15 @@ from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.shapes import scene
+from ppdet_lite.deployment import detector as detector_module
 from ppdet_lite.deployment import export as export_module
 from ppdet_lite.deployment.description import Description
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, export, operators, save_graph
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.evaluation.detect import ImageDetections
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.structures import Detections
+from ppdet_lite.structures import PackedDetections
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
@@ -126,7 +128,7 @@ class Interpolating(nn.Layer):
     def forward(self, images, image_sizes, scales):
         scores = F.interpolate(images, scale_factor=2).flatten(1).mean(axis=1)
         boxes = paddle.concat([image_sizes, scales], axis=1)
-        return Detections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
+        return PackedDetections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
 
 
 def test_an_operator_that_onednn_refuses_is_refused(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
     detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
-    monkeypatch.setattr(export_module, "Predictor", OffPredictor)
+    monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
     text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other's nearest differs by 0\.25 px"
     with pytest.raises(RunFailed, match=text):
         export(detector, tmp_path / "new", sorted(pictures.iterdir()))
@@ -246,7 +248,7 @@ def detections(*rows: tuple[int, float, float]) -> ImageDetections:
 
 
 def pair(detector: TrainedModel, trained: ImageDetections, exported: ImageDetections) -> tuple[int, float, float]:
-    return export_module._pair(detector, trained, exported, 1e-3)
+    return export_module._pair(Detector.of(detector), trained, exported, 1e-3)
 
 
 def test_pairing_does_not_depend_on_the_order(detector: TrainedModel) -> None:
@@ -298,10 +300,11 @@ def test_large_images_are_compared_in_network_pixels(detector: TrainedModel, exp
             return rows, counts
 
     shift = 0.008  # 0.0008 pixels of the network input, which is a tenth of the image
-    compare(detector, Shifted(exported), [tmp_path / "large.png"])
+    shifted = Detector(Shifted(exported), Description.of(detector), "shifted")
+    compare(Detector.of(detector), shifted, [tmp_path / "large.png"])
     shift = 0.02
     with pytest.raises(RunFailed, match=r"large\.png, batch size 1"):
-        compare(detector, Shifted(exported), [tmp_path / "large.png"])
+        compare(Detector.of(detector), shifted, [tmp_path / "large.png"])
 
 
 def test_predictor_needs_an_exported_model(exported: Path, tmp_path: Path) -> None:
@@ -334,7 +337,7 @@ def test_the_tool(
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     runpy.run_path(tool, run_name="__main__")
     assert yaml.safe_load((tmp_path / "out/infer_cfg.yml").read_text())["label_list"] == NAMES
-    monkeypatch.setattr(export_module, "Predictor", OffPredictor)
+    monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
     monkeypatch.setattr(sys, "argv", [tool, *arguments, "--output", str(tmp_path / "other")])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(tool, run_name="__main__")

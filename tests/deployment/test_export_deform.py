@@ -12,6 +12,8 @@ from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.deployment.description import Description
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.export import compare, export, operators
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
@@ -65,7 +67,8 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
     assert all(value > 0.05 for key, value in moved.items() if key.endswith("mean")) and moved
     agreement = export(detector, tmp_path / "model")
     assert agreement.detections > 30 and agreement.box_gap < 1e-3 and agreement.score_gap < 1e-4
-    assert compare(detector, Predictor(tmp_path / "model", onednn=False)).detections == agreement.detections
+    plain = Detector(Predictor(tmp_path / "model", onednn=False), Description.of(detector), "without oneDNN")
+    assert compare(Detector.of(detector), plain).detections == agreement.detections
     assert "pd_op.deformable_conv" in operators(tmp_path / "model")
 
     last_conv_and_pool = list(deformable_parts(detector.model).values())[-2:]
@@ -75,6 +78,6 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
         for parameter in branch.parameters():
             parameter.set_value(paddle.zeros_like(parameter))
         with pytest.raises(RunFailed, match="only the trained model finds"):
-            compare(detector, Predictor(tmp_path / "model", onednn=False))
+            compare(Detector.of(detector), plain)
         for parameter, value in zip(branch.parameters(), kept, strict=True):
             parameter.set_value(value)

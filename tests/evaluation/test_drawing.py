@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppdet_lite.data.coco import Objects
-from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.drawing import (
     GAP,
     _label,

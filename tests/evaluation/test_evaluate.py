@@ -17,14 +17,16 @@ from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation import detect as detect_module
+from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.evaluation import evaluate as module
+from ppdet_lite.evaluation import in_turn
 from ppdet_lite.evaluation.coco_metric import SUMMARY, format_metrics, score_file
-from ppdet_lite.evaluation.detect import ImageDetections, detect, in_order
 from ppdet_lite.evaluation.evaluate import evaluate
+from ppdet_lite.evaluation.in_turn import in_order
 from tests.tiny_run import (
     SIZES,
     Oracle,
+    as_detector,
     perfect_answers,
     tiny_config,
     tiny_dataset,
@@ -37,7 +39,7 @@ NOTHING = ([], [], [])
 
 
 def run(dataset, answers, folder):
-    return evaluate(Oracle(answers), dataset, PREPROCESS, LOADER, folder)
+    return evaluate(as_detector(Oracle(answers), dataset, PREPROCESS), dataset, LOADER, folder)
 
 
 def pycocotools_says(annotations, results):
@@ -62,7 +64,7 @@ def test_detect_yields_per_image_and_restores_every_layers_mode(tmp_path):
     dataset = tiny_dataset(tmp_path)
     model = Oracle(perfect_answers(dataset))
     model.norm.eval()  # a layer that was not in training mode must not be after
-    found = list(detect(model, EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
+    found = list(detect(TrainedNetwork(model), EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
     assert (model.training, model.norm.training) == (True, False)
     assert model.calls == [([1, 3, 32, 64], False, False, False), ([2, 3, 64, 32], False, False, False)]
     assert paddle.is_grad_enabled()
@@ -78,7 +80,7 @@ def test_detect_restores_the_mode_after_an_error(tmp_path):
     (tmp_path / "images" / "3.png").write_bytes(b"no image")
     model = Oracle(perfect_answers(dataset))
     with pytest.raises(UserError, match=r"3\.png cannot be decoded"):
-        list(detect(model, EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
+        list(detect(TrainedNetwork(model), EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
     assert model.training and model.norm.training
 
 
@@ -86,7 +88,7 @@ def test_a_real_model_detects_in_original_pixels(tmp_path):
     config = load_config(tiny_config(tmp_path))
     dataset = tiny_dataset(tmp_path)
     model = build_model(config, dataset.class_names)
-    found = list(detect(model, EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
+    found = list(detect(TrainedNetwork(model), EvalBatches(dataset, PREPROCESS, LOADER).iterate()))
     assert model.training
     for image, (height, width) in zip(found, SIZES.values(), strict=True):
         assert len(image.boxes) > 0
@@ -225,7 +227,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_detecting(tmp_path):
     (tmp_path / "file").write_text("")
     model = Oracle(perfect_answers(dataset))
     with pytest.raises(UserError, match=r"file/run/bbox\.json: cannot be written: Not a directory"):
-        evaluate(model, dataset, PREPROCESS, LOADER, tmp_path / "file" / "run")
+        evaluate(as_detector(model, dataset, PREPROCESS), dataset, LOADER, tmp_path / "file" / "run")
     assert model.calls == []
 
 
@@ -237,7 +239,7 @@ def test_paddles_own_oserror_is_not_taken_for_a_full_disk(tmp_path):
             raise OSError("(External) CUDA error(719)")
 
     with pytest.raises(OSError, match="CUDA error"):
-        evaluate(Broken([]), dataset, PREPROCESS, LOADER, tmp_path / "run")
+        evaluate(as_detector(Broken([]), dataset, PREPROCESS), dataset, LOADER, tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -274,9 +276,9 @@ def test_missing_results_are_named(tmp_path):
 def test_progress_is_told_at_intervals(monkeypatch, caplog):
     caplog.set_level("INFO", "ppdet_lite")
     clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
-    monkeypatch.setattr(detect_module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(in_turn.time, "perf_counter", lambda: next(clock))
     images = [ImageDetections(i, np.empty((0, 4)), np.empty(0), np.empty(0)) for i in range(4)]
-    assert [image.image_id for image in detect_module.tell_progress(iter(images), 6)] == [0, 1, 2, 3]
+    assert [image.image_id for image in in_turn.tell_progress(iter(images), 6)] == [0, 1, 2, 3]
     assert caplog.messages == ["image 2/6  eta 0:00:22  0.18 images/s", "image 4/6  eta 0:00:11  0.18 images/s"]
 
 
@@ -303,7 +305,8 @@ def test_what_is_found_does_not_depend_on_the_batch_size(tmp_path):
     dataset = tiny_dataset(tmp_path)
     model = build_model(config, dataset.class_names)
     one, three = (
-        list(detect(model, EvalBatches(dataset, PREPROCESS, Loader(batch_size=size)).iterate())) for size in (1, 3)
+        list(detect(TrainedNetwork(model), EvalBatches(dataset, PREPROCESS, Loader(batch_size=size)).iterate()))
+        for size in (1, 3)
     )
     for alone, beside in zip(one, three, strict=True):
         assert alone.image_id == beside.image_id and len(alone.boxes) > 0

@@ -12,10 +12,10 @@ from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.coco import Objects, load_image
 from ppdet_lite.data.loader import Loader
 from ppdet_lite.data.transforms import Preprocess
-from ppdet_lite.evaluation.detect import ImageDetections
+from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections
 from ppdet_lite.evaluation.infer import infer
-from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage import files as storage
 from tests.tiny_run import Oracle
 
@@ -32,9 +32,8 @@ def write_image(path, height=48, width=64, seed=0):
 
 def oracle(answers):
     model = Oracle(answers)
-    model.postprocess = Postprocess()
     model.eval()
-    return TrainedModel(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test")
+    return Detector.of(TrainedModel(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test"))
 
 
 def run(answers, source, output, score=0.5, threads=1):
@@ -212,7 +211,7 @@ def test_an_output_that_is_a_file_is_told_before_detecting(tmp_path):
     detector = oracle([CAT])
     with pytest.raises(UserError, match=r"out/detections\.json: cannot be written: File exists"):
         infer(detector, tmp_path / "in", tmp_path / "out", Loader(threads=0))
-    assert detector.model.calls == [] and (tmp_path / "out").read_text() == "mine"
+    assert detector.network.model.calls == [] and (tmp_path / "out").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from ppdet_lite.data.transforms import Preprocess, collate
 from ppdet_lite.evaluation.coco_metric import format_metrics
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.evaluation.validation_loss import validation_losses
-from tests.tiny_run import tiny_config, tiny_dataset
+from tests.tiny_run import as_detector, tiny_config, tiny_dataset
 
 PREPROCESS = Preprocess(short_side=32, long_side=64)
 
@@ -46,7 +46,9 @@ def test_validation_losses_are_the_mean_over_images_of_what_training_would_lose(
             sums[name] = sums.get(name, 0) + float(value)
     assert result["losses"] == pytest.approx({name: value / 3 for name, value in sums.items()}, rel=1e-6)
     assert result["loss"] == pytest.approx(sum(sums.values()) / 3, rel=1e-6) and result["loss"] > 0
-    metrics = evaluate(model, dataset, PREPROCESS, Loader(batch_size=1), tmp_path, Evaluation(loss=True))
+    metrics = evaluate(
+        as_detector(model, dataset, PREPROCESS), dataset, Loader(batch_size=1), tmp_path, Evaluation(loss=True)
+    )
     assert metrics["loss"] == pytest.approx(
         result["loss"], rel=1e-6
     ) and f"loss {result['loss']:.4f}" in format_metrics(metrics)

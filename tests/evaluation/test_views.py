@@ -12,11 +12,12 @@ from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.data.transforms import Preprocess, collate, image_sample
-from ppdet_lite.evaluation.detect import ImageDetections, detect
+from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.evaluation.views import make_views, merge, merged
 from ppdet_lite.modeling.postprocess import Postprocess
-from ppdet_lite.structures import Detections
+from ppdet_lite.structures import PackedDetections
+from tests.tiny_run import as_detector
 
 LOADER = Loader(batch_size=2, threads=1)
 
@@ -35,7 +36,7 @@ class Corner(nn.Layer):
         corners = [half * (1 - left), half * 0, half * (2 - left), image_sizes[:, :1] / 2]
         boxes = paddle.concat(corners, axis=1) / scales[:, 1:]
         count = images.shape[0]
-        return Detections(
+        return PackedDetections(
             boxes, image_sizes[:, 1] / 1000, paddle.zeros([count], "int64"), paddle.ones([count], dtype="int32")
         )
 
@@ -58,11 +59,13 @@ def test_views_are_mirrored_back_and_merged(tmp_path):
         (side, long, flipped) for side, long in ((20, 50), (40, 100), (10, 25)) for flipped in (False, True)
     ]
     batches = EvalBatches(dataset, views[0].preprocess, LOADER, views=views)
-    each = list(detect(Corner(), batches.iterate()))
+    each = list(detect(TrainedNetwork(Corner()), batches.iterate()))
     assert [image.boxes.tolist() for image in each] == [[[0, 0, 20, 10]]] * 6
     (image,) = merged(iter(each), 6, Postprocess())
     assert (image.boxes.tolist(), image.scores.tolist()) == ([[0, 0, 20, 10]], [pytest.approx(0.08)])
-    metrics = evaluate(Corner(), dataset, Preprocess(short_side=20, long_side=50), LOADER, tmp_path, how)
+    metrics = evaluate(
+        as_detector(Corner(), dataset, Preprocess(short_side=20, long_side=50)), dataset, LOADER, tmp_path, how
+    )
     assert (metrics["detections"], metrics["AP50"]) == (1, pytest.approx(1.0))
 
 
@@ -84,7 +87,7 @@ def test_what_is_mirrored_back_stays_inside_its_image():
 
     class Whole(nn.Layer):
         def forward(self, images, image_sizes, scales):
-            return Detections(
+            return PackedDetections(
                 paddle.to_tensor([[0.0, 0.0, 41.0, 30.0]]),
                 paddle.to_tensor([0.9]),
                 paddle.to_tensor([0]),
@@ -92,5 +95,5 @@ def test_what_is_mirrored_back_stays_inside_its_image():
             )
 
     sample = image_sample(np.zeros((30, 41, 3), np.uint8), Preprocess(short_side=20, long_side=50), 1, flipped=True)
-    (found,) = detect(Whole(), [collate([sample], Preprocess())])
+    (found,) = detect(TrainedNetwork(Whole()), [collate([sample], Preprocess())])
     assert sample["image_size"].tolist() == [20, 27] and found.boxes.tolist() == [[0, 0, 40.5, 30]]

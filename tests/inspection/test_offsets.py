@@ -17,7 +17,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.shapes import generate
 from ppdet_lite.data.transforms import collate, image_sample
-from ppdet_lite.evaluation.detect import detect
+from ppdet_lite.deployment.detect import TrainedNetwork, detect
 from ppdet_lite.inspection.offsets import (
     MAGENTA,
     SIDE,
@@ -211,7 +211,9 @@ def test_pictures_of_the_best_detections(detector: TrainedModel, photo: Path, tm
     files = draw_offsets(detector, photo, tmp_path / "deep" / "out")
     assert [file.name for file in files] == [f"photo_{kind}{i}.png" for kind in ("point", "bins") for i in (1, 2, 3)]
     image = load_image(str(photo))
-    (found,) = detect(detector.model, [collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)])
+    (found,) = detect(
+        TrainedNetwork(detector.model), [collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)]
+    )
     for file, box in zip(files[:3], found.boxes, strict=False):
         marked = centres(body(load_image(str(file)), 750), MAGENTA)
         np.testing.assert_allclose(marked, [(box[:2] + box[2:]) / 2 * SIDE / 320], atol=1)
@@ -222,7 +224,7 @@ def test_the_rois_drawn_are_those_that_became_the_detections(detector: TrainedMo
     model = detector.model
     batch = collate([image_sample(load_image(str(photo)), detector.preprocess, 0)], detector.preprocess)
     with recorded({"predictor": model.predictor, "roi_pool": model.roi_pool}) as calls, paddle.no_grad():
-        (found,) = detect(model, [batch])
+        (found,) = detect(TrainedNetwork(model), [batch])
         rois, offset, mask = _rois_of(found, model, calls)
         deltas = model.predictor(*calls["predictor"]).deltas.reshape([-1, len(NAMES), 4])
     everything = calls["roi_pool"][1].boxes

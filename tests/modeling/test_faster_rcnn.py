@@ -10,7 +10,7 @@ from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.matching import Sampler
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.optimization.optimizer import SGD
-from ppdet_lite.structures import Detections
+from ppdet_lite.structures import PackedDetections
 from ppdet_lite.training.step import train_step
 from tests import tiny
 
@@ -44,7 +44,7 @@ def inputs(seed: int = 0) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
     return training_arguments(tiny.batch(seed))[:3]
 
 
-def detect(model: FasterRCNN, *arguments: paddle.Tensor) -> Detections:
+def detect(model: FasterRCNN, *arguments: paddle.Tensor) -> PackedDetections:
     model.eval()
     with paddle.no_grad():
         return model(*arguments)

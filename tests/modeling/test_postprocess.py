@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from ppdet_lite.modeling.postprocess import Postprocess
-from ppdet_lite.structures import BoxHeadOutput, Detections, Rois
+from ppdet_lite.structures import BoxHeadOutput, PackedDetections, Rois
 from tests.tiny import float32, int32, iou, random_boxes, rois
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
@@ -41,7 +41,7 @@ def detect(
     return [rows[end - count : end] for end, count in zip(ends, found.counts.tolist(), strict=True)]
 
 
-def check_types(found: Detections) -> None:
+def check_types(found: PackedDetections) -> None:
     assert found.boxes.shape == [found.scores.shape[0], 4]
     assert (found.boxes.dtype, found.scores.dtype) == (paddle.float32, paddle.float32)
     assert (found.classes.dtype, found.counts.dtype) == (paddle.int64, paddle.int32)

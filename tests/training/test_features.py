@@ -9,6 +9,7 @@ import pytest
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation import coco_metric
 from ppdet_lite.modeling import matching
 from ppdet_lite.optimization.optimizer import SGD, Average, freeze
@@ -107,8 +108,8 @@ def test_the_average_is_the_formula() -> None:
 def test_the_average_is_evaluated_saved_and_gone_on_with(options: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     seen: list[np.ndarray] = []
 
-    def evaluate(model: paddle.nn.Layer, *rest: Any) -> dict[str, Any]:
-        seen.append(model.predictor.classify.bias.numpy())
+    def evaluate(detector: Detector, *rest: Any) -> dict[str, Any]:
+        seen.append(detector.network.model.predictor.classify.bias.numpy())
         return {"AP": 0.1 * len(seen), "per_class": {}}
 
     monkeypatch.setattr(loop, "evaluate", evaluate)

@@ -13,11 +13,11 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import Stopped, UserError
+from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
-from ppdet_lite.training.stopping import StopRequest
 from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_the_second_request_ends_the_process_at_once() -> None:
     code = """
 import os, signal, time
-from ppdet_lite.training.stopping import StopRequest
+from ppdet_lite.core.stopping import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.is_made

@@ -1,0 +1,74 @@
+"""A network over batches of images: the detections of each."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppdet_lite.data.transforms import Batch, flip_boxes
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+
+Network = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""What detects in network input, such as `Predictor`; the signature is that of `TrainedNetwork.__call__`."""
+
+
+class ImageDetections(NamedTuple):
+    """What was found in one image; D = 0 is legal."""
+
+    image_id: int
+    boxes: np.ndarray  # [D, 4] float32 xyxy, original pixels
+    scores: np.ndarray  # [D] float32, descending
+    classes: np.ndarray  # [D] int64, 0..K-1
+
+    def above(self, score: float) -> "ImageDetections":
+        """Those of at least a score."""
+        good = self.scores >= score
+        return ImageDetections(self.image_id, self.boxes[good], self.scores[good], self.classes[good])
+
+
+class TrainedNetwork:
+    """A model as a `Network`; it is in evaluation mode while it is called, and returns to the mode it was in."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        self.model = model
+
+    def __call__(
+        self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Detect: float32 [N, 3, H, W], [N, 2] (h, w), [N, 2] (y, x) -> rows [M, 6] and counts [N] int32.
+
+        A row is class, score, x1, y1, x2, y2, in original pixels; the rows of an image follow each other, best first.
+        """
+        with evaluation_mode(self.model), paddle.no_grad():
+            found = self.model(*map(paddle.to_tensor, (images, image_sizes, scales)))
+        columns = [found.classes.numpy()[:, None], found.scores.numpy()[:, None], found.boxes.numpy()]
+        return np.concatenate(columns, axis=1, dtype=np.float32), found.counts.numpy()
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Layer) -> Iterator[None]:
+    """Have a model in evaluation mode; in the end each layer returns to the mode it was in."""
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def detect(network: Network, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
+    """Yield the detections of every image of the batches, in their order, those of mirrored ones mirrored back."""
+    for batch in batches:
+        rows, counts = network(batch["images"], batch["image_sizes"], batch["scales"])
+        parts = np.split(rows, np.cumsum(counts)[:-1])
+        for i in np.flatnonzero(batch["flipped"]) if "flipped" in batch else ():
+            width = batch["image_sizes"][i, 1] / batch["scales"][i, 1]
+            boxes = flip_boxes(parts[i][:, 2:], width)
+            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # the model's limit
+            parts[i] = np.concatenate([parts[i][:, :2], boxes], axis=1)
+        for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True):
+            yield ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))
