@@ -1,4 +1,4 @@
-"""Detect in images: python tools/infer.py -c CONFIG -o weights=PATH --input FILE|DIR --output DIR [--score 0.5]
+"""Detect in images or a video: python tools/infer.py -c CONFIG -o weights=PATH --input PATH --output DIR [--score 0.5]
 
 In place of -c: --model RUN|EXPORT, the folder of a run or of an exported model.
 """
@@ -16,8 +16,9 @@ def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="RUN|EXPORT", type=Path, help="a trained or exported model, without -c")
-    parser.add_argument("--input", metavar="FILE|DIR", type=Path, help="an image, or a folder with its sub-folders")
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and detections.json")
+    told = "an image, a folder of images with its sub-folders, a video, or camera:0"
+    parser.add_argument("--input", metavar="PATH", type=Path, help=told)
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and what is found, as JSON")
     parser.add_argument("--score", metavar="S", type=float, default=0.5, help="leave out what is less probable (0.5)")
     parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations, to draw the truth beside")
     args = parser.parse_args()
@@ -29,13 +30,20 @@ def main() -> None:
         from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.config.registry import build
         from ppdet_lite.data.loader import Loader
+        from ppdet_lite.data.video import is_video
         from ppdet_lite.deployment.detector import chosen
         from ppdet_lite.evaluation.infer import infer
+        from ppdet_lite.evaluation.infer_video import infer_video
     config = None if args.config is None else load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
+    if is_video(args.input) and args.side_by_side is not None:
+        parser.error("--side-by-side is for images")
     log.configure()
-    loader = Loader() if config is None else build(config["data"]["loader"])
-    infer(chosen(config, args.model), args.input, args.output, loader, args.score, args.side_by_side)
+    detector, loader = chosen(config, args.model), Loader() if config is None else build(config["data"]["loader"])
+    if is_video(args.input):
+        infer_video(detector, args.input, args.output, loader.batch_size, args.score)
+    else:
+        infer(detector, args.input, args.output, loader, args.score, args.side_by_side)
 
 
 if __name__ == "__main__":

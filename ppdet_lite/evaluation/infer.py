@@ -54,9 +54,7 @@ def infer(
     written or would mix with the source, and annotations of other images or classes.
     """
     images = _Files.find(source)
-    lowest = detector.postprocess.score_threshold
-    if not lowest <= score <= 1:
-        raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
+    require_score(detector, score)
     beside, target = images.root.resolve(), output.resolve()
     if target == beside or (source.is_dir() and target.is_relative_to(beside)):
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
@@ -70,6 +68,22 @@ def infer(
     if images.failures:
         first = images.failures[min(images.failures)]
         raise RunFailed(f"{len(images.failures)} of {len(images)} images were passed over; the first: {first}")
+
+
+def require_score(detector: Detector, score: float) -> None:
+    """Raise UserError unless a score is a probability that the detector does not drop by itself."""
+    lowest = detector.postprocess.score_threshold
+    if not lowest <= score <= 1:
+        raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
+
+
+def as_records(detector: Detector, found: ImageDetections) -> list[dict[str, Any]]:
+    """Detections as JSON has them: [{class, category_id, score, bbox [x1, y1, x2, y2]}]."""
+    rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    return [
+        {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
+        for k, score, box in rows
+    ]
 
 
 def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path | None) -> Painter:
@@ -106,9 +120,5 @@ def _draw_each(
             get_logger().warning("passed over: %s", images.failures[image.image_id])
             continue
         write_picture(output / name, draw(pixels, image))
-        rows = zip(image.classes.tolist(), image.scores.tolist(), image.boxes.tolist(), strict=True)
-        detections = [
-            {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
-            for k, score, box in rows
-        ]
+        detections = as_records(detector, image)
         yield {"file": name, "width": pixels.shape[1], "height": pixels.shape[0], "detections": detections}
