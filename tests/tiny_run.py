@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from ppdet_lite.data.transforms import Preprocess
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.checkpoint import save_checkpoint
+from ppdet_lite.storage.files import write_text
 from ppdet_lite.structures import PackedDetections
 
 SIZES = {7: (64, 96), 3: (96, 64), 12: (128, 100)}  # image id -> (h, w), in the file's order; ids not ascending
@@ -124,6 +126,12 @@ def tiny_checkpoint(folder: Path, class_names: list[str], category_ids: list[int
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     save_checkpoint(folder / "run" / "checkpoints" / "best", {"model": arrays}, meta)
     return folder / "run"
+
+
+def describe_tiny_run(run: Path, overrides: Sequence[str] = ()) -> Path:
+    """Give the folder of `tiny_checkpoint` the config that a run has; return the folder."""
+    write_text(run / "config.yml", load_config(run.parent / "tiny.yml", overrides).dump())
+    return run
 
 
 class Oracle(nn.Layer):

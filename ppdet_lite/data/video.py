@@ -13,6 +13,8 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.image_files import SUFFIXES
 
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is damaged is told once, by `Video`
+
 CAMERA = re.compile(r"camera:(\d+)")
 SHORT_BY = 2.0  # frames by which a whole video may end before its header says: the times of some are rounded
 
@@ -45,7 +47,6 @@ class Video:
         self.source = str(source)
         camera = CAMERA.fullmatch(self.source)
         self.is_camera, self._seen, self._end = camera is not None, 0, 0.0
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is damaged is told once, here
         self._capture = cv2.VideoCapture(int(camera[1])) if camera else cv2.VideoCapture(self.source, cv2.CAP_FFMPEG)
         self._first = self._read()
         if self._first is None:

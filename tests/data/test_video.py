@@ -1,0 +1,91 @@
+"""The frames of video files and of a stand-in for a camera."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data import video as module
+from ppdet_lite.data.video import Video, is_video
+from tests.videos import cut, write_video
+
+
+def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
+    video = Video(write_video(tmp_path / "a.mp4"))
+    assert (video.fps, video.total, video.is_camera) == (12.5, 6, False)
+    frames = list(video.frames())
+    assert [frame.index for frame in frames] == list(range(6))
+    assert [frame.time for frame in frames] == pytest.approx([0.08 * i for i in range(6)])
+    for i, frame in enumerate(frames):
+        assert frame.pixels.shape == (48, 64, 3) and frame.pixels.dtype == np.uint8
+        assert abs(frame.pixels.mean() - 30 * i) < 3
+    assert video.broken_off is None and list(video.frames()) == []
+
+
+def test_colours_are_rgb(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
+    writer.write(np.full((48, 64, 3), (0, 0, 250), np.uint8))  # OpenCV's red
+    writer.release()
+    (frame,) = Video(tmp_path / "a.avi").frames()
+    assert frame.pixels[..., 0].min() > 230 and frame.pixels[..., 1:].max() < 20
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "MJPG"), ("a.mkv", "mp4v")])
+def test_a_file_that_was_cut_off_is_told_of_after_its_frames(tmp_path: Path, name: str, codec: str) -> None:
+    video = Video(cut(write_video(tmp_path / name, 20, codec=codec), 0.6))
+    count = len(list(video.frames()))
+    assert 0 < count < 18 and video.broken_off == f"{tmp_path / name} is damaged after {count} of 20 frames"
+
+
+@pytest.mark.parametrize("content", [b"", b"some text\n" * 50, b"\0" * 2000])
+def test_what_is_no_video(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.mp4: no video that OpenCV can read: empty, damaged, or of another kind"):
+        Video(tmp_path / "a.mp4")
+    cut(write_video(tmp_path / "b.mp4"), 0.7)  # without its index, which comes last
+    with pytest.raises(UserError, match=r"b\.mp4: no video that OpenCV can read"):
+        Video(tmp_path / "b.mp4")
+    write_video(tmp_path / "c.mp4", 0)
+    with pytest.raises(UserError, match=r"c\.mp4: no video that OpenCV can read"):
+        Video(tmp_path / "c.mp4")
+    assert capfd.readouterr() == ("", "")  # FFmpeg has its own words for it
+
+
+class Camera:
+    """A stand-in for cv2.VideoCapture: three frames, half a second apart."""
+
+    def __init__(self, number: int) -> None:
+        self.left = 3 if number == 1 else 0
+
+    def read(self):
+        self.left -= 1
+        return self.left >= 0, np.zeros((48, 64, 3), np.uint8) if self.left >= 0 else None
+
+    def get(self, _key: int) -> float:
+        return 30.0
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 10.0, 10.5, 11.0])
+    monkeypatch.setattr(module.cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    video = Video("camera:1")
+    assert (video.is_camera, video.fps, video.total) == (True, None, None)
+    assert [frame.time for frame in video.frames()] == [0.0, 0.5, 1.0]
+    assert video.broken_off == "camera:1 gives no more frames after 3"
+    with pytest.raises(UserError, match=r"^camera:0: no such camera, or another program has it"):
+        Video("camera:0")
+
+
+def test_which_sources_are_videos(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MOV", "c.jpg", "notes"):
+        (tmp_path / name).touch()
+    names = ("a.mp4", "b.MOV", "c.jpg", "notes", "", "absent.mp4")
+    assert [is_video(tmp_path / name) for name in names] == [True, True, False, True, False, False]
+    assert is_video("camera:0") and is_video(Path("camera:12"))
+    assert not is_video("camera:x") and not is_video("camera")

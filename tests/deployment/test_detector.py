@@ -1,0 +1,165 @@
+"""The detector that a user has in Python: what it loads, what it takes, and that both kinds find the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import ppdet_lite
+from ppdet_lite.assembly.setup import load_config, load_trained
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.coco import load_image
+from ppdet_lite.deployment.description import DESCRIPTION
+from ppdet_lite.deployment.detector import Detections, Detector, chosen
+from ppdet_lite.deployment.export import export
+from tests.tiny_run import SIZES, describe_tiny_run, tiny_checkpoint
+
+CAFFE = (
+    "data.preprocess={short_side: 64, long_side: 128, channels: bgr, pixel_range: 255, mean: [103, 116, 123], "
+    "std: [57, 58, 59]}"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a model that takes BGR, and sees nothing but its class 1, "cat"; its export; images."""
+    folder = tmp_path_factory.mktemp("place")
+    run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
+    trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
+    export(trained, folder / "exported", sorted((folder / "images").iterdir()))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["run", "run/checkpoints/best", "exported"])
+def detector(place: Path, request: pytest.FixtureRequest) -> Detector:
+    return ppdet_lite.Detector.load(str(place / request.param))
+
+
+def assert_same(found: Detections, expected: Detections, gap: float = 0.0) -> None:
+    assert len(found.boxes) == len(expected.boxes) and found.names == expected.names
+    for ours, theirs in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=gap, rtol=0)
+
+
+def test_three_lines(detector: Detector, place: Path) -> None:
+    found = detector(place / "images" / "7.png")
+    count = len(found.boxes)
+    assert count > 0 and found.names == ["cat"] * count and found.classes.tolist() == [1] * count
+    assert found.boxes.shape == (count, 4) and found.scores.shape == (count,)
+    assert [part.dtype for part in found[:3]] == [np.float32, np.float32, np.int64]
+    height, width = SIZES[7]
+    assert (found.boxes >= 0).all() and (found.boxes <= [width, height] * 2).all() and found.boxes.max() > height
+    assert (np.diff(found.scores) <= 0).all()
+    assert detector.class_names == ["dog", "cat"] and detector.category_ids == [9, 5]
+
+
+def test_an_array_is_rgb(detector: Detector, place: Path) -> None:
+    path = place / "images" / "7.png"
+    found = detector(str(path))
+    assert_same(detector(load_image(str(path))), found)
+    assert_same(detector(cv2.imread(str(path))[..., ::-1]), found)
+    other = detector(cv2.imread(str(path)))
+    assert len(other.boxes) != len(found.boxes) or np.abs(other.scores - found.scores).max() > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_list_gives_a_list_in_its_order(detector: Detector, place: Path, batch_size: int) -> None:
+    paths = sorted((place / "images").iterdir())
+    images = [*paths, load_image(str(paths[0])), *paths]
+    found = detector(images, batch_size=batch_size)
+    assert isinstance(found, list) and len(found) == 7
+    for image, part in zip(images, found, strict=True):
+        assert_same(part, detector(image), 1e-3)
+    assert detector([]) == [] and len(detector(images[:1])) == 1
+
+
+def test_both_kinds_find_the_same(place: Path) -> None:
+    trained, exported = (Detector.load(place / name) for name in ("run", "exported"))
+    assert exported.preprocess == trained.preprocess.for_rgb() != trained.preprocess
+    assert exported.postprocess == trained.postprocess
+    for path in (place / "images").iterdir():
+        assert_same(exported(path), trained(path), 1e-3)
+
+
+def test_less_probable_ones_left_out() -> None:
+    found = Detections(
+        np.arange(12, dtype=np.float32).reshape(3, 4), np.float32([0.9, 0.5, 0.1]), np.arange(3), [*"abc"]
+    )
+    good = found.above(0.5)
+    assert good.names == ["a", "b"] and good.boxes.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert good.scores.tolist() == pytest.approx([0.9, 0.5]) and good.classes.tolist() == [0, 1]
+    assert found.above(1.0).boxes.shape == (0, 4) and found.above(1.0).names == []
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("no.png", r"cannot read image .*no\.png: No such file"),
+        ("bad.jpg", r"bad\.jpg cannot be decoded"),
+        (".", "is a folder; give a list of its images"),
+        (np.zeros((8, 8), np.uint8), r"image 0 is uint8 \[8, 8\]; an array has to be uint8 \[H, W, 3\], RGB"),
+        (np.zeros((8, 8, 4), np.uint8), r"image 0 is uint8 \[8, 8, 4\]"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"image 0 is uint8 \[2, 8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.float32), r"image 0 is float32 \[8, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.uint8), r"image 0 is uint8 \[0, 8, 3\]"),
+        ([np.zeros((8, 8, 3), np.uint8), 7], "image 1 is a int; give a path or an RGB array"),
+    ],
+)
+def test_what_is_no_image(detector: Detector, place: Path, image: object, message: str) -> None:
+    (place / "bad.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=message):
+        detector(place / image if isinstance(image, str) else image)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "nothing: no such file or folder; name a run's folder, an export's, or an .onnx file"),
+        ("images", "images: neither a run's folder"),
+        ("val.json", r"val\.json: neither a run's folder .* weights by themselves need their config"),
+        ("half", r"half: no exported model, model\.pdiparams is missing; write one with tools/export_model\.py"),
+        ("other", r"other/infer_cfg\.yml: has no section ppdet_lite: another program's export"),
+    ],
+)
+def test_what_is_no_model(place: Path, name: str, message: str) -> None:
+    for folder, missing in (("half", "model.pdiparams"), ("other", "")):
+        (place / folder).mkdir(exist_ok=True)
+        for path in (place / "exported").iterdir():
+            if path.name != missing:
+                (place / folder / path.name).write_bytes(path.read_bytes())
+    (place / "other" / DESCRIPTION).write_text("mode: paddle\nlabel_list: [dog, cat]\n")
+    with pytest.raises(UserError, match=message):
+        Detector.load(place / name)
+
+
+def test_the_device(place: Path) -> None:
+    with pytest.raises(UserError, match="exported models run on the CPU"):
+        Detector.load(place / "exported", device="gpu")
+
+
+def test_a_tool_uses_the_one_or_the_other(place: Path) -> None:
+    config = load_config(place / "tiny.yml", [f"weights={place}/run"])
+    assert chosen(config, None).source == str(place / "run/checkpoints/best")
+    assert chosen(None, place / "exported").source == str(place / "exported")
+    with pytest.raises(UserError, match=r"command line: weights, and --model .*exported: name one of them"):
+        chosen(config, place / "exported")
+
+
+def test_a_path_with_a_colon(place: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a: #b=c"
+    odd.symlink_to(place / "run")
+    assert Detector.load(odd).class_names == ["dog", "cat"]
+
+
+def test_what_stands_in_the_readme(place: Path) -> None:
+    """In a process of its own, ppdet_lite imported first; nothing but what is asked for is printed."""
+    code = (
+        "from ppdet_lite import Detector\n"
+        f"found = Detector.load({str(place / 'run')!r})({str(place / 'images/7.png')!r})\n"
+        "print(found.names[0], len(found.boxes) > 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cat True\n", "")
