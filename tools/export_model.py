@@ -1,6 +1,7 @@
-"""Export for deployment: python tools/export_model.py -c CONFIG -o weights=PATH --output DIR [--images FILE|DIR]
+"""Export for deployment: python tools/export_model.py -c CONFIG -o weights=PATH --output DIR [--format onnx]
 
-The exported model is put into DIR once it has been run and has found the same as the trained one.
+The exported model is put into DIR once it has been run and has found the same as the trained one: as PaddleDetection's
+deployment takes it (--format paddle), as DIR/model.onnx (onnx), or as both.
 """
 
 import argparse
@@ -17,6 +18,7 @@ def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the exported model")
+    parser.add_argument("--format", choices=["paddle", "onnx", "both"], default="paddle", help="what to write (paddle)")
     parser.add_argument("--images", metavar="FILE|DIR", type=Path, help="images to compare on (default: of data.val)")
     parser.add_argument("--count", metavar="N", type=int, default=8, help="compare on so many of them (8)")
     args = parser.parse_args()
@@ -33,7 +35,7 @@ def main() -> None:
     log.configure()
     paddle.set_device("cpu")
     images = choose_images(config, args.images, args.count)
-    export(setup.load_trained(config), args.output, images)
+    export(setup.load_trained(config), args.output, images, args.format)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ppdet_lite.data.loader import EvalBatches, Loader
 from ppdet_lite.data.transforms import Batch
 from ppdet_lite.deployment.description import DESCRIPTION, Description, from_folder
 from ppdet_lite.deployment.detect import ImageDetections, Network, TrainedNetwork, detect
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
 from ppdet_lite.deployment.predictor import GRAPH, Predictor
 
 RUN_CONFIG = "config.yml"
@@ -66,11 +67,19 @@ class Detector:
         if is_exported(source):
             if device == "gpu":
                 raise UserError(f"{source}: exported models run on the CPU; load the trained run for a GPU")
-            return cls(Predictor(source), from_folder(source), str(source))
+            return cls._exported(source)
         weights = f"weights={json.dumps(str(source))}"  # quoted, as YAML wants a path with a colon
         config = load_config(_run_config(source), [weights, f"runtime.device={device}"])
         use_device(config)
         return cls.of(load_trained(config))
+
+    @classmethod
+    def _exported(cls, source: Path) -> "Detector":
+        file = source / ONNX_FILE if source.is_dir() else source
+        if source.is_file() or (file.is_file() and not (source / GRAPH).exists()):
+            network = OnnxPredictor(file)
+            return cls(network, network.description, str(source))
+        return cls(Predictor(source), from_folder(source), str(source))
 
     @classmethod
     def of(cls, trained: TrainedModel) -> "Detector":
@@ -150,7 +159,9 @@ def chosen(config: Config | None, model: Path | None) -> Detector:
 
 def is_exported(source: Path) -> bool:
     """Whether a path is an exported model, by its files' names."""
-    return source.is_dir() and any((source / name).is_file() for name in (GRAPH, DESCRIPTION))
+    if source.is_file():
+        return source.suffix == ".onnx"
+    return any((source / name).is_file() for name in (GRAPH, DESCRIPTION, ONNX_FILE))
 
 
 def _run_config(source: Path) -> Path:

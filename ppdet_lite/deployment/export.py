@@ -1,7 +1,8 @@
-"""Export: a detector as a static graph in PaddleDetection's deployment format, compared before it is put in place.
+"""Export: a detector as a static graph in PaddleDetection's deployment format or ONNX, compared before it is kept.
 
 A folder holds model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and counts, see
-`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads.
+`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads; or model.onnx, with the same
+inputs and outputs, which describes itself; or all of these.
 """
 
 import os
@@ -9,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import paddle
@@ -24,16 +25,20 @@ from ppdet_lite.data.coco import load_image
 from ppdet_lite.data.image_files import ImageFiles
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import DESCRIPTION, Description
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE
 from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.files import replace_folder, require_space
 
-FILES = (GRAPH, WEIGHTS, DESCRIPTION)
-BOX_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4  # pixels; probability
+FILES = {"paddle": (GRAPH, WEIGHTS, DESCRIPTION), "onnx": (ONNX_FILE,)}
+FILES["both"] = FILES["paddle"] + FILES["onnx"]
+BOX_TOLERANCES = {"paddle": 1e-3, "onnx": 1e-2}  # pixels
+SCORE_TOLERANCE = 1e-4  # probability
 BATCH_SIZES = (1, 2)
 DRAWN_IMAGES = 4
 FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
@@ -74,38 +79,77 @@ class Deployed(nn.Layer):
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
-def export(trained: TrainedModel, folder: Path, images: Sequence[Path] | None = None) -> Agreement:
+def export(
+    trained: TrainedModel,
+    folder: Path,
+    images: Sequence[Path] | None = None,
+    format: Literal["paddle", "onnx", "both"] = "paddle",
+) -> Agreement:
     """Write a model for deployment, once its graph agrees with it on images, each alone and in pairs.
 
-    images: the files to compare on; None draws some.
+    images: the files to compare on; None draws some. Of two formats the gaps of the worse one are returned.
 
     The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
-    else or cannot be written, and RunFailed, with image and difference, if graph and model disagree.
+    else, another format too, or cannot be written, and if a package is missing; RunFailed, with image and difference,
+    if graph and model disagree, and with the operator if ONNX has none like it.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and (folder.is_file() or {path.name for path in folder.iterdir()} - set(FILES)):
-        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    _check_folder(folder, format)
+    if format != "paddle":
+        onnx_export.require_packages()
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_graph(trained.model, partial, trained.preprocess.channels)
-        (partial / DESCRIPTION).write_text(Description.of(trained).to_yaml(), encoding="utf-8")
-        agreement = compare(Detector.of(trained), Detector.load(partial), images)
-        log.info(
-            "same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
-            *agreement,
-        )
-        if agreement.detections == 0:
-            log.warning("neither found anything, so little was compared; name better images by --images")
+        _write(trained, partial, format)
+        agreements = [
+            _agree(trained, source, images, kind)
+            for kind, source in (("paddle", partial), ("onnx", partial / ONNX_FILE))
+            if format in (kind, "both")
+        ]
         replace_folder(partial, folder, partial.with_suffix(".old"))
-        log.info("exported to %s: %s", folder, ", ".join(FILES))
+        log.info("exported to %s: %s", folder, ", ".join(FILES[format]))
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written: {error.strerror}; free space or choose another --output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return max(agreements, key=lambda agreement: agreement.box_gap)
+
+
+def _check_folder(folder: Path, format: str) -> None:
+    """Raise UserError if a folder exists and writing an export in its place would lose something."""
+    if not folder.exists():
+        return
+    names = set() if folder.is_file() else {path.name for path in folder.iterdir()}
+    if folder.is_file() or names - set(FILES["both"]):
+        raise UserError(f"{folder} exists and is not an exported model; choose another --output")
+    if lost := sorted(names - set(FILES[format])):
+        raise UserError(f"{folder} has {lost[0]} of another format; add --format both, or choose another --output")
+
+
+def _write(trained: TrainedModel, folder: Path, format: str) -> None:
+    """Write a model's files, not compared yet, into a folder."""
+    description = Description.of(trained)
+    save_graph(trained.model, folder, trained.preprocess.channels)
+    if format != "paddle":
+        onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
+    if format == "onnx":
+        (folder / GRAPH).unlink()
+        (folder / WEIGHTS).unlink()
+    else:
+        (folder / DESCRIPTION).write_text(description.to_yaml(), encoding="utf-8")
+
+
+def _agree(trained: TrainedModel, source: Path, images: Sequence[Path] | None, format: str) -> Agreement:
+    agreement = compare(Detector.of(trained), Detector.load(source), images, BOX_TOLERANCES[format])
+    log.info(
+        "%s: same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
+        *(format, *agreement),
+    )
+    if agreement.detections == 0:
+        log.warning("neither found anything, so little was compared; name better images by --images")
     return agreement
 
 
@@ -157,11 +201,18 @@ def operators(folder: Path) -> set[str]:
     return set(names(program.global_block()))
 
 
-def compare(trained: Detector, exported: Detector, images: Sequence[Path] | None = None) -> Agreement:
+def compare(
+    trained: Detector,
+    exported: Detector,
+    images: Sequence[Path] | None = None,
+    box_tolerance: float = BOX_TOLERANCES["paddle"],
+) -> Agreement:
     """Run a detector as it was trained and as it was exported on images, each alone and in pairs; None draws some.
 
+    One more is added in which nothing can be found, as it has no extent.
+
     Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
-    BOX_TOLERANCE pixels of the image or of the network input, whichever are larger.
+    box_tolerance pixels of the image or of the network input, whichever are larger.
     """
     if images:
         names, pictures = [str(path) for path in images], (load_image(path) for path in images)
@@ -169,20 +220,22 @@ def compare(trained: Detector, exported: Detector, images: Sequence[Path] | None
         names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
         pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
     samples = [image_sample(picture, trained.preprocess, i) for i, picture in enumerate(pictures)]
+    samples.append(samples[0] | {"image_id": len(names), "image_size": np.zeros(2, np.float32)})
+    names.append("an image without extent")
     paired, gaps = 0, []
     for size in BATCH_SIZES:
         for start in range(0, len(samples), size):
             chosen = [samples[(start + k) % len(samples)] for k in range(size)]
             found = (way.detect([collate(chosen, way.preprocess)]) for way in (trained, exported))
             for sample, one, other in zip(chosen, *found, strict=True):
-                tolerance = BOX_TOLERANCE / min(1.0, sample["scale"].min())
+                tolerance = box_tolerance / min(1.0, sample["scale"].min())
                 try:
                     count, *gap = _pair(trained, one, other, tolerance)
                 except RunFailed as error:
                     raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
                 paired += count
                 gaps.append(gap)
-    return Agreement(len(samples), paired, *np.max(gaps, axis=0).tolist())
+    return Agreement(len(samples) - 1, paired, *np.max(gaps, axis=0).tolist())
 
 
 def _pair(

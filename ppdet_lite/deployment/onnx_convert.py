@@ -1,0 +1,111 @@
+"""A saved Paddle graph through paddle2onnx: python -m ppdet_lite.deployment.onnx_convert FOLDER SCRATCH
+
+It is a process of its own, since paddle2onnx ends the process it works in when it meets what it cannot convert.
+
+What `onnx_parts` makes better is cut out of the graph first: the operator's result becomes an input, what it reads
+becomes outputs. `onnx_export` closes the converted graph again at these places.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paddle
+import paddle2onnx
+from paddle import _pir_ops, pir
+from paddle.base import core
+from paddle2onnx import paddle2onnx_cpp2py_export
+
+from ppdet_lite.deployment import onnx_parts
+from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
+
+CONVERTED, CUTS = "converted.onnx", "cuts.json"
+AFTER_OTHERS = 1000  # where new outputs stand: behind the graph's own
+ALIASES = {  # operators that paddle2onnx takes, though its list has them by another name
+    *("add", "all", "any", "arange", "argmax", "assign_value_", "batch_norm_", "data", "divide", "expand", "fetch"),
+    *("flatten", "floor_divide", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "nonzero", "prod"),
+    *("remainder", "subtract", "topk", "unsqueeze"),
+}
+
+
+class Cut(NamedTuple):
+    """An operator that was cut out."""
+
+    operator: str
+    attributes: dict[str, Any]
+    inputs: list[str]  # "" for one that it does without
+    output: str
+
+
+def main() -> None:
+    """Write the converted graph, and what was cut out of it, into the scratch folder."""
+    folder, scratch = map(Path, sys.argv[1:])
+    paddle.enable_static()
+    program = paddle.static.Program()
+    core.deserialize_pir_program(str(folder / GRAPH), program)
+    cuts = cut_out(program)
+    told = {"cuts": [cut._asdict() for cut in cuts], "unknown": unknown(program)}
+    (scratch / CUTS).write_text(json.dumps(told), encoding="utf-8")
+    core.serialize_pir_program(program, str(scratch / GRAPH), True, False, True)
+    converted = paddle2onnx.export(
+        str(scratch / GRAPH),
+        str(folder / WEIGHTS),
+        opset_version=onnx_parts.OPSET,
+        auto_upgrade_opset=False,
+        enable_onnx_checker=False,  # the graph is not whole yet
+        enable_optimize=False,
+    )
+    (scratch / CONVERTED).write_bytes(converted)
+
+
+def cut_out(program: paddle.static.Program) -> list[Cut]:
+    """Take the operators of `onnx_parts` out of a program: their operands become outputs, their results inputs."""
+    block, cuts, column = program.global_block(), [], AFTER_OTHERS
+    with paddle.static.program_guard(program):
+        for operator in [operator for operator in block.ops if operator.name() in onnx_parts.REPLACED]:
+            result, name, inputs = operator.result(0), f"cut{len(cuts)}", []
+            pir.set_insertion_point(operator)
+            stand_in = _pir_ops.data(name, list(result.shape), result.dtype, core.Place())
+            pir.reset_insertion_point_to_end()
+            for k, value in enumerate(_operands(operator)):
+                inputs.append(f"{name}_{k}" if value.initialized() else "")
+                if inputs[-1]:
+                    _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], column)  # a name for each use of a value
+                    column += 1
+            cuts.append(Cut(operator.name(), _plain(operator.attrs()), inputs, name))
+            result.replace_all_uses_with(stand_in)
+            block.remove_op(operator)
+    return cuts
+
+
+def _operands(operator: pir.Operation) -> list[pir.Value]:
+    """What an operator reads; of NMS the boxes and their groups, apart, out of what `grouped_nms` made of them.
+
+    There a group's boxes are moved to a place of their own: boxes + groups * distance, in float64. ONNX's operator
+    takes float32, which would round them.
+    """
+    operands = operator.operands_source()
+    if operator.name() != "pd_op.nms":
+        return operands
+    moved = operands[0].get_defining_op()
+    boxes, by = moved.operands_source()
+    groups = by.get_defining_op().operands_source()[0]
+    if (moved.name(), by.get_defining_op().name(), list(groups.shape)[1:]) != ("pd_op.add", "pd_op.multiply", [1]):
+        raise ValueError("an NMS that is not ops.nms.grouped_nms's")
+    return [boxes, groups]
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | list)}
+
+
+def unknown(program: paddle.static.Program) -> list[str]:
+    """Names of operators that paddle2onnx does not know."""
+    known = {*paddle2onnx_cpp2py_export.get_all_supported_operators_pir(), *ALIASES}
+    names = {operator.name() for operator in program.global_block().ops}
+    return sorted(name for name in names if name.startswith("pd_op.") and name.removeprefix("pd_op.") not in known)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""An exported ONNX file under ONNX Runtime, on the CPU."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.deployment.description import SECTION, from_json
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+ONNX_FILE = "model.onnx"
+
+
+class OnnxPredictor:
+    """Runs an ONNX file that `export` wrote.
+
+    threads: None takes OMP_NUM_THREADS.
+    description: what the file says of itself.
+
+    Raises UserError if ONNX Runtime is not installed or too old, if the file is no ONNX, or if it is another program's.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self._session = _session(Path(path), threads or int(os.environ["OMP_NUM_THREADS"]))
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if SECTION not in metadata:
+            raise UserError(f"{path}: an ONNX file of another program; write one with tools/export_model.py")
+        self.description = from_json(metadata[SECTION], str(path))
+
+    def __call__(
+        self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `Predictor.__call__`."""
+        inputs = {"image": images, "im_shape": image_sizes, "scale_factor": scales}
+        rows, counts = self._session.run(None, {name: value.astype(np.float32) for name, value in inputs.items()})
+        return rows, counts
+
+
+def _session(path: Path, threads: int) -> "InferenceSession":
+    try:
+        import onnxruntime as runtime
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}: ONNX files need {error.name}: pip install -r requirements-onnx.txt") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; write one with tools/export_model.py --format onnx")
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 3  # errors
+    try:
+        return runtime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own share no class
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = " ".join(str(error).split())
+        if type(error).__name__ == "NotImplemented":
+            raise UserError(f"{path}: onnxruntime {runtime.__version__} is too old for it: {reason}") from error
+        raise UserError(f"{path}: no ONNX file, or a damaged one: {reason}") from error
