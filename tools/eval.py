@@ -1,6 +1,6 @@
 """Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
 
-Or an exported model: --model DIR; results that are there: --results FILE; two of them: --compare A B.
+Or an exported model: --model DIR|FILE.onnx; results that are there: --results FILE; two of them: --compare A B.
 """
 
 import sys
@@ -14,7 +14,7 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__)
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--model", metavar="DIR|FILE", type=Path, help="evaluate this export, in place of weights")
+    given.add_argument("--model", metavar="PATH", type=Path, help="evaluate this export, in place of weights")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")

@@ -1,6 +1,6 @@
 """Detect in images or a video: python tools/infer.py -c CONFIG -o weights=PATH --input PATH --output DIR [--score 0.5]
 
-In place of -c: --model RUN|EXPORT, the folder of a run or of an exported model.
+In place of -c: --model with the folder of a run or of an exported model, or an exported .onnx file.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", metavar="RUN|EXPORT", type=Path, help="a trained or exported model, without -c")
+    parser.add_argument("--model", metavar="PATH", type=Path, help="a run, an export or an .onnx file, in place of -c")
     told = "an image, a folder of images with its sub-folders, a video, or camera:0"
     parser.add_argument("--input", metavar="PATH", type=Path, help=told)
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and what is found, as JSON")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -23,18 +24,24 @@ CAFFE = (
 )
 
 
+ONNX = "exported/model.onnx"
+HAS_ONNX = all(map(find_spec, ("onnx", "onnxruntime", "paddle2onnx")))
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model that takes BGR, and sees nothing but its class 1, "cat"; its export; images."""
     folder = tmp_path_factory.mktemp("place")
     run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
     trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
-    export(trained, folder / "exported", sorted((folder / "images").iterdir()))
+    export(trained, folder / "exported", sorted((folder / "images").iterdir()), "both" if HAS_ONNX else "paddle")
     return folder
 
 
-@pytest.fixture(scope="module", params=["run", "run/checkpoints/best", "exported"])
+@pytest.fixture(scope="module", params=["run", "run/checkpoints/best", "exported", ONNX])
 def detector(place: Path, request: pytest.FixtureRequest) -> Detector:
+    if request.param == ONNX and not HAS_ONNX:
+        pytest.skip("needs requirements-onnx.txt")
     return ppdet_lite.Detector.load(str(place / request.param))
 
 
@@ -76,12 +83,13 @@ def test_a_list_gives_a_list_in_its_order(detector: Detector, place: Path, batch
     assert detector([]) == [] and len(detector(images[:1])) == 1
 
 
-def test_both_kinds_find_the_same(place: Path) -> None:
-    trained, exported = (Detector.load(place / name) for name in ("run", "exported"))
-    assert exported.preprocess == trained.preprocess.for_rgb() != trained.preprocess
-    assert exported.postprocess == trained.postprocess
-    for path in (place / "images").iterdir():
-        assert_same(exported(path), trained(path), 1e-3)
+def test_all_kinds_find_the_same(detector: Detector, place: Path) -> None:
+    trained = Detector.load(place / "run")
+    if "exported" in detector.source:
+        assert detector.preprocess == trained.preprocess.for_rgb() != trained.preprocess
+    assert detector.postprocess == trained.postprocess
+    for path in sorted((place / "images").glob("*.png")):
+        assert_same(detector(path), trained(path), 1e-3)
 
 
 def test_less_probable_ones_left_out() -> None:
@@ -133,6 +141,32 @@ def test_what_is_no_model(place: Path, name: str, message: str) -> None:
     (place / "other" / DESCRIPTION).write_text("mode: paddle\nlabel_list: [dog, cat]\n")
     with pytest.raises(UserError, match=message):
         Detector.load(place / name)
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs requirements-onnx.txt")
+def test_onnx_files_of_something_else(place: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    tensor = (
+        helper.make_tensor_value_info("a", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("b", TensorProto.FLOAT, [1]),
+    )
+    graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "g", tensor[:1], tensor[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(place / "theirs.onnx"))
+    (place / "text.onnx").write_text("some text\n")
+    (place / "torn.onnx").write_bytes((place / ONNX).read_bytes()[:5000])
+    (place / "empty.onnx").touch()
+    for name, message in (
+        ("theirs", r"theirs\.onnx: an ONNX file of another program"),
+        ("text", r"text\.onnx: no ONNX file, or a damaged one"),
+        ("torn", r"torn\.onnx: no ONNX file, or a damaged one"),
+        ("empty", r"empty\.onnx: (no|an) ONNX file"),
+    ):
+        with pytest.raises(UserError, match=message) as told:
+            Detector.load(place / f"{name}.onnx")
+        assert "\n" not in str(told.value)
 
 
 def test_the_device(place: Path) -> None:
