@@ -51,10 +51,13 @@ def options(shapes, tmp_path):
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
-    """Run a tool, expect exit code 2, and return its one line; `left` names the files that may be there afterwards."""
+    """Run a tool, expect exit code 2, and return its one line; `left` names the files that may be there afterwards.
+
+    A config of None leaves out its options too.
+    """
 
     def run(tool, config, options, *arguments, left=()):
-        command = [tool, "-c", str(config), "-o", *options, *map(str, arguments)]
+        command = [tool, *([] if config is None else ["-c", str(config), "-o", *options]), *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -190,6 +193,49 @@ def test_damaged_weights(options, refused, tmp_path):
     save_file({"a": np.zeros(100, np.float32)}, tmp_path / "torn.safetensors")
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "torn.safetensors").read_bytes()[:150])
     assert "damaged" in refused("eval.py", CONFIG, [*options, f"weights={tmp_path}/torn.safetensors"])
+
+
+@pytest.mark.parametrize("tool", ["eval.py", "infer.py"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "nowhere: no such file or folder; name a run's folder, an export's, or an .onnx file"),
+        (
+            "shapes",
+            "shapes: neither a run's folder (config.yml) nor an export's (model.json, infer_cfg.yml) nor an .onnx",
+        ),
+        ("a.txt", "a.txt: neither a run's folder"),
+        ("a.onnx", "a.onnx: no ONNX file, or a damaged one"),
+        ("theirs", "theirs/infer_cfg.yml: has no section ppdet_lite: another program's export"),
+        ("run", "run: holds no intact checkpoint"),
+    ],
+)
+def test_what_is_no_model(options, refused, shapes, tmp_path, tool, name, message):
+    if name.endswith(".onnx"):
+        pytest.importorskip("onnxruntime")
+    for path in ("a.txt", "a.onnx"):
+        (tmp_path / path).write_text("some text")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/model.json").write_text("{}")
+    (tmp_path / "theirs/model.pdiparams").touch()
+    (tmp_path / "theirs/infer_cfg.yml").write_text("mode: paddle\narch: RCNN\nlabel_list: [cat]\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yml").write_text(load_config(CONFIG, options).dump())
+    arguments = ("--input", shapes / "val", "--output", tmp_path / "pictures") if tool == "infer.py" else ()
+    config = CONFIG if tool == "eval.py" else None
+    assert message in refused(tool, config, options, "--model", tmp_path / name, *arguments)
+    assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"some text\n" * 50], ids=["empty", "text"])
+def test_what_is_no_video(options, refused, tmp_path, content):
+    model = build_model(load_config(CONFIG, options))
+    save_file({name: value.numpy() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "a.mp4").write_bytes(content)
+    arguments = ("--input", tmp_path / "a.mp4", "--output", tmp_path / "pictures")
+    line = refused("infer.py", CONFIG, [*options, f"weights={tmp_path}/w.safetensors"], *arguments)
+    assert "a.mp4: no video that OpenCV can read: empty, damaged, or of another kind; images are known by" in line
+    assert not (tmp_path / "pictures").exists()
 
 
 def test_output_that_cannot_be_written(options, refused, tmp_path):

@@ -79,7 +79,8 @@ class Detector:
         if source.is_file() or (file.is_file() and not (source / GRAPH).exists()):
             network = OnnxPredictor(file)
             return cls(network, network.description, str(source))
-        return cls(Predictor(source), from_folder(source), str(source))
+        description = from_folder(source)  # first: it tells what is another program's
+        return cls(Predictor(source), description, str(source))
 
     @classmethod
     def of(cls, trained: TrainedModel) -> "Detector":

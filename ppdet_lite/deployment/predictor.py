@@ -18,7 +18,7 @@ class Predictor:
     onednn: Paddle's fast CPU kernels, about twice as fast as without.
     threads: None takes OMP_NUM_THREADS.
 
-    Raises UserError if the folder holds no exported model.
+    Raises UserError if the folder holds no exported model, or a damaged one.
     """
 
     def __init__(self, folder: Path, onednn: bool = True, threads: int | None = None) -> None:
@@ -34,7 +34,11 @@ class Predictor:
             settings.set_mkldnn_cache_capacity(CACHED_SHAPES)
         else:
             settings.disable_mkldnn()
-        self._predictor = inference.create_predictor(settings)
+        try:
+            self._predictor = inference.create_predictor(settings)
+        except (ValueError, RuntimeError) as error:  # Paddle's words for a file that it cannot read
+            reason = " ".join(str(error).split())
+            raise UserError(f"{folder}: damaged, or another program's; export it again ({reason})") from error
 
     def __call__(
         self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray

@@ -129,15 +129,17 @@ def test_what_is_no_image(detector: Detector, place: Path, image: object, messag
         ("images", "images: neither a run's folder"),
         ("val.json", r"val\.json: neither a run's folder .* weights by themselves need their config"),
         ("half", r"half: no exported model, model\.pdiparams is missing; write one with tools/export_model\.py"),
+        ("torn", r"torn: damaged, or another program's; export it again \(.*Cannot read tensor"),
         ("other", r"other/infer_cfg\.yml: has no section ppdet_lite: another program's export"),
     ],
 )
 def test_what_is_no_model(place: Path, name: str, message: str) -> None:
-    for folder, missing in (("half", "model.pdiparams"), ("other", "")):
+    for folder, missing in (("half", "model.pdiparams"), ("other", ""), ("torn", "")):
         (place / folder).mkdir(exist_ok=True)
         for path in (place / "exported").iterdir():
             if path.name != missing:
                 (place / folder / path.name).write_bytes(path.read_bytes())
+    (place / "torn" / "model.pdiparams").write_bytes((place / "exported" / "model.pdiparams").read_bytes()[:5000])
     (place / "other" / DESCRIPTION).write_text("mode: paddle\nlabel_list: [dog, cat]\n")
     with pytest.raises(UserError, match=message):
         Detector.load(place / name)

@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
 
-from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
-from ppdet_lite.config.registry import build
+from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.data.shapes import scene
 from ppdet_lite.data.transforms import collate, image_sample
@@ -18,9 +16,9 @@ from ppdet_lite.deployment.export import compare, export, operators
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.deform import DeformConv2D
+from tests.random_detector import random_detector
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/shapes_r18_fpn.yml"
-NAMES = ["cat", "dog"]
 SMALL = [
     "model.neck.out_channels=32",
     "model.box_head.width=64",
@@ -41,26 +39,10 @@ MODELS = {  # of two parts each, since an export takes seconds
 }
 
 
-def make_detector(overrides: list[str]) -> TrainedModel:
-    """Random weights everywhere, such that much is found and samples are moved by about a cell."""
-    config = load_config(CONFIG, [*SMALL, *overrides])
-    model = build_model(config, NAMES)
-    nn.initializer.Normal(0, 0.3)(model.predictor.classify.weight)
-    model.predictor.classify.bias.set_value(np.float32([0, 0, -10]))  # background is rare
-    nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
-    for part in deformable_parts(model).values():
-        is_conv = isinstance(part, DeformConv2D)
-        for layer in part.sublayers():
-            if isinstance(layer, nn.Conv2D | nn.Linear):
-                nn.initializer.Normal(0, 0.02 if is_conv else 0.1)(layer.weight)
-    model.eval()
-    return TrainedModel(model, NAMES, [1, 2], build(config["data"]["preprocess"]), "nowhere")
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None:
     """`export` compares both on images alone and in pairs, with oneDNN; here without it, too."""
-    detector = make_detector(MODELS[name])
+    detector = random_detector(load_config(CONFIG, [*SMALL, *MODELS[name]]))
     picture = image_sample(scene(np.random.default_rng(0), 400)[0], detector.preprocess, 0)
     batch = collate([picture], detector.preprocess)
     moved = offset_statistics(detector.model, batch)
