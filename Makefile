@@ -21,7 +21,7 @@ help:
 
 setup: $(INSTALLED)
 
-$(INSTALLED): $(REQUIREMENTS) requirements-dev.txt
+$(INSTALLED): $(REQUIREMENTS) requirements-onnx.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)

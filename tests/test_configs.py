@@ -1,6 +1,6 @@
 """Every recipe that is shipped: it loads, its model builds and takes a training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from ppdet_lite.optimization.optimizer import Optimizer
 from ppdet_lite.optimization.schedule import Schedule
 from ppdet_lite.training.step import train_step
 from tests import tiny
+from tests.onnx_files import onnx_predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -42,14 +43,14 @@ def name_of(path: Path) -> str:
     return path.relative_to(CONFIGS).as_posix()
 
 
-def small(path: Path) -> Config:
-    """A recipe with less of what takes the time."""
+def small(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A recipe with less of what takes the time, and other values of a user's."""
     model = load_config(path)["model"]
     widths = (("box_head", "width"), ("roi_pool", "hidden"))
     narrow = [f"model.{part}.{key}=64" for part, key in widths if key in model[part]]
     if model["mimic"] is not None:
         narrow.append("model.mimic={crop_size: 64, rois_per_image: 4}")
-    return load_config(path, [*SMALLER, *narrow])
+    return load_config(path, [*SMALLER, *narrow, *overrides])
 
 
 def first_of_each(paths: list[Path], overrides: list[str]) -> list[Path]:
@@ -191,30 +192,35 @@ def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:
     assert moved == set(watched)
 
 
-def exported_finds_the_same(model: FasterRCNN, folder: Path) -> None:
-    """On a small image, by Paddle's inference engine: scores to 1e-4, boxes to 1e-2 pixels."""
+def exported_finds_the_same(model: FasterRCNN, folder: Path, and_onnx: bool) -> None:
+    """On a small image, by Paddle's inference engine and ONNX Runtime: scores to 1e-4, boxes to 1e-2 pixels."""
     model.eval()
     save_graph(model, folder)
     batch = {key: value[:1] for key, value in tiny.batch().items()}
     with paddle.no_grad():
         found = model(*detection_arguments(batch))
-    rows, counts = Predictor(folder)(batch["images"], batch["image_sizes"], batch["scales"])
     columns = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
-    expected = paddle.concat(columns, axis=1).numpy()
-    assert counts.tolist() == found.counts.tolist() == [len(expected)]
-    rows, expected = (part[np.lexsort(part[:, [3, 2, 0]].round(1).T)] for part in (rows, expected))
-    np.testing.assert_allclose(rows[:, :2], expected[:, :2], atol=1e-4)
-    np.testing.assert_allclose(rows[:, 2:], expected[:, 2:], atol=1e-2)
+    expected = in_order(paddle.concat(columns, axis=1).numpy())
+    for predictor in (Predictor(folder), *([onnx_predictor(model, folder)] * and_onnx)):
+        rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
+        assert counts.tolist() == found.counts.tolist() == [len(expected)]
+        np.testing.assert_allclose(in_order(rows)[:, :2], expected[:, :2], atol=1e-4)
+        np.testing.assert_allclose(in_order(rows)[:, 2:], expected[:, 2:], atol=1e-2)
+
+
+def in_order(rows: np.ndarray) -> np.ndarray:
+    """By class and place: near-equal scores may swap."""
+    return rows[np.lexsort(rows[:, [3, 2, 0]].round(1).T)]
 
 
 def test_the_exported_graph_finds_the_same(
     built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Of each kind of graph; `make test-slow` exports the deeper ones of a kind too."""
-    path = request.node.callspec.params["built"]
-    if path not in GRAPHS and not request.config.getoption("--slow"):
+    """Of each kind of graph; `make test-slow` exports the deeper ones of a kind too, and all as ONNX."""
+    path, slow = request.node.callspec.params["built"], request.config.getoption("--slow")
+    if path not in GRAPHS and not slow:
         pytest.skip("a graph like another's: make test-slow")
-    exported_finds_the_same(built[1], tmp_path)
+    exported_finds_the_same(built[1], tmp_path, and_onnx=slow)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)

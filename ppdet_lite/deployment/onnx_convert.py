@@ -63,41 +63,57 @@ def cut_out(program: paddle.static.Program) -> list[Cut]:
     """Take the operators of `onnx_parts` out of a program: their operands become outputs, their results inputs."""
     block, cuts, column = program.global_block(), [], AFTER_OTHERS
     with paddle.static.program_guard(program):
-        for operator in [operator for operator in block.ops if operator.name() in onnx_parts.REPLACED]:
-            result, name, inputs = operator.result(0), f"cut{len(cuts)}", []
+        for operator in list(block.ops):
+            if (parts := _parts(operator)) is None:
+                continue
+            (attributes, operands), result, name, inputs = parts, operator.result(0), f"cut{len(cuts)}", []
             pir.set_insertion_point(operator)
             stand_in = _pir_ops.data(name, list(result.shape), result.dtype, core.Place())
             pir.reset_insertion_point_to_end()
-            for k, value in enumerate(_operands(operator)):
+            for k, value in enumerate(operands):
                 inputs.append(f"{name}_{k}" if value.initialized() else "")
                 if inputs[-1]:
                     _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], column)  # a name for each use of a value
                     column += 1
-            cuts.append(Cut(operator.name(), _plain(operator.attrs()), inputs, name))
+            cuts.append(Cut(operator.name(), attributes, inputs, name))
             result.replace_all_uses_with(stand_in)
             block.remove_op(operator)
     return cuts
 
 
-def _operands(operator: pir.Operation) -> list[pir.Value]:
-    """What an operator reads; of NMS the boxes and their groups, apart, out of what `grouped_nms` made of them.
+def _parts(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | None:
+    """The attributes and operands of an operator that is to be cut out; None of one that is not."""
+    name = operator.name()
+    if name not in onnx_parts.REPLACED:
+        return None
+    attributes, operands = operator.attrs(), operator.operands_source()
+    attributes = {key: value for key, value in attributes.items() if isinstance(value, bool | int | float | list)}
+    if name == "pd_op.nms":
+        return attributes, _boxes_and_groups(operands[0])
+    if name not in ("pd_op.scale", "pd_op.clip"):
+        return attributes, operands
+    kind, constants = (
+        str(operands[0].dtype).removeprefix("paddle."),
+        [value.get_defining_op() for value in operands[1:]],
+    )
+    if kind == "float32" or {constant.name() for constant in constants} != {"pd_op.full"}:
+        return None
+    return attributes | {"kind": kind, "constants": [constant.attrs()["value"] for constant in constants]}, operands[:1]
+
+
+def _boxes_and_groups(moved: pir.Value) -> list[pir.Value]:
+    """Boxes and their groups, apart, out of what `grouped_nms` made of them.
 
     There a group's boxes are moved to a place of their own: boxes + groups * distance, in float64. ONNX's operator
     takes float32, which would round them.
     """
-    operands = operator.operands_source()
-    if operator.name() != "pd_op.nms":
-        return operands
-    moved = operands[0].get_defining_op()
-    boxes, by = moved.operands_source()
-    groups = by.get_defining_op().operands_source()[0]
-    if (moved.name(), by.get_defining_op().name(), list(groups.shape)[1:]) != ("pd_op.add", "pd_op.multiply", [1]):
+    add = moved.get_defining_op()
+    boxes, by = add.operands_source()
+    multiply = by.get_defining_op()
+    groups = multiply.operands_source()[0]
+    if (add.name(), multiply.name(), list(groups.shape)[1:]) != ("pd_op.add", "pd_op.multiply", [1]):
         raise ValueError("an NMS that is not ops.nms.grouped_nms's")
     return [boxes, groups]
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attributes.items() if isinstance(value, bool | int | float | list)}
 
 
 def unknown(program: paddle.static.Program) -> list[str]:

@@ -1,13 +1,15 @@
 """The operators of a detector that paddle2onnx refuses or gets wrong, made of ONNX's own.
 
 Refused: NMS. Wrong, in version 2.1: RoIAlign reads the first image for every RoI and knows no other alignment than the
-half pixel's; deformable convolution has one group of offsets only, and always a mask; expand_as wants to know its size.
+half pixel's; deformable convolution has one group of offsets only, and always a mask; group norm has no epsilon;
+expand_as wants to know its size; scale and clip round to float32 what is float64 or an integer.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onnx import FunctionProto, NodeProto, helper, parser
+import numpy as np
+from onnx import FunctionProto, NodeProto, helper, numpy_helper, parser
 
 OPSET = 19  # the first with DeformConv
 DOMAIN = "ppdet_lite"  # of the functions below, which are written out before a graph is kept
@@ -65,17 +67,33 @@ RoiAlignOfBatch <height, width, ratio, scale, mode> (x, boxes, counts) => (poole
 }
 """
 
+_GROUP_NORM = """
+GroupNorm <groups, epsilon> (x, weight, bias, one, zero) => (normalised) {
+  grouped = Constant<value_ints: ints = @groups>()
+  flat = Reshape(x, grouped)
+  each = InstanceNormalization<epsilon: float = @epsilon>(flat, one, zero)
+  shape = Shape(x)
+  whole = Reshape(each, shape)
+  axes = Constant<value_ints=[1, 2]>()
+  weights = Unsqueeze(weight, axes)
+  biases = Unsqueeze(bias, axes)
+  scaled = Mul(whole, weights)
+  normalised = Add(scaled, biases)
+}
+"""
+
 
 def functions() -> list[FunctionProto]:
     """What the nodes of `replacement` call."""
     header = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>'
-    return [parser.parse_function(header + text) for text in (_NMS, _ROI_ALIGN)]
+    return [parser.parse_function(header + text) for text in (_NMS, _ROI_ALIGN, _GROUP_NORM)]
 
 
 def replacement(operator: str, attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
     """Nodes in place of one of Paddle's operators, named as Paddle names it.
 
-    inputs: of "pd_op.nms" boxes [D, 4], best first, and their groups [D, 1] (see `ops.nms.grouped_nms`); otherwise the
+    inputs: of "pd_op.nms" boxes [D, 4], best first, and their groups [D, 1] (see `ops.nms.grouped_nms`); of scale and
+    clip the tensor alone, whose type is the attribute `kind`, other operands being `constants`; otherwise the
     operator's own, "" for one that it does without.
     """
     return _REPLACEMENTS[operator](attributes, inputs, output)
@@ -125,10 +143,55 @@ def _expand_as(attributes: Mapping[str, Any], inputs: Sequence[str], output: str
     ]
 
 
+def _group_norm(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
+    groups, names = attributes["groups"], [f"{output}.one", f"{output}.zero"]
+    constants = [
+        helper.make_node("Constant", [], [name], value_floats=[float(value)] * groups)
+        for name, value in zip(names, (1, 0), strict=True)
+    ]
+    shape = [0, groups, -1]  # the images, the groups, the rest
+    node = helper.make_node(
+        "GroupNorm", [*inputs, *names], [output], domain=DOMAIN, groups=shape, epsilon=attributes["epsilon"]
+    )
+    return [*constants, node]
+
+
+def _scale(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
+    factor, total, middle = f"{output}.factor", f"{output}.bias", f"{output}.middle"
+    constants = [
+        _constant(factor, attributes["constants"][0], attributes["kind"]),
+        _constant(total, attributes["bias"], attributes["kind"]),
+    ]
+    steps = [("Mul", factor), ("Add", total)][:: 1 if attributes["bias_after_scale"] else -1]
+    return [
+        *constants,
+        helper.make_node(steps[0][0], [*inputs, steps[0][1]], [middle]),
+        helper.make_node(steps[1][0], [middle, steps[1][1]], [output]),
+    ]
+
+
+def _clip(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
+    names = [f"{output}.min", f"{output}.max"]
+    limits = zip(names, attributes["constants"], strict=True)
+    constants = [_constant(name, value, attributes["kind"]) for name, value in limits]
+    return [*constants, helper.make_node("Clip", [*inputs, *names], [output])]
+
+
+def _constant(name: str, value: float, kind: str) -> NodeProto:
+    """A constant of a numpy type; in place of what an integer cannot hold, as a limit may be, its largest."""
+    if np.issubdtype(kind, np.integer):
+        limits = np.iinfo(kind)
+        value = int(min(max(value, limits.min), limits.max))
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value, kind)))
+
+
 _REPLACEMENTS = {
     "pd_op.nms": _nms,
     "pd_op.roi_align": _roi_align,
     "pd_op.deformable_conv": _deform_conv,
     "pd_op.expand_as": _expand_as,
+    "pd_op.group_norm": _group_norm,
+    "pd_op.scale": _scale,
+    "pd_op.clip": _clip,
 }
 REPLACED = frozenset(_REPLACEMENTS)

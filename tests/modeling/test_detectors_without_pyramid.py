@@ -16,6 +16,7 @@ from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.inspection.offsets import recorded
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests import tiny
+from tests.onnx_files import onnx_predictor
 
 CLASSES = ["cat", "dog", "cow"]
 BASE = [
@@ -89,11 +90,12 @@ def test_the_exported_graph_finds_the_same(model: FasterRCNN, tmp_path: Path) ->
     batch = tiny.batch()
     with paddle.no_grad():
         found = model(*detection_arguments(batch))
-    rows, counts = Predictor(tmp_path)(batch["images"], batch["image_sizes"], batch["scales"])
-    assert counts.tolist() == found.counts.tolist() and sum(counts) > 0
     columns = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
     expected = paddle.concat(columns, axis=1).numpy()
-    np.testing.assert_allclose(ordered(rows), ordered(expected), atol=1e-3)
+    for predictor in (Predictor(tmp_path), onnx_predictor(model, tmp_path)):
+        rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
+        assert counts.tolist() == found.counts.tolist() and sum(counts) > 0
+        np.testing.assert_allclose(ordered(rows), ordered(expected), atol=1e-3)
 
 
 def ordered(rows: np.ndarray) -> np.ndarray:
