@@ -1,8 +1,10 @@
-"""Our side of `speed.py`."""
+"""Our side of `speed.py`: python -m tests.oracles.speed_ours CASE WAY"""
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ppdet_lite  # sets threads and malloc before paddle is imported
 
@@ -14,9 +16,13 @@ import paddle  # noqa: E402
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.transforms import Sample, collate  # noqa: E402
+from ppdet_lite.deployment.export import save_graph  # noqa: E402
+from ppdet_lite.deployment.predictor import Predictor  # noqa: E402
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402
 
+Network = Callable[..., object]  # arrays: images, image sizes, scales
 SIDE = 1536  # of the matrices whose product tells the machine's rate
 
 
@@ -33,7 +39,7 @@ def sample(picture: Picture) -> Sample:
     }
 
 
-def step_of(case: Case) -> Callable[[], object]:
+def step_of(case: Case, way: str) -> Callable[[], object]:
     """A training step or a detection; the learning rate is 0, so that nothing can diverge."""
     norms = [f"model.backbone.norm={case.norm}"] + ["model.neck.norm=gn"] * (case.norm == "gn")
     config = load_config(case.config, norms)
@@ -45,14 +51,30 @@ def step_of(case: Case) -> Callable[[], object]:
         optimizer = recipe.build(model)
         return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
     model.eval()
+    network = as_trained(model) if way == "as trained" else exported(model)
 
     def detect() -> object:
         batch = collate(samples, preprocess)
-        with paddle.no_grad():
-            arrays = (batch[key] for key in ("images", "image_sizes", "scales"))
-            return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+        return network(*(batch[key] for key in ("images", "image_sizes", "scales")))
 
     return detect
+
+
+def as_trained(model: FasterRCNN) -> Network:
+    """Detection by the model itself."""
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        with paddle.no_grad():
+            return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+
+    return run
+
+
+def exported(model: FasterRCNN) -> Network:
+    """Detection by the model's exported graph."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_graph(model, Path(folder))
+        return Predictor(Path(folder))
 
 
 def rate() -> float:
@@ -66,4 +88,4 @@ def rate() -> float:
 
 
 if __name__ == "__main__":
-    serve({"": step_of(CASES[sys.argv[1]])}, rate)
+    serve(step_of(CASES[sys.argv[1]], sys.argv[2]), rate)
