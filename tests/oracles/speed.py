@@ -71,7 +71,7 @@ def compare(case: str, torch_python: str, rounds: int, steps: int, threads: int)
             turn = worker.turn(steps)
             seconds[name] += turn["seconds"]
             peaks[name] = turn["peak_rss_mb"]
-            gflops += [turn["gflops"]] * ("gflops" in turn)
+            gflops += [turn["gflops"]] if "gflops" in turn else []
     for worker in workers.values():
         worker.close()
     report: dict[str, Any] = {"case": case, "threads": threads, "gflops": float(np.median(gflops))}
