@@ -30,8 +30,8 @@ class Case(NamedTuple):
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How our side does it; detection is also that of the exported graph."""
-        return ("as trained",) if self.training else ("as trained", "exported")
+        """How our side does it; detection also by the exported graph and in ONNX Runtime."""
+        return ("as trained",) if self.training else ("as trained", "exported", "onnx")
 
 
 CASES = {

@@ -1,10 +1,8 @@
 """Our side of `speed.py`: python -m tests.oracles.speed_ours CASE WAY"""
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import ppdet_lite  # sets threads and malloc before paddle is imported
 
@@ -16,8 +14,7 @@ import paddle  # noqa: E402
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.transforms import Sample, collate  # noqa: E402
-from ppdet_lite.deployment.export import save_graph  # noqa: E402
-from ppdet_lite.deployment.predictor import Predictor  # noqa: E402
+from ppdet_lite.inspection.benchmark import exported, exported_to_onnx  # noqa: E402
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402
@@ -51,7 +48,11 @@ def step_of(case: Case, way: str) -> Callable[[], object]:
         optimizer = recipe.build(model)
         return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
     model.eval()
-    network = as_trained(model) if way == "as trained" else exported(model)
+    network = {
+        "as trained": lambda: as_trained(model),
+        "exported": lambda: exported(model),
+        "onnx": lambda: exported_to_onnx(model, preprocess),
+    }[way]()
 
     def detect() -> object:
         batch = collate(samples, preprocess)
@@ -68,13 +69,6 @@ def as_trained(model: FasterRCNN) -> Network:
             return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
 
     return run
-
-
-def exported(model: FasterRCNN) -> Network:
-    """Detection by the model's exported graph."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder))
-        return Predictor(Path(folder))
 
 
 def rate() -> float:
