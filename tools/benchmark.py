@@ -1,7 +1,7 @@
 """Measure speed and memory: python tools/benchmark.py train|infer|data -c CONFIG [-o KEY=VALUE ...] [--json], or ops
 
 train  one step, split into data, forward, backward and optimizer
-infer  detection by the model as it is trained and as it is exported, on the CPU
+infer  detection by the model as it is trained, as it is exported and as ONNX, on the CPU
 data   images per second that the loader makes, on request beside those of paddle.io.DataLoader
 ops    the deformable operators against Paddle's own
 """

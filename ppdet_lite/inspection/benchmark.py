@@ -7,7 +7,8 @@ the last NMS, which has next to nothing to do.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,13 @@ from ppdet_lite.assembly.setup import build_model, load_trained, use_device
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.runtime import peak_rss_mb
-from ppdet_lite.data.transforms import Sample, collate
+from ppdet_lite.data.transforms import Preprocess, Sample, collate
+from ppdet_lite.deployment import onnx_export
+from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.export import save_graph
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.inspection.bench_loader import bench_data
 from ppdet_lite.inspection.timing import WARM_UP, summary
@@ -29,6 +34,7 @@ from ppdet_lite.modeling.half import half_forward, half_layers, require_half
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 BOXES = 8  # objects in a synthetic image, about COCO's mean
+PAUSE = 0.3  # seconds, in which the threads of the way that has finished fall asleep
 PHASES = ("data", "forward", "backward", "optimizer")
 Report = dict[str, Any]
 
@@ -79,10 +85,11 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
 
 
 def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
-    """Time detection by the training-side model and by its exported graph, both on the CPU; size is (h, w).
+    """Time detection by the model as it is trained, exported, and exported as ONNX, all on the CPU; size is (h, w).
 
-    The two take turns, so that whatever else the machine does slows both. Returns `training_side` and `exported`, each
-    with `step_seconds`; `ratio`, exported / training-side, of the medians; and the peak memory of both together.
+    They take turns, so that whatever else the machine does slows all. Returns `training_side`, `exported` and `onnx`,
+    each with `step_seconds`; `ratio` and `onnx_ratio`, of the medians to training-side's; and the peak memory of all
+    together. Where the packages for ONNX are missing, `onnx` says which.
     """
     paddle.set_device("cpu")
     if config["weights"] is None:
@@ -91,27 +98,54 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     else:
         model = load_trained(config).model
     samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
-    network_input = collate(samples, build(config["data"]["preprocess"]))
+    preprocess = build(config["data"]["preprocess"])
+    network_input = collate(samples, preprocess)
     arrays = [network_input[key] for key in ("images", "image_sizes", "scales")]
+    ways: dict[str, Callable[..., Any]] = {"training_side": partial(_detect, model), "exported": exported(model)}
+    missing = {}
+    try:
+        ways["onnx"] = exported_to_onnx(model, preprocess)
+    except UserError as error:
+        missing["onnx"] = str(error)
+    summaries = _in_turns({name: partial(way, *arrays) for name, way in ways.items()}, iterations)
+    ratios = {name: times["median"] / summaries["training_side"]["median"] for name, times in summaries.items()}
+    return {
+        **{name: {"step_seconds": times} for name, times in summaries.items()},
+        **missing,
+        "ratio": ratios["exported"],
+        **({} if missing else {"onnx_ratio": ratios["onnx"]}),
+        **_surroundings(size, batch, iterations),
+    }
+
+
+def exported(model: FasterRCNN) -> Predictor:
+    """The exported graph of a model in evaluation mode, under paddle.inference; no file of it stays."""
     with tempfile.TemporaryDirectory() as folder:
         save_graph(model, Path(folder))
-        predictor = Predictor(Path(folder))
-    ways: dict[str, Callable[[], Any]] = {
-        "training_side": lambda: _detect(model, arrays),
-        "exported": lambda: predictor(*arrays),
-    }
+        return Predictor(Path(folder))
+
+
+def exported_to_onnx(model: FasterRCNN, preprocess: Preprocess) -> OnnxPredictor:
+    """The same under ONNX Runtime. Raises UserError, saying what to install, where packages for that are missing."""
+    onnx_export.require_packages()
+    names = _class_names(model.predictor.num_classes)
+    description = Description(names, list(range(len(names))), preprocess, model.postprocess, {})
+    with tempfile.TemporaryDirectory() as folder:
+        save_graph(model, Path(folder))
+        onnx_export.save_onnx(Path(folder), Path(folder) / ONNX_FILE, description)
+        return OnnxPredictor(Path(folder) / ONNX_FILE)
+
+
+def _in_turns(ways: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:
+    """A summary of the seconds that each way takes."""
     seconds = {name: [] for name in ways}
     for _ in range(WARM_UP + iterations):
         for name, run in ways.items():
+            time.sleep(PAUSE)
             began = _now()
             run()
             seconds[name].append(_now() - began)
-    summaries = {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
-    return {
-        **{name: {"step_seconds": times} for name, times in summaries.items()},
-        "ratio": summaries["exported"]["median"] / summaries["training_side"]["median"],
-        **_surroundings(size, batch, iterations),
-    }
+    return {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
 
 
 def run(
@@ -173,7 +207,7 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_
     }
 
 
-def _detect(model: FasterRCNN, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _detect(model: FasterRCNN, *arrays: np.ndarray) -> np.ndarray:
     with paddle.no_grad():
         return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
 

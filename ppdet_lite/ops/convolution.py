@@ -23,18 +23,24 @@ def conv2d(
     operator. So does a 1x1 without bias, which is a matrix product and nothing else.
     """
     steps = stride, padding, dilation, groups
+    if paddle.in_dynamic_mode() and places.on_cpu(x):
+        return _on_cpu(x, weight, bias, steps)  # apart, so that tracing a graph does not look into it
+    return F.conv2d(x, weight, bias, *steps)
+
+
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, steps: tuple[int, int, int, int]) -> Tensor:
     if _by_onednn(x, weight, bias):
         convolution = onednn.Convolution(tuple(x.shape), tuple(weight.shape), *steps, bias is not None)
         if convolution.fits and not (bias is None and convolution.is_product):
             return _Convolution.apply(x, weight, bias, convolution)
-    if bias is None or not paddle.in_dynamic_mode() or not places.on_cpu(x):
-        return F.conv2d(x, weight, bias, *steps)
+    if bias is None:
+        return F.conv2d(x, weight, None, *steps)
     # the same numbers: Paddle adds [1, C, 1, 1] twenty times slower
     return F.conv2d(x, weight, None, *steps) + bias.reshape([-1, 1, 1])
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if not paddle.in_dynamic_mode() or not places.on_cpu(x) or onednn.library() is None:
+    if onednn.library() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
     fits = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])

@@ -13,6 +13,7 @@ import pytest
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.checked import Config
 from ppdet_lite.data.shapes import generate
+from ppdet_lite.deployment import onnx_export
 from ppdet_lite.inspection import bench_loader, bench_ops, benchmark
 from ppdet_lite.inspection.bench_loader import bench_data
 from ppdet_lite.inspection.benchmark import PHASES, bench_infer, bench_train, format_report
@@ -49,12 +50,24 @@ def test_train_in_real_seconds(config: Config) -> None:
     assert report["backward_seconds"]["median"] > report["data_seconds"]["median"]
 
 
-def test_infer(config: Config) -> None:
+def test_infer(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("paddle2onnx")
+    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
     report = bench_infer(config, (64, 96), batch=1, iterations=3, classes=3)
-    trained, exported = (report[name]["step_seconds"] for name in ("training_side", "exported"))
-    assert is_summary(trained) and is_summary(exported)
+    trained, exported, onnx = (report[name]["step_seconds"] for name in ("training_side", "exported", "onnx"))
+    assert is_summary(trained) and is_summary(exported) and is_summary(onnx)
     assert report["ratio"] == pytest.approx(exported["median"] / trained["median"])
+    assert report["onnx_ratio"] == pytest.approx(onnx["median"] / trained["median"])
     assert report["device"] == "cpu"
+
+
+def test_infer_without_onnx(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
+    monkeypatch.setattr(onnx_export, "PACKAGES", ("no_such_package",))
+    report = bench_infer(config, (64, 64), batch=1, iterations=1, classes=3)
+    assert "needs no_such_package" in report["onnx"] and "onnx_ratio" not in report
+    assert is_summary(report["exported"]["step_seconds"])
+    assert "needs no_such_package" in format_report(report)
 
 
 def test_data(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ FLOOR_GFLOP = 200.0
 class Worker:
     """A process that takes steps of a case when it is told to, and sleeps otherwise."""
 
-    def __init__(self, python: str, module: str, case: str, threads: int) -> None:
+    def __init__(self, python: str, module: str, arguments: Sequence[str], threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "GLOG_minloglevel": "2"}
-        command = [python, "-m", f"tests.oracles.{module}", case]
+        command = [python, "-m", f"tests.oracles.{module}", *arguments]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -59,27 +60,26 @@ class Worker:
 def compare(case: str, torch_python: str, rounds: int, steps: int, threads: int) -> dict[str, Any]:
     """Medians, ratio and peaks of a case."""
     workers = {
-        "ours": Worker(sys.executable, "speed_ours", case, threads),
-        "torchvision": Worker(torch_python, "speed_torchvision", case, threads),
+        "ours" if way == "as trained" else f"ours {way}": Worker(sys.executable, "speed_ours", [case, way], threads)
+        for way in CASES[case].ways
     }
-    seconds: dict[str, list[float]] = {}
-    report: dict[str, Any] = {"case": case, "threads": threads}
+    workers["torchvision"] = Worker(torch_python, "speed_torchvision", [case], threads)
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    peaks, gflops = {}, []
     for _ in range(rounds):
         for name, worker in workers.items():
             turn = worker.turn(steps)
-            for way, values in turn["seconds"].items():
-                seconds.setdefault(name if way == "" else f"{name} {way}", []).extend(values)
-            report[f"{name} peak_rss_mb"] = turn["peak_rss_mb"]
-            if "gflops" in turn:
-                report.setdefault("gflops", []).append(turn["gflops"])
+            seconds[name] += turn["seconds"]
+            peaks[name] = turn["peak_rss_mb"]
+            gflops += [turn["gflops"]] if "gflops" in turn else []
     for worker in workers.values():
         worker.close()
+    report: dict[str, Any] = {"case": case, "threads": threads, "gflops": float(np.median(gflops))}
     for name, values in seconds.items():
         report[name] = float(np.median(values))
         report[f"{name} range"] = [min(values), max(values)]
-    for name in seconds:
-        report[f"{name} / torchvision"] = report[name] / report["torchvision"]
-    report["gflops"] = float(np.median(report["gflops"]))
+        report[f"{name} / torchvision"] = report[name] / float(np.median(seconds["torchvision"]))
+        report[f"{name} peak_rss_mb"] = peaks[name]
     return report
 
 

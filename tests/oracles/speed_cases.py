@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,11 @@ class Case(NamedTuple):
     training: bool = True
     norm: str = "frozen_bn"
     has_floor: bool = False
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How our side does it; detection also by the exported graph and in ONNX Runtime."""
+        return ("as trained",) if self.training else ("as trained", "exported", "onnx")
 
 
 CASES = {
@@ -61,22 +66,20 @@ def pictures(case: Case) -> list[Picture]:
     return found
 
 
-def serve(ways: Mapping[str, Callable[[], object]], rate: Callable[[], float] | None = None) -> None:
-    """Warm up, then for each number that is read take as many steps in each way and tell their times, until the end.
+def serve(step: Callable[[], object], rate: Callable[[], float] | None = None) -> None:
+    """Warm up, then for each number that is read take as many steps and tell their times, until the end.
 
     rate: measures the GFLOP/s of a large matrix product.
     """
     for _ in range(WARM_UP):
-        for step in ways.values():
-            step()
+        step()
     print("{}", flush=True)
     for line in sys.stdin:
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds = []
         for _ in range(int(line)):
-            for name, step in ways.items():
-                began = time.perf_counter()
-                step()
-                seconds[name].append(time.perf_counter() - began)
+            began = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - began)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         turn = {"seconds": seconds, "peak_rss_mb": peak, **({"gflops": rate()} if rate else {})}
         print(json.dumps(turn), flush=True)

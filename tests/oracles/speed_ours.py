@@ -1,4 +1,4 @@
-"""Our side of `speed.py`."""
+"""Our side of `speed.py`: python -m tests.oracles.speed_ours CASE WAY"""
 
 import sys
 import time
@@ -14,9 +14,12 @@ import paddle  # noqa: E402
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.transforms import Sample, collate  # noqa: E402
+from ppdet_lite.inspection.benchmark import exported, exported_to_onnx  # noqa: E402
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402
 
+Network = Callable[..., object]  # arrays: images, image sizes, scales
 SIDE = 1536  # of the matrices whose product tells the machine's rate
 
 
@@ -33,7 +36,7 @@ def sample(picture: Picture) -> Sample:
     }
 
 
-def step_of(case: Case) -> Callable[[], object]:
+def step_of(case: Case, way: str) -> Callable[[], object]:
     """A training step or a detection; the learning rate is 0, so that nothing can diverge."""
     norms = [f"model.backbone.norm={case.norm}"] + ["model.neck.norm=gn"] * (case.norm == "gn")
     config = load_config(case.config, norms)
@@ -45,14 +48,27 @@ def step_of(case: Case) -> Callable[[], object]:
         optimizer = recipe.build(model)
         return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
     model.eval()
+    network = {
+        "as trained": lambda: as_trained(model),
+        "exported": lambda: exported(model),
+        "onnx": lambda: exported_to_onnx(model, preprocess),
+    }[way]()
 
     def detect() -> object:
         batch = collate(samples, preprocess)
-        with paddle.no_grad():
-            arrays = (batch[key] for key in ("images", "image_sizes", "scales"))
-            return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+        return network(*(batch[key] for key in ("images", "image_sizes", "scales")))
 
     return detect
+
+
+def as_trained(model: FasterRCNN) -> Network:
+    """Detection by the model itself."""
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        with paddle.no_grad():
+            return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+
+    return run
 
 
 def rate() -> float:
@@ -66,4 +82,4 @@ def rate() -> float:
 
 
 if __name__ == "__main__":
-    serve({"": step_of(CASES[sys.argv[1]])}, rate)
+    serve(step_of(CASES[sys.argv[1]], sys.argv[2]), rate)

@@ -100,4 +100,4 @@ def step_of(case: Case) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    serve({"": step_of(CASES[sys.argv[1]])})
+    serve(step_of(CASES[sys.argv[1]]))
