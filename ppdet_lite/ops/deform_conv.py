@@ -10,6 +10,7 @@ from paddle import Tensor
 from ppdet_lite.ops import places
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, sum_rows
 from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
+from ppdet_lite.ops.deform_conv_graph import gather_in_graph
 
 
 def deform_conv2d(
@@ -35,8 +36,8 @@ def deform_conv2d(
     x is sampled bilinearly as if padded with zeros: a sample counts while -1 < y < H and -1 < x < W.
 
     implementation: "native" is Paddle's operator; "gather" is made of gathers and a matrix product, equal to rounding
-    and several times faster on a CPU; "auto" takes gather on a CPU, native on a GPU and in a graph being exported,
-    where it is one node. Both compute in float32, or in float64 when x is.
+    and several times faster on a CPU; "auto" takes gather on a CPU, native on a GPU. In a graph being exported it is
+    gathers that suit oneDNN, or native where there are groups. All compute in float32, or in float64 when x is.
 
     Raises ValueError naming the shapes when they do not fit together.
     Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.1; Deformable ConvNets v2 (Zhu et al. 2019),
@@ -45,7 +46,7 @@ def deform_conv2d(
     stride, dilation = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
     padding = as_pair("padding", padding, 0)
     _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
-    convolve = _choose(implementation, x)
+    convolve = _choose(implementation, x, groups)
     with paddle.amp.auto_cast(enable=False):
         x, offset, weight, mask, bias = full_precision(x, offset, weight, mask, bias)
         return convolve(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
@@ -104,13 +105,19 @@ def _multiply(columns: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 @paddle.jit.not_to_static
-def _choose(implementation: str, x: Tensor) -> Callable[..., Tensor]:
+def _choose(implementation: str, x: Tensor, groups: int) -> Callable[..., Tensor]:
     require(
         implementation in ("auto", "native", "gather"), f"implementation {implementation!r}: auto, native or gather"
     )
+    if implementation == "auto" and not paddle.in_dynamic_mode():
+        return _native if groups > 1 else _in_graph
     if implementation == "auto":
-        return _gather if paddle.in_dynamic_mode() and places.on_cpu(x) else _native
+        return _gather if places.on_cpu(x) else _native
     return _native if implementation == "native" else _gather
+
+
+def _in_graph(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
+    return gather_in_graph(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups)
 
 
 @paddle.jit.not_to_static  # sizes are plain numbers here, -1 where unknown

@@ -10,6 +10,7 @@ from paddle.vision.ops import roi_align
 from ppdet_lite.ops.boxes import box_area
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.nms import count_groups
+from ppdet_lite.ops.roi_windows import window_roi_align
 from ppdet_lite.structures import Rois
 
 _NEAR_ZERO = 1e-8  # keeps the logarithm of a RoI's size finite
@@ -76,11 +77,24 @@ def pyramid_roi_align(
 
     sampling_ratio: samples per bin and axis; 0 adapts it to the RoI's size, ceil(bin size in cells).
     aligned: the half-pixel shift that puts a cell's value at its centre. Computed in float32, or in float64 if the
-    features are.
+    features are. A traced graph gathers windows instead of calling Paddle's operator: see `ops.roi_windows`.
     """
 
     def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
         return roi_align(feature, part.boxes, part.counts, output_size, 1.0 / strides[i], sampling_ratio or -1, aligned)
 
     with paddle.amp.auto_cast(enable=False):
-        return pool_by_level(full_precision(*features), rois, level, pool)
+        features = full_precision(*features)
+        if paddle.in_dynamic_mode():
+            return pool_by_level(features, rois, level, pool)
+        image = image_of_roi(rois.counts, rois.boxes.shape[0])
+
+        def natively(some: Tensor) -> Tensor:
+            counts = count_groups(paddle.gather(image, some), rois.counts.shape[0])
+            chosen = Rois(paddle.gather(rois.boxes, some), counts)
+            return pool_by_level(features, chosen, paddle.gather(level, some), pool)
+
+        scales = [1.0 / stride for stride in strides]
+        return window_roi_align(
+            features, scales, rois.boxes, image, level, output_size, sampling_ratio, aligned, natively
+        )

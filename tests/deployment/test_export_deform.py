@@ -51,7 +51,7 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
     assert agreement.detections > 30 and agreement.box_gap < 2e-3 and agreement.score_gap < 1e-4
     plain = Detector(Predictor(tmp_path / "model", onednn=False), Description.of(detector), "without oneDNN")
     assert compare(Detector.of(detector), plain).detections == agreement.detections
-    assert "pd_op.deformable_conv" in operators(tmp_path / "model")
+    assert "pd_op.deformable_conv" not in operators(tmp_path / "model")  # slow on a CPU
 
     last_conv_and_pool = list(deformable_parts(detector.model).values())[-2:]
     for part in last_conv_and_pool:  # the comparison is worth something: it misses their offsets
