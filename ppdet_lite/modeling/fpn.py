@@ -62,10 +62,13 @@ class FPN(Neck):
 def upsample_twice(x: Tensor) -> Tensor:
     """Nearest-neighbour upsampling [N, C, H, W] -> [N, C, 2H, 2W].
 
-    `F.interpolate` would do, but oneDNN refuses it in an exported graph; stacking also needs no shape at run time. On a
-    CPU a product with ones and zeros takes a fifth of the time of either, and is exact.
+    `F.interpolate` would do, but oneDNN refuses it in an exported graph; a transposed convolution with ones keeps its
+    layout. On a CPU a product with ones and zeros takes a fifth of the time of either, and is exact.
     """
-    if paddle.in_dynamic_mode() and places.on_cpu(x):
+    if not paddle.in_dynamic_mode():
+        channels = x.shape[1]
+        return F.conv2d_transpose(x, paddle.ones([channels, 1, 2, 2], x.dtype), stride=2, groups=channels)
+    if places.on_cpu(x):
         n, c, h, w = x.shape
         each_twice = paddle.eye(w, dtype=x.dtype).unsqueeze(-1).expand([w, w, 2]).flatten(1)
         return paddle.matmul(x.reshape([n * c * h, w]), each_twice.tile([1, 2])).reshape([n, c, 2 * h, 2 * w])
