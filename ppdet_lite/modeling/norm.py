@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
+from ppdet_lite.ops.frozen_norm import frozen_norm
 from ppdet_lite.ops.group_norm import group_norm
 
 STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
@@ -39,16 +39,7 @@ class FrozenBatchNorm(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
-        return F.batch_norm(
-            x,
-            self._mean,
-            self._variance,
-            self.weight,
-            self.bias,
-            training=False,
-            epsilon=self.epsilon,
-            use_global_stats=True,
-        )
+        return frozen_norm(x, self._mean, self._variance, self.weight, self.bias, self.epsilon)
 
 
 class GroupNorm(nn.GroupNorm):
