@@ -67,14 +67,32 @@ RoiAlignOfBatch <height, width, ratio, scale, mode> (x, boxes, counts) => (poole
 }
 """
 
+# Means of a channel first, then of the channels: in one go, as InstanceNormalization takes them, ONNX Runtime is 5e-4
+# off where a group has 700 thousand values.
 _GROUP_NORM = """
-GroupNorm <groups, epsilon> (x, weight, bias, one, zero) => (normalised) {
-  grouped = Constant<value_ints: ints = @groups>()
-  flat = Reshape(x, grouped)
-  each = InstanceNormalization<epsilon: float = @epsilon>(flat, one, zero)
-  shape = Shape(x)
-  whole = Reshape(each, shape)
+GroupNorm <groups, epsilon> (x, weight, bias) => (normalised) {
+  by_group = Constant<value_ints: ints = @groups>()
+  by_channel = Constant<value_ints=[0, 0, -1]>()
+  last = Constant<value_ints=[2]>()
   axes = Constant<value_ints=[1, 2]>()
+  least = Constant<value_float: float = @epsilon>()
+  shape = Shape(x)
+  channels = Reshape(x, by_channel)
+  channel_shape = Shape(channels)
+  channel_mean = ReduceMean(channels, last)
+  means = Reshape(channel_mean, by_group)
+  mean = ReduceMean(means, last)
+  grouped = Reshape(x, by_group)
+  centred = Sub(grouped, mean)
+  square = Mul(centred, centred)
+  squares = Reshape(square, channel_shape)
+  channel_square = ReduceMean(squares, last)
+  variances = Reshape(channel_square, by_group)
+  variance = ReduceMean(variances, last)
+  safe = Add(variance, least)
+  deviation = Sqrt(safe)
+  each = Div(centred, deviation)
+  whole = Reshape(each, shape)
   weights = Unsqueeze(weight, axes)
   biases = Unsqueeze(bias, axes)
   scaled = Mul(whole, weights)
@@ -144,16 +162,8 @@ def _expand_as(attributes: Mapping[str, Any], inputs: Sequence[str], output: str
 
 
 def _group_norm(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
-    groups, names = attributes["groups"], [f"{output}.one", f"{output}.zero"]
-    constants = [
-        helper.make_node("Constant", [], [name], value_floats=[float(value)] * groups)
-        for name, value in zip(names, (1, 0), strict=True)
-    ]
-    shape = [0, groups, -1]  # the images, the groups, the rest
-    node = helper.make_node(
-        "GroupNorm", [*inputs, *names], [output], domain=DOMAIN, groups=shape, epsilon=attributes["epsilon"]
-    )
-    return [*constants, node]
+    shape = [0, attributes["groups"], -1]  # the images, the groups, the rest
+    return [helper.make_node("GroupNorm", inputs, [output], domain=DOMAIN, groups=shape, epsilon=attributes["epsilon"])]
 
 
 def _scale(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:

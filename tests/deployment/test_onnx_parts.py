@@ -113,6 +113,16 @@ def test_group_norm_of_maps_that_have_one_value(groups: int) -> None:
         np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+def test_group_norm_of_a_large_map_is_exact() -> None:
+    """ONNX Runtime's InstanceNormalization is not."""
+    x = np.random.default_rng(0).normal(1, 2, (1, 64, 80, 128)).clip(0).astype(np.float32)
+    ones = np.ones(64, np.float32)
+    found = run("pd_op.group_norm", {"groups": 1, "epsilon": 1e-5}, x, ones, 0 * ones)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
 def test_scale_and_clip_do_not_round() -> None:
     """paddle2onnx computes both in float32."""
     places, third = np.array([2**30 + 1, -5]), np.array([1 / 3, 1e9 + 0.25])
