@@ -84,5 +84,5 @@ def _neighbours(place: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 def _sampled(table: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Sums of four rows each: index, weights [B, 4] -> [B, 1, C]."""
-    # F.embedding itself wants to know how many rows there are; gather takes one thread, twice the time
+    # F.embedding itself wants to know how many rows there are; gather takes twice the time
     return paddle.bmm(weights.unsqueeze(1), paddle._C_ops.embedding(index, table, -1, False))

@@ -114,7 +114,7 @@ def _pool(table: Tensor, origin: Tensor, y: _Axis, x: _Axis, output_size: int) -
     rows = origin.unsqueeze(1) + rows * (x.last + _number(1))
     index = (rows.unsqueeze(2) + columns.unsqueeze(1)).astype("int64")  # [r, h, w]
     height = paddle.shape(index)[1]
-    # F.embedding itself wants to know how many rows there are; gather takes one thread, twice the time
+    # F.embedding itself wants to know how many rows there are; gather takes twice the time
     window = paddle._C_ops.embedding(index.flatten(0, 1), table, -1, False)  # [r*h, w, C]
     column_weights = column_weights.unsqueeze(1).expand([-1, height, -1, -1]).flatten(0, 1)  # [r*h, P, w]
     means = paddle.bmm(column_weights, window).reshape([-1, height, output_size * channels])
