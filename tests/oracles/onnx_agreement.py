@@ -5,6 +5,8 @@ and its samples move by about a cell: four drawn images of different sizes and o
 alone and in pairs, as `export` compares them before it keeps a file. Takes about half an hour on two cores.
 """
 
+import ppdet_lite  # noqa: F401  # isort: skip - sets threads and MKL, as for the tools, before paddle is imported
+
 import sys
 import tempfile
 from collections.abc import Iterator
