@@ -40,7 +40,7 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, steps: tuple[int, in
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if onednn.library() is None:
+    if onednn.loaded() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
     fits = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])

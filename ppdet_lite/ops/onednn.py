@@ -23,10 +23,11 @@ from ppdet_lite.core import runtime
 MAJOR = 3  # of the interface; a library of another is not used
 KEPT = 256  # primitives; oneDNN itself keeps the code of 1024, so that one of these is made again within 0.1 ms
 
-_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _TRAINING = 1, 1, 3, 1, 1, 64
-_SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41  # numbers of a primitive's arguments
+_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _TRAINING, _OURS = 1, 1, 3, 1, 1, 64, 1
+_SRC, _DST, _WEIGHTS, _BIAS, _SCRATCH = 1, 17, 33, 41, 80  # numbers of a primitive's arguments
 _GRADIENT_OF = 128  # added to them
 _SRC_LAYOUT, _WEIGHTS_LAYOUT, _DST_LAYOUT = 129, 131, 133  # what a primitive is asked for; the gradients' are one above
+_SCRATCH_LAYOUT = 136
 _Sizes = c_int64 * 12
 _lock = threading.Lock()  # a primitive's arguments are set before it runs
 
@@ -67,17 +68,15 @@ class Primitive:
 
     def __init__(self, description: "_Object", sides: Sequence["_Side"]) -> None:
         self._sides = sides
-        self._primitive = _Object("primitive", "create", description)
-        self._arguments = (_Argument * len(sides))(*[_Argument(side.number, side.inner.handle) for side in sides])
+        self._step = _Step(description, {side.number: side.inner for side in sides})
 
     def __call__(self, *tensors: Tensor) -> None:
         """Inputs are read, outputs written; all are contiguous and of the shapes that it was made for."""
         with _lock:
             held = [side.bind(tensor) for side, tensor in zip(self._sides, tensors, strict=True)]
-            _execute(self._primitive, self._arguments)
+            self._step.run()
             for side in self._sides:
                 side.give_back()
-            _check("stream_wait", _engine()[1].handle)
             del held
 
 
@@ -95,7 +94,7 @@ def forward(convolution: Convolution) -> Primitive:
 def input_gradient(convolution: Convolution) -> Primitive:
     """The primitive (gradient of out, weight, gradient of x)."""
     hint, (x, weight, _, out) = _describe_forward(convolution), _any_layouts(convolution)
-    creation = (_engine()[0], _DIRECT, x, weight, out, *_steps(convolution), hint, None)
+    creation = (_engine()[0], _DIRECT, x, weight, out, *_steps(convolution), hint, _attributes())
     description = _Object("primitive_desc", "convolution_backward_data", *creation)
     gradient = _Side(_GRADIENT_OF + _SRC, convolution.x, description, _SRC_LAYOUT + 1, written=True)
     out_gradient = _Side(_GRADIENT_OF + _DST, convolution.out, description, _DST_LAYOUT + 1)
@@ -106,7 +105,7 @@ def input_gradient(convolution: Convolution) -> Primitive:
 def weight_gradient(convolution: Convolution) -> Primitive:
     """The primitive (x, gradient of out, gradient of weight[, gradient of bias])."""
     hint, layouts = _describe_forward(convolution), _any_layouts(convolution)
-    creation = (_engine()[0], _DIRECT, *layouts, *_steps(convolution), hint, None)
+    creation = (_engine()[0], _DIRECT, *layouts, *_steps(convolution), hint, _attributes())
     description = _Object("primitive_desc", "convolution_backward_weights", *creation)
     sides = [
         _Side(_SRC, convolution.x, description, _SRC_LAYOUT),
@@ -119,7 +118,7 @@ def weight_gradient(convolution: Convolution) -> Primitive:
     return Primitive(description, sides)
 
 
-def library() -> ctypes.CDLL | None:
+def loaded() -> ctypes.CDLL | None:
     """Paddle's oneDNN; None where it is not used."""
     return _find()[0]
 
@@ -155,13 +154,37 @@ class _Object:
 
     def __init__(self, kind: str, create: str, *arguments: Any) -> None:
         self.handle = c_void_p()
-        self._destroy = getattr(library(), f"dnnl_{kind}_destroy")
+        self._destroy = getattr(loaded(), f"dnnl_{kind}_destroy")
         plain = [argument.handle if isinstance(argument, _Object) else argument for argument in arguments]
         function = f"{kind}_{create}" if create.startswith("create") else f"{create}_{kind}_create"
         _check(function, byref(self.handle), *plain)
 
     def __del__(self) -> None:
         self._destroy(self.handle)
+
+
+class _Step:
+    """A primitive and its arguments, by number; the memory that it works in is Paddle's, and free when it has run.
+
+    oneDNN's own belongs to the thread that made the primitive: where another runs or drops it, both write elsewhere.
+    """
+
+    def __init__(self, description: _Object, arguments: dict[int, _Object]) -> None:
+        layout = c_void_p(loaded().dnnl_primitive_desc_query_md(description.handle, _SCRATCH_LAYOUT, 0))
+        self._size = math.ceil(loaded().dnnl_memory_desc_get_size(layout) / 4)
+        self._scratch = _Object("memory", "create", layout, _engine()[0], None) if self._size else None
+        self._held = arguments | ({_SCRATCH: self._scratch} if self._scratch else {})
+        self._arguments = (_Argument * len(self._held))(*[_Argument(n, o.handle) for n, o in self._held.items()])
+        self._primitive = _Object("primitive", "create", description)
+
+    def run(self) -> None:
+        """Compute, and return when it is done."""
+        stream = _engine()[1].handle
+        if self._scratch:
+            scratch = paddle.empty([self._size], "float32")
+            _check("memory_set_data_handle", self._scratch.handle, c_void_p(scratch.data_ptr()))
+        _check("primitive_execute", self._primitive.handle, stream, len(self._arguments), self._arguments)
+        _check("stream_wait", stream)
 
 
 class _Side:
@@ -178,18 +201,17 @@ class _Side:
     ) -> None:
         self.number, self.written = number, written
         plain = _layout(shape)
-        wanted = c_void_p(library().dnnl_primitive_desc_query_md(description.handle, c_int(query), c_int(index)))
+        wanted = c_void_p(loaded().dnnl_primitive_desc_query_md(description.handle, c_int(query), c_int(index)))
         engine = _engine()[0]
         self.outer = self.inner = _Object("memory", "create", plain, engine, None)
         self._reorder = None
-        if not library().dnnl_memory_desc_equal(plain.handle, wanted):
-            self._size = library().dnnl_memory_desc_get_size(wanted) // 4
+        if not loaded().dnnl_memory_desc_equal(plain.handle, wanted):
+            self._size = loaded().dnnl_memory_desc_get_size(wanted) // 4
             self.inner = _Object("memory", "create", wanted, engine, None)
             ends = (wanted, engine, plain, engine) if written else (plain, engine, wanted, engine)
-            reorder = _Object("primitive_desc", "reorder", *ends, None)
-            self._reorder = _Object("primitive", "create", reorder)
             source, target = (self.inner, self.outer) if written else (self.outer, self.inner)
-            self._arguments = (_Argument * 2)(_Argument(_SRC, source.handle), _Argument(_DST, target.handle))
+            reorder = _Object("primitive_desc", "reorder", *ends, _attributes())
+            self._reorder = _Step(reorder, {_SRC: source, _DST: target})
 
     def bind(self, tensor: Tensor) -> Tensor | None:
         """Take a tensor's memory, reordered if need be; the copy returned must live until the primitive has run."""
@@ -199,13 +221,13 @@ class _Side:
         copy = paddle.empty([self._size], "float32")
         _check("memory_set_data_handle", self.inner.handle, c_void_p(copy.data_ptr()))
         if not self.written:
-            _execute(self._reorder, self._arguments)
+            self._reorder.run()
         return copy
 
     def give_back(self) -> None:
         """Bring what the primitive wrote into the tensor's order."""
         if self.written and self._reorder is not None:
-            _execute(self._reorder, self._arguments)
+            self._reorder.run()
 
 
 @functools.cache
@@ -215,8 +237,16 @@ def _engine() -> tuple[_Object, _Object]:
     return engine, _Object("stream", "create", engine, _IN_ORDER)
 
 
+@functools.cache
+def _attributes() -> _Object:
+    """Of every primitive: the memory that it works in is ours."""
+    attributes = _Object("primitive_attr", "create")
+    _check("primitive_attr_set_scratchpad_mode", attributes.handle, _OURS)
+    return attributes
+
+
 def _describe_forward(convolution: Convolution) -> _Object:
-    creation = (_engine()[0], _TRAINING, _DIRECT, *_any_layouts(convolution), *_steps(convolution), None)
+    creation = (_engine()[0], _TRAINING, _DIRECT, *_any_layouts(convolution), *_steps(convolution), _attributes())
     return _Object("primitive_desc", "convolution_forward", *creation)
 
 
@@ -252,10 +282,6 @@ def _layout(shape: tuple[int, ...]) -> _Object:
     return _Object("memory_desc", "create_with_strides", len(shape), _Sizes(*shape), _FLOAT32, _Sizes(*strides))
 
 
-def _execute(primitive: _Object, arguments: "ctypes.Array[_Argument]") -> None:
-    _check("primitive_execute", primitive.handle, _engine()[1].handle, len(arguments), arguments)
-
-
 def _check(function: str, *arguments: Any) -> None:
-    if status := getattr(library(), f"dnnl_{function}")(*arguments):
+    if status := getattr(loaded(), f"dnnl_{function}")(*arguments):
         raise RuntimeError(f"oneDNN: dnnl_{function} returned status {status}")

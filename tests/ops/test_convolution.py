@@ -11,7 +11,7 @@ from ppdet_lite.core import runtime
 from ppdet_lite.ops import onednn, places
 from ppdet_lite.ops.convolution import conv2d
 
-needs_onednn = pytest.mark.skipif(onednn.library() is None, reason="Paddle without oneDNN 3")
+needs_onednn = pytest.mark.skipif(onednn.loaded() is None, reason="Paddle without oneDNN 3")
 RNG = np.random.default_rng(0)
 
 
@@ -111,7 +111,7 @@ def test_elsewhere_and_without_the_library_it_is_paddles_operator(monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(places, "on_cpu", lambda _: False)
         np.testing.assert_array_equal(*paddles_own())
-    monkeypatch.setattr(onednn, "library", lambda: None)
+    monkeypatch.setattr(onednn, "loaded", lambda: None)
     np.testing.assert_array_equal(*paddles_own())
 
 
@@ -143,6 +143,22 @@ def test_two_threads_at_once() -> None:
 
 
 @needs_onednn
+def test_what_a_thread_has_made_another_uses_and_drops() -> None:
+    """Four groups of three channels, for which oneDNN's own working memory is that of the thread that made it."""
+    weight = paddle.ones([24, 3, 3, 3])
+    sizes = range(41, 46)
+
+    def sums() -> list[float]:
+        return [float(conv2d(paddle.ones([1, 12, size, 40]), weight, groups=4, padding=1).sum()) for size in sizes]
+
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(sums).result()
+    assert sums() == elsewhere == [24 * 3 * (3 * size - 2) * (3 * 40 - 2) for size in sizes]
+    onednn.forward.cache_clear()
+    assert sums() == elsewhere
+
+
+@needs_onednn
 def test_old_sizes_are_forgotten() -> None:
     weight = paddle.ones([8, 4, 3, 3])
     for height in range(3, onednn.KEPT + 10):
@@ -154,7 +170,7 @@ def test_it_is_told_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     onednn._find.cache_clear()
     try:
         monkeypatch.setenv(runtime.SWITCH, "threads,malloc")
-        assert onednn.library() is None
+        assert onednn.loaded() is None
         assert onednn.description() == "convolutions on a CPU: Paddle's own (PPDET_LITE_RUNTIME is without onednn)"
     finally:
         onednn._find.cache_clear()
