@@ -10,6 +10,8 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from ppdet_lite.ops.once import once
+
 # Values gathered at a time (8 MB in float32): it bounds the memory, and gather and product still meet in the cache.
 _CHUNK_VALUES = 1 << 21
 
@@ -74,7 +76,7 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     The [B, K, C] of gathered rows never exists as a whole: it is made in chunks, and again for the gradient.
     """
     if paddle.in_dynamic_mode():
-        return _SumRows.apply(rows, *[tensor for pair in taps for tensor in pair])
+        return once(_SumRows.apply(rows, *[tensor for pair in taps for tensor in pair]))
 
     # In a graph being exported B is unknown, so the chunks run along K; F.embedding wants to know M.
     def chunk(index: Tensor, weight: Tensor) -> Tensor:

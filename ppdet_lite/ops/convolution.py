@@ -6,6 +6,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from ppdet_lite.ops import onednn, places
+from ppdet_lite.ops.once import once
 
 
 def conv2d(
@@ -32,7 +33,7 @@ def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, steps: tuple[int, in
     if _by_onednn(x, weight, bias):
         convolution = onednn.Convolution(tuple(x.shape), tuple(weight.shape), *steps, bias is not None)
         if convolution.fits and not (bias is None and convolution.is_product):
-            return _Convolution.apply(x, weight, bias, convolution)
+            return once(_Convolution.apply(x, weight, bias, convolution))
     if bias is None:
         return F.conv2d(x, weight, None, *steps)
     # the same numbers: Paddle adds [1, C, 1, 1] twenty times slower

@@ -5,6 +5,8 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from ppdet_lite.ops.once import once
+
 
 def frozen_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias, by channel; x [N, C, H, W], the others [C].
@@ -14,7 +16,7 @@ def frozen_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias:
     """
     fixed = weight.stop_gradient and bias.stop_gradient and not x.stop_gradient
     if fixed and paddle.in_dynamic_mode() and x.dtype == paddle.float32:
-        return _FrozenNorm.apply(x, mean, variance, weight, bias, epsilon)
+        return once(_FrozenNorm.apply(x, mean, variance, weight, bias, epsilon))
     return _normalise(x, mean, variance, weight, bias, epsilon)
 
 

@@ -6,6 +6,7 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from ppdet_lite.ops import places
+from ppdet_lite.ops.once import once
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
@@ -20,7 +21,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: fl
     """
     if not paddle.in_dynamic_mode() or not places.on_cpu(x) or x.size == 0:
         return F.group_norm(x, groups, epsilon, weight, bias)
-    return _GroupNorm.apply(x, weight, bias, groups, epsilon)
+    return once(_GroupNorm.apply(x, weight, bias, groups, epsilon))
 
 
 class _GroupNorm(PyLayer):
