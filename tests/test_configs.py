@@ -14,6 +14,7 @@ from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.modeling import residual
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import Optimizer
 from ppdet_lite.optimization.schedule import Schedule
@@ -214,13 +215,21 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 
 
 def test_the_exported_graph_finds_the_same(
-    built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest, tmp_path: Path
+    built: tuple[Config, FasterRCNN],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of each kind of graph; `make test-slow` exports the deeper ones of a kind too, and all as ONNX."""
-    path, slow = request.node.callspec.params["built"], request.config.getoption("--slow")
-    if path not in GRAPHS and not slow:
+    """Of each kind of graph, with few blocks; `make test-slow` exports all models whole, as ONNX too."""
+    path, model = request.node.callspec.params["built"], built[1]
+    if request.config.getoption("--slow"):
+        exported_finds_the_same(model, tmp_path, and_onnx=True)
+    elif path not in GRAPHS:
         pytest.skip("a graph like another's: make test-slow")
-    exported_finds_the_same(built[1], tmp_path, and_onnx=slow)
+    else:
+        for depth in residual.BLOCKS_PER_STAGE:
+            monkeypatch.setitem(residual.BLOCKS_PER_STAGE, depth, (1, 1, 1, 2))
+        exported_finds_the_same(build_model(small(path), CLASSES), tmp_path, and_onnx=False)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)
