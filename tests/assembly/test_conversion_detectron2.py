@@ -58,9 +58,9 @@ def check_sample(label: str, array: np.ndarray, atol: float) -> None:
 def test_pictures_features_proposals_and_detections_are_theirs(
     converted: tuple[str, FasterRCNN, Preprocess],
 ) -> None:
-    """From uint8 pixels on. Boxes to 1e-2 pixels, scores to 4e-4, as both sum in float32 over pixels of 0..255.
+    """From uint8 pixels on. Boxes to 1e-2 pixels, scores to 6e-4, as both sum in float32 over pixels of 0..255.
 
-    In what order, the number of threads decides: with one alone a box of DC5 is 1.4e-2 off.
+    In what order, threads and processor decide: of DC5 one box was 1.4e-2 off with one thread, a score 4.1e-4 on Zen 4.
     """
     name, model, preprocess = converted
     features = {"C4": ["res4"], "DC5": ["res5"], "FPN": ["p2", "p3", "p4", "p5", "p6"]}[name]
@@ -78,4 +78,4 @@ def test_pictures_features_proposals_and_detections_are_theirs(
         rows = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
         detections, expected = paddle.concat(rows, axis=1).numpy(), GOLDEN[f"{label}/detections"]
         assert len(detections) == len(expected) > 10
-        assert_found(expected, detections, [0.0, 4e-4, *[2e-2 if name == "DC5" else 1e-2] * 4])
+        assert_found(expected, detections, [0.0, 6e-4, *[2e-2 if name == "DC5" else 1e-2] * 4])
