@@ -1,6 +1,6 @@
 """Which ground truth an anchor or RoI answers for, and which of them are drawn for the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ppdet_lite.ops.boxes import box_coverage, box_iou
 from ppdet_lite.structures import Targets
 
 IGNORE, BACKGROUND, FOREGROUND = -1, 0, 1
+PAIRS = 2**24  # of objects and boxes that are looked at together, 64 MiB for each number of a pair
 
 
 class Matches(NamedTuple):
@@ -58,15 +59,29 @@ class Matcher:
         if objects.shape[0] == 0:
             zeros = paddle.zeros([boxes.shape[0]], dtype="int64")
             return zeros + BACKGROUND, zeros
-        iou = box_iou(objects, boxes)
-        best, index = iou.max(axis=0), iou.argmax(axis=0)
+        parts = _parts(boxes, PAIRS // objects.shape[0])
+        kept = [box_iou(objects, boxes)] if len(parts) == 1 else []  # too many to keep are computed again
+        found = [(iou.max(axis=0), iou.argmax(axis=0)) for iou in kept or _each_iou(objects, parts)]
+        best, index = (paddle.concat([part[k] for part in found]) for k in range(2))
         foreground = best >= self.foreground_iou
         if self.keep_best:
-            highest = iou.max(axis=1, keepdim=True)
-            foreground = foreground | ((iou == highest) & (highest > 0)).any(axis=0)
+            highest = paddle.stack([iou.max(axis=1) for iou in kept or _each_iou(objects, parts)])
+            highest = highest.max(axis=0).unsqueeze(1)
+            claimed = [((iou == highest) & (highest > 0)).any(axis=0) for iou in kept or _each_iou(objects, parts)]
+            foreground = foreground | paddle.concat(claimed)
         labels = foreground.astype("int64")  # FOREGROUND or BACKGROUND
         undecided = ~foreground & (best >= self.background_iou)
         return paddle.where(undecided, paddle.full_like(labels, IGNORE), labels), index
+
+
+def _parts(boxes: Tensor, length: int) -> list[Tensor]:
+    """Boxes [A, 4] in parts of at most this length; at least one."""
+    length = max(length, 1)
+    return [boxes[start : start + length] for start in range(0, max(boxes.shape[0], 1), length)]
+
+
+def _each_iou(objects: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (box_iou(objects, part) for part in parts)
 
 
 @register

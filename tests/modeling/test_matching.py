@@ -4,7 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.modeling import matching
 from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler
+from ppdet_lite.ops.boxes import box_iou
 from tests.tiny import area, boxes, float32, int64, iou, overlap, random_boxes, targets
 
 TRUTH = [0, 0, 10, 10]
@@ -122,6 +124,27 @@ def test_against_a_loop(matcher: Matcher) -> None:
     labels = matcher(float32(rows), targets(truth, crowd=is_crowd)).labels.tolist()
     assert labels == match_loop(rows, truth, is_crowd, matcher)
     assert {BACKGROUND, FOREGROUND, IGNORE} == set(labels)
+
+
+def test_many_pairs_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the pairs, and nothing else changes, ties across parts included."""
+    rng, matcher, pairs = np.random.default_rng(4), Matcher(0.7, 0.3, keep_best=True), []
+    rows = float32(np.tile(random_boxes(rng, 50, size=60), (3, 1)))
+    truth = targets(random_boxes(rng, 9, size=60, least=8))
+    whole = matcher(rows, truth)
+
+    def counted(first: paddle.Tensor, second: paddle.Tensor) -> paddle.Tensor:
+        pairs.append(len(first) * len(second))
+        return box_iou(first, second)
+
+    monkeypatch.setattr(matching, "PAIRS", 9 * 40)
+    monkeypatch.setattr(matching, "box_iou", counted)
+    parts = matcher(rows, truth)
+    assert max(pairs) == 9 * 40 and len(pairs) == 3 * 4
+    assert parts.labels.tolist() == whole.labels.tolist() and parts.target_index.tolist() == whole.target_index.tolist()
+    assert whole.labels.tolist().count(FOREGROUND) in range(3, 9 * 3 + 1, 3)  # each in every copy
+    monkeypatch.setattr(matching, "PAIRS", 1)  # fewer than there are objects
+    assert matcher(rows, truth).labels.tolist() == whole.labels.tolist()
 
 
 def test_background_must_not_be_above_foreground() -> None:
