@@ -45,3 +45,7 @@ class RunFailed(Exception):
 
 class NotFinite(RunFailed):
     """A step whose loss or gradient is not finite, before any weight was updated."""
+
+
+class TornStep(RunFailed):
+    """A step that broke off while weights were being updated: they are neither those before nor those after it."""

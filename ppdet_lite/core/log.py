@@ -4,10 +4,11 @@ import contextlib
 import logging
 import math
 import sys
+import traceback
 from pathlib import Path
 from typing import TextIO
 
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import RunFailed, UserError
 
 ROOT = "ppdet_lite"
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -73,15 +74,17 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
     return root
 
 
-def note_in_file(line: str) -> None:
-    """Write a line into the log file alone, where there is one: an error that the command line shows by itself.
+def note_in_file(error: Exception) -> None:
+    """Write an error that the command line shows by itself into the log file alone, where there is one.
 
-    That it cannot be written is not told: the line may say so already.
+    One that nobody foresaw has its traceback. That it cannot be written is not told: the error may say so already.
     """
+    foreseen = isinstance(error, (UserError, RunFailed))
+    text = str(error) if foreseen else "".join(traceback.format_exception(error)).rstrip()
     for handler in logging.getLogger(ROOT).handlers:
         if isinstance(handler, _LogFile):
             with contextlib.suppress(UserError):
-                handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, line, None, None))
+                handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, text, None, None))
 
 
 def format_eta(seconds: float) -> str:

@@ -24,7 +24,7 @@ from ppdet_lite.assembly.setup import (
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
-from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
+from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, TornStep, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.largest import largest_batch
@@ -74,8 +74,8 @@ def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_e
                 with _told_before_the_first_step(), stop.breaking_off():
                     run = _prepare(config, folder, resume, evaluate_at_end, held)
                 _go_on(held.enter_context(contextlib.closing(run)), stop)
-        except (UserError, RunFailed) as error:
-            log.note_in_file(str(error))
+        except Exception as error:
+            log.note_in_file(error)
             raise
     get_logger().info("done: %s", folder)
 
@@ -243,10 +243,10 @@ class Run:
         Should it fail before the weights are updated, on this rank or another, all is as it was before.
         """
         iteration = self.done.iteration
-        statistics = [(value, value.clone()) for value in running_statistics(self.model)] if self.world > 1 else []
+        statistics = [(value, value.clone()) for value in running_statistics(self.model)]
         try:
             self._step(stop)
-        except (UserError, RunFailed):
+        except Exception:
             if self.done.iteration == iteration:
                 for value, before in statistics:
                     paddle.assign(before, value)
@@ -342,13 +342,13 @@ class Run:
     def rescued(self) -> Iterator[None]:
         """Should a step or an evaluation fail inside, write a checkpoint of what was done before it ends the run.
 
-        Not so when a number is not finite: what was done may be the reason.
+        Not so when a number is not finite, as what was done may be the reason, or when weights are half updated.
         """
         try:
             yield
-        except NotFinite:
+        except (NotFinite, TornStep):
             raise
-        except (UserError, RunFailed):
+        except Exception:
             self._rescue()
             raise
 
@@ -365,7 +365,7 @@ class Run:
             ranks.first(save)
         except RunFailed:  # another rank has ended, as the failure itself may say
             pass
-        except UserError as error:
+        except Exception as error:  # memory may be out
             get_logger().warning("what was done cannot be saved: %s", error)
 
     def close(self) -> None:

@@ -10,12 +10,13 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.tensors import training_arguments
-from ppdet_lite.core.errors import NotFinite
+from ppdet_lite.core.errors import NotFinite, TornStep
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
 from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.memory import exhaustion_told
 
 
 class Step(NamedTuple):
@@ -44,7 +45,8 @@ def train_step(
     are no error: the step is left out, which every rank sees alike, as they share their gradients.
 
     Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
-    tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses.
+    tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses. Raises
+    TornStep when some weights may be updated and others not.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
     outputs: list[TrainingOutput] = []
@@ -66,7 +68,11 @@ def train_step(
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     clipped = 1.0 if clip_norm is None or gradient_norm <= clip_norm else clip_norm / gradient_norm
     scale_gradients(network, clipped / loss_scale)
-    optimizer.step()
+    try:
+        with exhaustion_told("the update of the weights"):
+            optimizer.step()
+    except Exception as error:
+        raise TornStep(f"the update of the weights broke off ({error}); go on from the last checkpoint") from error
     optimizer.clear_grad(set_to_zero=False)
     return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
 

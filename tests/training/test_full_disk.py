@@ -103,6 +103,6 @@ def test_a_log_on_a_full_disk_is_told_by_whoever_logs(
     configure(file=tmp_path / "train.log")
     with pytest.raises(UserError, match=r"train\.log: the log cannot be written: No space left on device"):
         get_logger().info("a line")
-    note_in_file("another one")
+    note_in_file(UserError("another one"))
     configure()
     assert capfd.readouterr().err == ""

@@ -1,0 +1,92 @@
+"""Errors that nobody foresaw, in the middle of a run of one process: what was done is saved, and the log has them."""
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.config.checked import Config
+from ppdet_lite.core.errors import RunFailed, TornStep
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.training import loop
+from ppdet_lite.training.loop import train
+from tests.tiny_run import QUICKSTART, small_shapes
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    shapes = small_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=1)
+    more = ["train={length: 3 iterations, checkpoint_every: null, evaluate_every: null}", "data.loader.threads=0"]
+    return load_config(QUICKSTART, [*shapes, *more])
+
+
+@pytest.fixture(scope="module")
+def straight(config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The weights at the end of a run without a failure."""
+    run = tmp_path_factory.mktemp("straight")
+    train(config, run)
+    return load_checkpoint(run / "checkpoints/iter_00000003").groups["model"]
+
+
+def fail_after_the_third_forward(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Once, behind the forward pass, which has moved the running statistics of norms."""
+    real, calls = FasterRCNN.forward, []
+
+    def forward(self: FasterRCNN, *args: object, **options: object) -> object:
+        output = real(self, *args, **options)
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+        return output
+
+    monkeypatch.setattr(FasterRCNN, "forward", forward)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("(External) cuDNN says 9"), MemoryError(), ZeroDivisionError("odd")])
+def test_what_was_done_is_saved_and_goes_on_to_the_same_weights(
+    config: Config,
+    straight: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    fail_after_the_third_forward(monkeypatch, error)
+    told = RunFailed if isinstance(error, MemoryError) else type(error)
+    with pytest.raises(told, match="out of memory in training" if told is RunFailed else str(error)[-4:]):
+        train(config, tmp_path)
+    log = (tmp_path / "train.log").read_text()
+    assert "WARNING the run fails; what was done is saved as iter_00000002" in log
+    assert ("out of memory in training" if told is RunFailed else f"{told.__name__}: {error}") in log
+    assert ("Traceback" in log) == (told is not RunFailed)
+    train(config, tmp_path, resume="auto")
+    again = load_checkpoint(tmp_path / "checkpoints/iter_00000003").groups["model"]
+    assert all((value == again[name]).all() for name, value in straight.items())
+
+
+def test_half_updated_weights_are_not_saved(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(paddle.optimizer.AdamW, "step", step)
+    with pytest.raises(
+        TornStep, match=r"out of memory in the update of the weights: .* go on from the last checkpoint"
+    ):
+        train(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert "the update of the weights broke off" in (tmp_path / "train.log").read_text()
+
+
+def test_memory_that_is_out_for_the_rescue_too_hides_no_error(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        raise MemoryError("for a checkpoint")
+
+    fail_after_the_third_forward(monkeypatch, RuntimeError("the reason"))
+    monkeypatch.setattr(loop, "save_state", save)
+    with pytest.raises(RuntimeError, match="the reason"):
+        train(config, tmp_path)
+    assert "WARNING what was done cannot be saved: for a checkpoint" in (tmp_path / "train.log").read_text()
