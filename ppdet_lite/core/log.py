@@ -81,10 +81,13 @@ def note_in_file(error: Exception) -> None:
     """
     foreseen = isinstance(error, (UserError, RunFailed))
     text = str(error) if foreseen else "".join(traceback.format_exception(error)).rstrip()
-    for handler in logging.getLogger(ROOT).handlers:
-        if isinstance(handler, _LogFile):
-            with contextlib.suppress(UserError):
-                handler.emit(logging.LogRecord(ROOT, logging.ERROR, "", 0, text, None, None))
+    with contextlib.suppress(UserError):
+        _write_in_file(logging.ERROR, text)
+
+
+def line_in_file(line: str) -> None:
+    """Write a line into the log file alone, where there is one: what the console shows in another way."""
+    _write_in_file(logging.INFO, line)
 
 
 def format_eta(seconds: float) -> str:
@@ -94,6 +97,12 @@ def format_eta(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86400)
     clock = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
     return f"{days} d {clock}" if days else clock
+
+
+def _write_in_file(level: int, text: str) -> None:
+    for handler in logging.getLogger(ROOT).handlers:
+        if isinstance(handler, _LogFile):
+            handler.emit(logging.LogRecord(ROOT, level, "", 0, text, None, None))
 
 
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:

@@ -1,4 +1,4 @@
-"""The progress of the training loop as a person sees it: a bar on a terminal, else lines."""
+"""The progress of the training loop as a person sees it: a bar on a terminal, else lines; lines in the log file."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TextIO
 
-from ppdet_lite.core.log import format_eta, get_logger, print_above_bars
+from ppdet_lite.core.log import format_eta, get_logger, line_in_file, print_above_bars
 
 
 class SmoothedMeters:
@@ -35,7 +35,7 @@ class SmoothedMeters:
 
 
 class Progress:
-    """Shows the training loop: a bar on a terminal, else a plain line every `log_every` iterations.
+    """Shows the training loop: a line every `log_every` iterations, which on a terminal only the log has, under a bar.
 
     Iterations count from 1 to `total`; a resumed loop has done `start` of them. Losses and seconds are medians over
     the last `window` iterations. Plain lines also come at the fifth step, when the ETA means something, and at the end.
@@ -71,12 +71,18 @@ class Progress:
         """
         self._losses.update({"loss": sum(losses.values()), **losses})
         self._times.update({"seconds": seconds, "data": data_seconds})
-        if self._bar is not None:
-            self._bar.set_description_str(self._text(iteration, lr, memory_mb), refresh=False)
-            self._bar.update(iteration - self._bar.n)
-        elif iteration % self._log_every == 0 or iteration in (self._start + 5, self._total):
-            width = len(str(self._total))
-            self.write(f"iter {iteration:{width}}/{self._total}  {self._text(iteration, lr, memory_mb)}")
+        is_line_due = iteration % self._log_every == 0 or iteration in (self._start + 5, self._total)
+        if self._bar is None and not is_line_due:
+            return
+        text = self._text(iteration, lr, memory_mb)
+        line = f"iter {iteration:{len(str(self._total))}}/{self._total}  {text}"
+        if self._bar is None:
+            self.write(line)
+            return
+        self._bar.set_description_str(text, refresh=False)
+        self._bar.update(iteration - self._bar.n)
+        if is_line_due:
+            line_in_file(line)
 
     def write(self, line: str) -> None:
         """Print a line above the bar, or through the package's logger where there is no bar and no own stream."""

@@ -43,6 +43,17 @@ def run(progress, first, last):
         progress.update(iteration, {"a": 0.25, "b": 1.0}, lr=0.01, seconds=0.5, data_seconds=0.125, memory_mb=1280)
 
 
+def test_the_log_file_has_lines_beside_a_bar(tmp_path):
+    configure(file=tmp_path / "train.log")
+    terminal = Terminal()
+    progress = Progress(total=12, log_every=4, stream=terminal)
+    run(progress, 1, 12)
+    progress.close()
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split("/")[0][9:] for line in lines] == [f"INFO iter {i:2}" for i in (4, 5, 8, 12)]
+    assert "loss 1.25" in lines[-1] and "INFO" not in terminal.getvalue()
+
+
 def test_plain_progress():
     stream = io.StringIO()
     progress = Progress(total=113, start=40, log_every=20, stream=stream)
