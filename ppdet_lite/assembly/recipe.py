@@ -16,6 +16,10 @@ from ppdet_lite.optimization.duration import Duration
 from ppdet_lite.optimization.optimizer import Average, Optimizer
 from ppdet_lite.optimization.schedule import Schedule
 
+BestMetric = Literal[
+    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "loss"
+]  # COCO's twelve and the loss
+
 
 @register
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Train:
     checkpoint_every: Duration | None = "1 epoch"
     evaluate_every: Duration | None = "1 epoch"
     keep_last: PositiveInt = 2
-    best_metric: Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100", "loss"] = "AP"
+    best_metric: BestMetric = "AP"
     preview_images: NonNegativeInt = 4
     accumulate: PositiveInt = 1
     ema: Average | None = None

@@ -86,6 +86,11 @@ def group_names(folder: Path) -> list[str]:
     return [name.removesuffix(".safetensors") for name in _checked_page(_present(Path(folder)))["files"]]
 
 
+def checkpoint_meta(folder: Path) -> dict[str, Any]:
+    """The meta of a checkpoint, whose files are not read. Raises UserError as `load_checkpoint`."""
+    return _checked_page(_present(Path(folder)))["meta"]
+
+
 def latest_checkpoint(parent: Path) -> Path | None:
     """The intact checkpoint `iter_<number>` of the highest number in a folder, or None; torn ones are logged."""
     for folder in _by_iteration(Path(parent)):
@@ -107,7 +112,7 @@ def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, must be at least 1")
-    for folder in [folder for folder in _by_iteration(Path(parent)) if _is_whole(folder)][keep_last:]:
+    for folder in [folder for folder in _by_iteration(Path(parent)) if is_whole(folder)][keep_last:]:
         if keep is not None and folder.name == Path(keep).name:
             continue
         partial = _hidden(folder, "partial")  # a removal that is cut short must not leave a torn checkpoint
@@ -121,6 +126,15 @@ def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder, or the predecessor that a killed save left of it, looks like a checkpoint."""
     return (_present(Path(folder)) / PAGE).is_file()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is a checkpoint that has all its files in their sizes; their content is not read."""
+    try:
+        _checked_page(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _hidden(folder: Path, state: str) -> Path:
@@ -192,14 +206,6 @@ def _check_digest(folder: Path, page: Mapping[str, Any], name: str) -> None:
         raise UserError(f"{folder / name}: cannot be read: {error.strerror}; use another checkpoint") from error
     if digest != page["files"][name]["sha256"]:
         raise UserError(f"{folder}: altered: {name} has another checksum; use another checkpoint")
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        _checked_page(folder)
-    except UserError:
-        return False
-    return True
 
 
 def _by_iteration(parent: Path) -> list[Path]:

@@ -40,7 +40,6 @@ from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.ops import onednn
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
-from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training.advice import warn_about_batch, warn_about_norms, warn_about_sizes
 from ppdet_lite.training.diagnosis import StepInput
 from ppdet_lite.training.ema import WeightAverage
@@ -49,7 +48,7 @@ from ppdet_lite.training.nan_dump import dump_step
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
-from ppdet_lite.training.state import Progression, restore_state, save_state, set_aside, starting_point
+from ppdet_lite.training.state import Progression, restore_state, save_state, starting_point, take_folder
 from ppdet_lite.training.step import batch_seed, train_step
 
 
@@ -132,10 +131,10 @@ def _prepare(
     val_set = build_dataset(config, "val", train_set.class_names)
     check_training_data(config, train_set, val_set)
     model = build_model(config, train_set.class_names)
-    aside = ranks.first(lambda: _take_folder(folder, held, is_new=start is None))
+    moved = ranks.first(lambda: take_folder(folder, held, start, resume))
     log.configure(ranks.rank(), folder / "train.log")
-    if aside is not None:
-        get_logger().warning("what an earlier run without a checkpoint left was moved to %s", aside)
+    if moved is not None:
+        get_logger().warning("%s", moved)
     if resume == "auto" and start is None:
         get_logger().info("nothing to resume in %s: a new run", folder)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
@@ -147,12 +146,6 @@ def _prepare(
     get_logger().info("data:\n%s", format_statistics(columns, train_set.class_names))
     data = build(config["data"], train=train_set, val=val_set if evaluates else None)
     return Run(config, folder, data, model, start)
-
-
-def _take_folder(folder: Path, held: contextlib.ExitStack, is_new: bool) -> Path | None:
-    """Hold the run's folder; where what another run left in a new one's has been moved to."""
-    held.enter_context(sole_writer(folder))
-    return set_aside(folder) if is_new else None
 
 
 class Run:

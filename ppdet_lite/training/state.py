@@ -1,6 +1,8 @@
 """How far a run has come: written into checkpoints, and read back to go on."""
 
+import contextlib
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +21,19 @@ from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.half import LossScale
 from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
-from ppdet_lite.storage.checkpoint import is_checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from ppdet_lite.storage.checkpoint import (
+    checkpoint_meta,
+    is_checkpoint,
+    is_whole,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.storage.weights import match_weights
 
-# Of a run that ended before its first checkpoint.
-LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan", "curves.png")
+# Of a run that ended before its first checkpoint, or whose checkpoints are all torn.
+LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan", "curves.png", "checkpoints", "bbox.json", "metrics.json")
 
 
 class Progression(NamedTuple):
@@ -41,10 +51,13 @@ def starting_point(folder: Path, resume: str | None) -> Path | None:
 
     resume: None, "auto" (the latest of the run's folder, or the best where it has no other) or a checkpoint's folder.
 
-    Raises UserError when a new run would overwrite an old one.
+    Raises UserError when a new run, or one that goes on from another's checkpoint, would overwrite an old one.
     """
     if resume is not None and resume != "auto":
-        return Path(resume)
+        start, own = Path(resume), folder / "checkpoints"
+        if start.resolve().parent != own.resolve() and latest_checkpoint(own) is not None:
+            raise UserError(f"{folder} holds another run than {start}: choose another place with -o output=FOLDER")
+        return start
     latest, best = latest_checkpoint(folder / "checkpoints"), folder / "checkpoints/best"
     if latest is None and is_checkpoint(best):  # the disk was full before the first other one
         latest = best
@@ -56,12 +69,32 @@ def starting_point(folder: Path, resume: str | None) -> Path | None:
     return latest
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Move what is left of a run without a checkpoint out of a new one's way, into a folder beside; None if nothing is.
+def take_folder(folder: Path, held: contextlib.ExitStack, start: Path | None, resume: str | None) -> str | None:
+    """Hold a run's folder, and move out of its way what another course left there; what was moved, as a line.
 
-    Raises UserError when it cannot be moved.
+    That is what a run without a checkpoint wrote, and, where the user goes back to an earlier checkpoint, the later
+    ones. Raises UserError when another run has the folder, or nothing can be moved.
     """
-    left = [folder / name for name in LEFTOVERS if (folder / name).exists()]
+    held.enter_context(sole_writer(folder))
+    if start is None:
+        left, what = [folder / name for name in LEFTOVERS], "what an earlier run without a checkpoint left was"
+    elif resume == "auto" or start.resolve().parent != (folder / "checkpoints").resolve():
+        return None
+    else:
+        left, what = _later_than(start), f"checkpoints after {start.name} were"
+    aside = _set_aside(folder, [path for path in left if path.exists()])
+    return aside and f"{what} moved to {aside}"
+
+
+def _later_than(start: Path) -> list[Path]:
+    """The checkpoints beside one that have done more iterations, the best one too."""
+    done = checkpoint_meta(start)["iteration"]
+    others = [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and is_checkpoint(path)]
+    return [path for path in others if is_whole(path) and checkpoint_meta(path)["iteration"] > done]
+
+
+def _set_aside(folder: Path, left: Sequence[Path]) -> Path | None:
+    """Move what is left of another course into a folder beside; None if nothing is."""
     if not left:
         return None
     number = next(n for n in itertools.count(1) if not (folder / f"aborted-{n}").exists())

@@ -200,6 +200,56 @@ def test_what_a_run_without_a_checkpoint_left_is_set_aside(options: list[str], t
     assert "was moved to" in (run / "train.log").read_text()
 
 
+def test_torn_checkpoints_are_set_aside_too(options: list[str], tmp_path: Path) -> None:
+    config, run = load_config(QUICKSTART, [*options, "train.length=1 iterations"]), tmp_path / "run"
+    train(config, run)
+    (run / "checkpoints/iter_00000001/checkpoint.json").unlink()
+    train(config, run)
+    assert (run / "aborted-1/checkpoints/iter_00000001").exists() and (run / "aborted-1/train.log").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["iter_00000001"]
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_later_ones_aside(options: list[str], tmp_path: Path) -> None:
+    """They would be taken for the newest: those of the new course would be pruned at once, and `auto` take the old."""
+    run, every = tmp_path / "run", ["train.checkpoint_every=1 iterations", "train.keep_last=3"]
+    train(load_config(QUICKSTART, [*options, *every, "train.length=3 iterations"]), run, evaluate_at_end=True)
+    shorter = load_config(QUICKSTART, [*options, *every, "train.length=2 iterations"])
+    train(shorter, run, resume=str(run / "checkpoints/iter_00000001"))
+    assert {path.name for path in (run / "aborted-1").iterdir()} == {"iter_00000002", "iter_00000003", "best"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"iter_00000001", "iter_00000002"}
+    assert "WARNING checkpoints after iter_00000001 were moved to" in (run / "train.log").read_text()
+    train(shorter, run, resume="auto")
+    assert not (run / "aborted-2").exists()
+
+
+def test_anothers_checkpoint_is_not_gone_on_with_in_a_runs_folder(options: list[str], tmp_path: Path) -> None:
+    config = load_config(QUICKSTART, [*options, "train.length=1 iterations"])
+    for name in ("one", "other"):
+        train(config, tmp_path / name)
+    with pytest.raises(UserError, match=r"one holds another run than .*iter_00000001: choose another place"):
+        train(config, tmp_path / "one", resume=str(tmp_path / "other/checkpoints/iter_00000001"))
+
+
+def test_a_second_run_in_a_folder_is_refused(options: list[str], tmp_path: Path) -> None:
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    assert held.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=rf"another run writes into it \(process {held.pid}\); choose another output"):
+        train(load_config(QUICKSTART, [*options, "train.length=1 iterations"]), tmp_path / "run")
+    held.communicate(b"\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+
+
+HOLDING = """
+import sys, pathlib
+from ppdet_lite.storage.files import sole_writer
+with sole_writer(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_the_error_that_ends_a_run_is_in_its_log(options: list[str], tmp_path: Path) -> None:
     """On the command line it stands alone; the log file has it too."""
     more = ["train.length=1 iterations", "train.checkpoint_every=0 iterations"]
