@@ -59,29 +59,25 @@ class Matcher:
         if objects.shape[0] == 0:
             zeros = paddle.zeros([boxes.shape[0]], dtype="int64")
             return zeros + BACKGROUND, zeros
-        parts = _parts(boxes, PAIRS // objects.shape[0])
-        kept = [box_iou(objects, boxes)] if len(parts) == 1 else []  # too many to keep are computed again
-        found = [(iou.max(axis=0), iou.argmax(axis=0)) for iou in kept or _each_iou(objects, parts)]
+        length = max(PAIRS // objects.shape[0], 1)
+        kept = [box_iou(objects, boxes)] if boxes.shape[0] <= length else []  # too many to keep are computed again
+        found = [(iou.max(axis=0), iou.argmax(axis=0)) for iou in kept or _each_iou(objects, boxes, length)]
         best, index = (paddle.concat([part[k] for part in found]) for k in range(2))
         foreground = best >= self.foreground_iou
         if self.keep_best:
-            highest = paddle.stack([iou.max(axis=1) for iou in kept or _each_iou(objects, parts)])
+            highest = paddle.stack([iou.max(axis=1) for iou in kept or _each_iou(objects, boxes, length)])
             highest = highest.max(axis=0).unsqueeze(1)
-            claimed = [((iou == highest) & (highest > 0)).any(axis=0) for iou in kept or _each_iou(objects, parts)]
+            ious = kept or _each_iou(objects, boxes, length)
+            claimed = [((iou == highest) & (highest > 0)).any(axis=0) for iou in ious]
             foreground = foreground | paddle.concat(claimed)
         labels = foreground.astype("int64")  # FOREGROUND or BACKGROUND
         undecided = ~foreground & (best >= self.background_iou)
         return paddle.where(undecided, paddle.full_like(labels, IGNORE), labels), index
 
 
-def _parts(boxes: Tensor, length: int) -> list[Tensor]:
-    """Boxes [A, 4] in parts of at most this length; at least one."""
-    length = max(length, 1)
-    return [boxes[start : start + length] for start in range(0, max(boxes.shape[0], 1), length)]
-
-
-def _each_iou(objects: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    return (box_iou(objects, part) for part in parts)
+def _each_iou(objects: Tensor, boxes: Tensor, length: int) -> Iterator[Tensor]:
+    """IoU of objects [G, 4] with boxes [A, 4], so many of them at a time."""
+    return (box_iou(objects, boxes[start : start + length]) for start in range(0, boxes.shape[0], length))
 
 
 @register

@@ -89,8 +89,8 @@ def take_folder(folder: Path, held: contextlib.ExitStack, start: Path | None, re
 def _later_than(start: Path) -> list[Path]:
     """The checkpoints beside one that have done more iterations, the best one too."""
     done = checkpoint_meta(start)["iteration"]
-    others = [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and is_checkpoint(path)]
-    return [path for path in others if is_whole(path) and checkpoint_meta(path)["iteration"] > done]
+    others = [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and is_whole(path)]
+    return [path for path in others if checkpoint_meta(path)["iteration"] > done]
 
 
 def _set_aside(folder: Path, left: Sequence[Path]) -> Path | None:

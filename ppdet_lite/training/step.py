@@ -71,9 +71,9 @@ def train_step(
     try:
         with exhaustion_told("the update of the weights"):
             optimizer.step()
+            optimizer.clear_grad(set_to_zero=False)
     except Exception as error:
         raise TornStep(f"the update of the weights broke off ({error}); go on from the last checkpoint") from error
-    optimizer.clear_grad(set_to_zero=False)
     return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
 
 
