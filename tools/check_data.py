@@ -15,7 +15,7 @@ def main() -> None:
     add("paths", nargs="*", metavar="ANNOTATIONS IMAGES", help="a COCO file and its image folder, as a training set")
     add("--fix", metavar="FILE", type=Path, help="write the annotations here, with what can be repaired repaired")
     add("--corners", action="store_true", help="with --fix: the boxes are x1, y1, x2, y2; write x, y, width, height")
-    add("--report", metavar="DIR", type=Path, help="write a page, index.html, and its numbers, check.json, here")
+    add("--report", metavar="DIR", type=Path, help="write a page, its numbers as JSON, and every fault as CSV here")
     args = parser.parse_args()
     if len(args.paths) != (0 if args.config else 2) or (args.override and not args.config):
         parser.error("give -c CONFIG, and its -o, or ANNOTATIONS and IMAGES")

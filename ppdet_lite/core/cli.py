@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ppdet_lite.core import log
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 
 RUN_FAILED = 1
 USER_CAN_MEND = 2
 INTERRUPTED = 130
+UNREAD = 141  # as a shell has it for SIGPIPE
 PACKAGES = {  # what is imported -> the distributions that may bring it
     "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
@@ -56,7 +58,8 @@ def stop_if_printed(args: argparse.Namespace, config: Any) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a tool: UserError becomes one line and exit code 2, RunFailed code 1, Ctrl-C code 130.
 
-    A required package that is not installed is the user's to mend too. Other errors are bugs and keep their traceback.
+    A required package that is not installed is the user's to mend too. Output that nobody reads ends it with code 141.
+    Other errors are bugs and keep their traceback.
     """
     try:
         main()
@@ -74,5 +77,8 @@ def run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(USER_CAN_MEND)
+    except BrokenPipeError:  # who read what is printed has gone, as `| head` does
+        log.drop_output()
+        sys.exit(UNREAD)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

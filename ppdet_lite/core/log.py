@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -20,7 +21,9 @@ class _Stdout(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print_above_bars(self.format(record), sys.stdout)
-        except (OSError, ValueError):  # a closed pipe: logging's own rule is not to stop the program
+        except BrokenPipeError:  # who read it has gone, as `| head` does: the program goes on, train.log has all lines
+            drop_output()
+        except (OSError, ValueError):  # logging's own rule is not to stop the program
             self.handleError(record)
 
 
@@ -108,6 +111,12 @@ def _write_in_file(level: int, text: str) -> None:
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:
     handler.setFormatter(FORMAT)
     logger.addHandler(handler)
+
+
+def drop_output() -> None:
+    """Have what is still written to the standard output go nowhere: nobody reads it any more."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def print_above_bars(line: str, stream: TextIO) -> None:

@@ -1,7 +1,9 @@
 """What can be wrong with a data set, each kind with what follows from it; how it is counted, shown and refused."""
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -9,8 +11,10 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 
-SHOWN = 5  # examples that a problem keeps
+SHOWN = 5  # places of a problem that are told as examples; others are kept where someone asks for them
 LONGEST_VALUE = 200  # characters
+
+_kept: ContextVar[int | None] = ContextVar("kept", default=SHOWN)
 
 
 class Kind(NamedTuple):
@@ -130,7 +134,12 @@ class Problem:
     kind: str  # of KINDS
     count: int
     total: int
-    examples: tuple[Example, ...] = ()
+    places: tuple[Example, ...] = ()  # the first ones; all of them within `every_place`
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The places that are shown."""
+        return self.places[:SHOWN]
 
     @property
     def level(self) -> str:
@@ -162,6 +171,16 @@ class Refused(UserError):
         self.problems = list(problems)
 
 
+@contextlib.contextmanager
+def every_place() -> Iterator[None]:
+    """Problems that are found inside keep all their places; a training run, which lives long, keeps the first few."""
+    before = _kept.set(None)
+    try:
+        yield
+    finally:
+        _kept.reset(before)
+
+
 def problems_at(
     kind: str, rows: Sequence[int] | np.ndarray, total: int, example: Callable[[int], Example]
 ) -> list[Problem]:
@@ -170,7 +189,7 @@ def problems_at(
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     if not len(rows):
         return []
-    return [Problem(kind, len(rows), total, tuple(example(int(row)) for row in rows[:SHOWN]))]
+    return [Problem(kind, len(rows), total, tuple(example(int(row)) for row in rows[: _kept.get()]))]
 
 
 def refuse(file: str, problems: Sequence[Problem]) -> None:

@@ -1,5 +1,6 @@
 """All that is wrong with data sets, counted, with examples and what training does about it."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from ppdet_lite.data.checks import training_problems
 from ppdet_lite.data.coco import CocoDataset
 from ppdet_lite.data.coco_content import CocoFile
 from ppdet_lite.data.coco_file import read_coco
-from ppdet_lite.data.problems import Example, Problem, Refused, problems_at, refuse
+from ppdet_lite.data.problems import Example, Problem, Refused, every_place, problems_at, refuse
 from ppdet_lite.data.statistics import Statistics, format_statistics
 from ppdet_lite.inspection.data_boxes import Numbers, box_problems, measures, numbers
 from ppdet_lite.inspection.data_images import ImageCheck, Look, check_image_files, look_at, shared_images
@@ -19,6 +20,7 @@ from ppdet_lite.inspection.data_rest import read_rest
 
 ENDS = ("image_damaged", "size_other", "size_turned")  # a run that meets such an image does not go on
 LEVELS = ("refusal", "warning", "note")  # the worst first
+COLUMNS = ("set", "level", "kind", *Example._fields, "what")  # of `Check.rows`
 
 
 @dataclass
@@ -64,7 +66,14 @@ class Check:
             "between": [_problem_json(problem) for problem in self.between],
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Every place that something is wrong at, each a row with COLUMNS."""
+        found = [(each.name, problem) for each in self.sets for problem in each.problems]
+        found += [("together", problem) for problem in self.between]
+        return [_row(name, problem, place) for name, problem in found for place in problem.places]
 
+
+@every_place()
 def check_set(
     name: str, images: str, annotations: str, look: Callable[[Sequence[str]], list[Look]] = look_at
 ) -> SetCheck:
@@ -154,6 +163,7 @@ def _lines(problem: Problem) -> list[str]:
     return [head, *(f"      {example}" for example in problem.examples), *more]
 
 
+@every_place()
 def _between(sets: Sequence[SetCheck]) -> list[Problem]:
     """What is wrong with training and validation sets together."""
     read = [each for each in sets if each.dataset is not None]
@@ -193,6 +203,12 @@ def _problem_json(problem: Problem) -> dict[str, Any]:
         "consequence": problem.consequence,
         "examples": [_known(example._asdict()) for example in problem.examples],
     }
+
+
+def _row(name: str, problem: Problem, place: Example) -> dict[str, Any]:
+    value = None if place.value is None else json.dumps(place.value, ensure_ascii=False)
+    cells = (name, problem.level, problem.kind, *place._replace(value=value), problem.what)
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def _known(values: dict[str, Any]) -> dict[str, Any]:

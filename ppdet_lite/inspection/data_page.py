@@ -1,4 +1,4 @@
-"""A check of data as a page that stands alone, with charts and pictures, and as JSON."""
+"""A check of data as a page that stands alone, with charts and pictures, as JSON, and as a table of every place."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,12 @@ from ppdet_lite.data.problems import Example, Problem
 from ppdet_lite.data.statistics import LARGE, SMALL
 from ppdet_lite.evaluation.drawing import draw_detections
 from ppdet_lite.inspection.data_boxes import MEASURES, measures
-from ppdet_lite.inspection.data_check import Check, SetCheck
+from ppdet_lite.inspection.data_check import COLUMNS, Check, SetCheck
+from ppdet_lite.storage.csv_text import csv_text
 from ppdet_lite.storage.embedding import chart, fill, jpeg
 from ppdet_lite.storage.files import write_json, write_text
 
-PAGE, NUMBERS, TEMPLATE = "index.html", "check.json", "data_page.html"
+PAGE, NUMBERS, PLACES, TEMPLATE = "index.html", "check.json", "problems.csv", "data_page.html"
 SAMPLES, EXAMPLES = 8, 3  # pictures of a set, and of a problem
 SIDE, MOST_ZOOM = 360, 4.0  # pixels of a picture's longer side, and how much it is enlarged at most
 CONTEXT, LEAST_PART = 2.5, 0.3  # what is shown around a box: so many times its side, that share of the image's at least
@@ -41,10 +42,11 @@ class Picture(NamedTuple):
 
 
 def write_report(found: Check, folder: Path) -> None:
-    """Write index.html and check.json into a folder. Raises UserError where it cannot be written."""
+    """Write index.html, check.json and problems.csv into a folder. Raises UserError where it cannot be written."""
     write_json(folder / NUMBERS, found.as_json())
+    write_text(folder / PLACES, csv_text(found.rows(), COLUMNS))
     write_text(folder / PAGE, page(found))
-    get_logger().info("%s and %s written into %s", PAGE, NUMBERS, folder)
+    get_logger().info("%s, %s and %s written into %s", PAGE, NUMBERS, PLACES, folder)
 
 
 def page(found: Check) -> str:

@@ -15,11 +15,11 @@ from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
-from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
 from ppdet_lite.reporting.page import TEMPLATES, mean_precision
 from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
+from ppdet_lite.storage.csv_text import csv_text
 from ppdet_lite.storage.embedding import fill
 from ppdet_lite.storage.files import write_json, write_text
 

@@ -1,5 +1,8 @@
 """The arguments and exit codes that the tools share."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ppdet_lite.core.cli import config_parser, overrides, run
@@ -72,3 +75,18 @@ def test_usage_errors_are_code_2(arguments, message, capsys):
         config_parser("A tool.").parse_args(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "main, code",
+    [
+        ("print('a' * 100000)", 141),  # more than a pipe holds
+        ("log.configure().info('a' * 100000); log.configure().info('b'); print('c')", 0),  # a run goes on
+    ],
+)
+def test_output_that_nobody_reads_ends_quietly(main, code):
+    """As `| head` does; a traceback for each line helps nobody."""
+    program = f"from ppdet_lite.core import cli, log\ndef main(): {main}\ncli.run(main)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", code)

@@ -1,5 +1,6 @@
 """The page of a data check: all that was found is on it, and it needs nothing else."""
 
+import csv
 import json
 import re
 from html import unescape
@@ -7,7 +8,8 @@ from html import unescape
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.inspection.data_check import check, check_set
+from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.inspection.data_check import Check, check, check_set
 from ppdet_lite.inspection.data_page import write_report
 from tests.data.conftest import CocoFiles
 
@@ -21,7 +23,11 @@ def report(tmp_path):
             each.write()
         found = check([check_set(name, str(f.images), str(f.json)) for name, f in files.items()], training)
         write_report(found, tmp_path / "report")
-        assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["check.json", "index.html"]
+        assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+            "check.json",
+            "index.html",
+            "problems.csv",
+        ]
         page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
         pictures = re.findall(r'src="(data:image/[a-z+]+);base64,', page)
         page = re.sub(r"data:[a-z+/]+;base64,[A-Za-z0-9+/=]+", "DATA", page)
@@ -103,3 +109,27 @@ def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_report(check([check_set("data", str(files.images), str(files.json))], lambda: None), tmp_path / "file")
+
+
+def test_every_fault_is_in_the_table(tmp_path):
+    """Also those beyond the first five, with the value as the file has it; nothing wrong leaves the heading alone."""
+    files = CocoFiles(tmp_path / "data", [(40, 60)])
+    for k in range(8):
+        files.add(0, [50, 10, 20, 10 + k], 3)
+    files.write()
+    found = check([check_set("train", str(files.images), str(files.json))], lambda: None)
+    write_report(found, tmp_path / "report")
+    rows = list(csv.DictReader((tmp_path / "report/problems.csv").open(encoding="utf-8")))
+    clipped = [row for row in rows if row["kind"] == "box_clipped"]
+    assert [int(row["annotation"]) for row in clipped] == [record["id"] for record in files.content["annotations"]]
+    assert [json.loads(row["value"])["bbox"] for row in clipped] == [[50, 10, 20, 10 + k] for k in range(8)]
+    assert {(row["set"], row["level"], row["image"], row["file"]) for row in clipped} == {
+        ("train", "note", "100", "0.png")
+    }
+    assert len(found.as_json()["sets"]["train"]["problems"][0]["examples"]) == 5
+    assert len(CocoDataset(str(files.images), str(files.json)).problems[0].places) == 5  # as training keeps them
+
+    write_report(Check([]), tmp_path / "nothing")
+    assert (tmp_path / "nothing/problems.csv").read_text() == (
+        "set,level,kind,annotation,image,category,file,value,number,what\n"
+    )
