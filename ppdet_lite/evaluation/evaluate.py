@@ -2,6 +2,8 @@
 
 import itertools
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.files import write_json, write_json_list
 
 RESULTS, METRICS = "bbox.json", "metrics.json"
+ROUND = 5.0  # seconds between two exchanges of what ranks have found
 
 
 def evaluate(
@@ -57,9 +60,10 @@ def evaluate(
         found = merged(found, len(views), detector.postprocess)
     found = _checked(tell_progress(found, batches.image_count), check)
     if ranks.world() > 1:
-        found = itertools.chain.from_iterable(ranks.together(lambda: list(found)))
+        found = _of_all_ranks(found)
     found = in_order(found, dataset.image_ids.tolist())
-    return ranks.first(lambda: _score(found, losses, dataset, folder, how))
+    # Every rank goes through what is found, as they exchange it on the way; the first one writes it.
+    return ranks.together(lambda: deque(found, 0) if ranks.rank() else _score(found, losses, dataset, folder, how))[0]
 
 
 def evaluate_results(dataset: CocoDataset, results: Path, how: Evaluation = Evaluation()) -> dict[str, Any]:
@@ -88,6 +92,21 @@ def _score(
     write_json(folder / METRICS, metrics)
     get_logger().info("%s\nwritten: %s and %s", format_metrics(metrics), folder / RESULTS, folder / METRICS)
     return metrics
+
+
+def _of_all_ranks(found: Iterator[ImageDetections]) -> Iterator[ImageDetections]:
+    """What every rank finds, exchanged every few seconds, so that it need not be kept and a failure is heard of."""
+
+    def share() -> list[ImageDetections]:
+        part, until = [], time.monotonic() + ROUND
+        for image in found:
+            part.append(image)
+            if time.monotonic() >= until:
+                break
+        return part
+
+    while any(parts := ranks.together(share)):
+        yield from itertools.chain.from_iterable(parts)
 
 
 def _checked(found: Iterable[ImageDetections], check: Callable[[], None] | None) -> Iterator[ImageDetections]:

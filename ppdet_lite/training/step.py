@@ -52,10 +52,11 @@ def train_step(
     outputs: list[TrainingOutput] = []
 
     def share() -> None:
-        for i, part in enumerate(batches):
-            if seeds:
-                paddle.seed(seeds[i])
-            outputs.append(_backward(network, part, iteration, len(batches), amp, loss_scale))
+        with exhaustion_told("training"):
+            for i, part in enumerate(batches):
+                if seeds:
+                    paddle.seed(seeds[i])
+                outputs.append(_backward(network, part, iteration, len(batches), amp, loss_scale))
 
     ranks.together(share)
     _average_over_ranks(network)

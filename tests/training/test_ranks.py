@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +18,11 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.data.loader import Loader, TrainBatches
 from ppdet_lite.modeling.norm import running_statistics
-from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint
 from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
@@ -27,6 +31,7 @@ from tests import ranks
 from tests.tiny_run import QUICKSTART
 
 TRAIN, EVAL = (str(ranks.ROOT / "tools" / name) for name in ("train.py", "eval.py"))
+FAILING = str(ranks.ROOT / "tests/training/failing_rank.py")
 TOTAL = 5
 # All images have one size, and all anchors and proposals are taken, where elsewhere some are drawn: then means over
 # ranks are means over images, and no small difference decides about a proposal. Mimicking does not begin.
@@ -78,9 +83,11 @@ def write_squares(folder: Path, split: str, count: int) -> None:
     (folder / f"{split}.json").write_text(json.dumps(content))
 
 
-def two_ranks(options: list[str], output: Path, *more: str) -> subprocess.Popen[str]:
+def two_ranks(
+    options: list[str], output: Path, *more: str, program: tuple[str, ...] = (TRAIN,)
+) -> subprocess.Popen[str]:
     overrides = ["-o", *options, "data.loader.batch_size=2", f"output={output}"]
-    return ranks.launch(output / "log", TRAIN, "-c", str(QUICKSTART), *overrides, *more)
+    return ranks.launch(output / "log", *program, "-c", str(QUICKSTART), *overrides, *more)
 
 
 def weights_of(run: Path, iteration: int, group: str = "model") -> dict[str, np.ndarray]:
@@ -188,6 +195,29 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
     for name, value in both.items():
         np.testing.assert_allclose(alone[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("how", ["error", "memory", "image"])
+def test_one_fails_where_the_other_does_not(options: list[str], tmp_path: Path, how: str) -> None:
+    """In its model, for want of memory, or at an image of its own: both end, with its reason and what was done."""
+    squares, run = tmp_path / "squares", tmp_path / "out/shapes_r18_fpn"
+    shutil.copytree(re.search("images: ([^,]*)", options[0])[1], squares)
+    options = [*options, *(f"data.{split}.images={squares}" for split in ("train", "val"))]
+    steps, told, program = {
+        "error": (2, "ERROR rank 1: ValueError: nobody thought of this", (FAILING, "error")),
+        "memory": (2, "ERROR rank 1: out of memory in training: ", (FAILING, "memory")),
+        "image": (1, "ERROR rank 1: image ", (TRAIN,)),
+    }[how]
+    if how == "image":
+        data = build(load_config(QUICKSTART, options)["data"])
+        batches = TrainBatches(data.train, data.preprocess, data.augment, Loader(batch_size=2), 0, rank=1, world=2)
+        path = Path(data.train.info(batches.indices(2)[0]).path)  # a step takes two batches of it
+        path.write_bytes(path.read_bytes()[:-2000])
+    process = two_ranks(options, tmp_path / "out", program=program)
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and processes_of(tmp_path / "out") == []
+    assert told in log_of(run)
+    assert latest_checkpoint(run / "checkpoints").name == f"iter_{steps:08d}"
 
 
 def test_what_ranks_do_together() -> None:
