@@ -99,8 +99,10 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
 def sole_writer(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes of this machine (POSIX only), and make it if need be.
 
-    Raises UserError when another process holds it. The lock ends with the process, however that ends.
+    Folders that were made and are empty in the end are removed. Raises UserError when another process holds it. The
+    lock ends with the process, however that ends.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder / LOCK)
@@ -111,6 +113,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # as soon as one is not empty
+                for path in made:
+                    path.rmdir()
 
 
 def _locked(path: Path) -> TextIO:

@@ -1,5 +1,6 @@
 """Warnings of settings that are allowed and can hardly work."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from paddle import nn
@@ -8,16 +9,22 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import FrozenBatchNorm
 
+NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)
 FEW_IMAGES = 8  # per device: below, a batch norm's statistics are poor (Wu and He 2018, figure 1)
 
 
 def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: bool) -> None:
-    """Log which norms a model has, and a warning for each that cannot work as it is used."""
-    counts: dict[str, int] = {}
-    for layer in model.sublayers():
-        if isinstance(layer, (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)):
-            counts[type(layer).__name__] = counts.get(type(layer).__name__, 0) + 1
-    get_logger().info("norms: %s", ", ".join(f"{count} {name}" for name, count in counts.items()) or "none")
+    """Log which norms a model has, what of them is trained, and a warning for each that cannot work as it is used."""
+    norms = [layer for layer in model.sublayers() if isinstance(layer, NORMS)]
+    counts = Counter((type(layer).__name__, not layer.weight.stop_gradient) for layer in norms)
+    states = [f"{count} {name} {'trained' if trained else 'frozen'}" for (name, trained), count in counts.items()]
+    get_logger().info("norms: %s", ", ".join(states) or "none")
+    if gathering := sum(counts[name, False] for name in ("BatchNorm2D", "SyncBatchNorm")):
+        get_logger().warning(
+            "train.freeze holds the weights of %d batch norms, whose statistics go on with every batch: "
+            "frozen_bn holds both",
+            gathering,
+        )
     own = None if model.mimic is None else model.mimic.backbone
     for name, backbone in {"model.backbone": model.backbone, "model.mimic.backbone": own}.items():
         if from_random and backbone is not None and backbone.frozen_stages:
@@ -26,11 +33,11 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
                 "or pretrain_weights",
                 name,
             )
-    if from_random and counts.get("FrozenBatchNorm"):
+    if from_random and any(name == "FrozenBatchNorm" for name, _ in counts):
         get_logger().warning(
             "frozen_bn from random initialisation normalises nothing: set pretrain_weights, or another norm (gn, bn)"
         )
-    if counts.get("BatchNorm2D") and images_per_device < FEW_IMAGES:
+    if any(name == "BatchNorm2D" for name, _ in counts) and images_per_device < FEW_IMAGES:
         get_logger().warning(
             "bn is trained on %d images per device; its statistics are poor below %d: consider gn, or frozen_bn with "
             "pretrain_weights",

@@ -4,7 +4,7 @@ import math
 import statistics
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from ppdet_lite.core.log import format_eta, get_logger, line_in_file, print_above_bars
@@ -63,11 +63,11 @@ class Progress:
         lr: float,
         seconds: float,
         data_seconds: float,
-        memory_mb: float,
+        memory_mb: Sequence[float],
     ) -> None:
         """Tell that `iteration` is done: its losses, learning rate, seconds in all and seconds of waiting for data.
 
-        memory_mb: the most memory in use so far.
+        memory_mb: the most memory in use so far, of each rank.
         """
         self._losses.update({"loss": sum(losses.values()), **losses})
         self._times.update({"seconds": seconds, "data": data_seconds})
@@ -96,9 +96,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _text(self, iteration: int, lr: float, memory_mb: float) -> str:
+    def _text(self, iteration: int, lr: float, memory_mb: Sequence[float]) -> str:
         times = self._times.medians()
         losses = "  ".join(f"{name} {value:.4g}" for name, value in self._losses.medians().items())
         eta = format_eta((self._total - iteration) * times["seconds"])
         pace = f"{times['seconds']:.3f} s/iter (data {times['data']:.3f})"
-        return f"eta {eta}  lr {lr:.3g}  {losses}  {pace}  {memory_mb / 1024:.2f} GiB"
+        memory = "+".join(f"{mb / 1024:.2f}" for mb in memory_mb)
+        return f"eta {eta}  lr {lr:.3g}  {losses}  {pace}  {memory} GiB"

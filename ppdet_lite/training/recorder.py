@@ -17,7 +17,6 @@ from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
 from ppdet_lite.training.board import Board
 from ppdet_lite.training.curves import draw_curves
-from ppdet_lite.training.memory import peak_memory_mb
 from ppdet_lite.training.metrics_file import MetricsWriter, read_metrics
 from ppdet_lite.training.progress import Progress
 from ppdet_lite.training.step import Step
@@ -46,12 +45,12 @@ class Recorder:
         step: Step,
         seconds: float,
         data_seconds: float,
+        memory: Sequence[float],
     ) -> None:
-        """Tell of an iteration, counted from 1."""
-        memory = peak_memory_mb()
+        """Tell of an iteration, counted from 1; memory: the most that was in use, in MiB, by rank."""
         self._progress.update(iteration, step.losses, lr, seconds, data_seconds, memory)
         if iteration % self._log_every == 0 or iteration == self._total:
-            costs = {"seconds": seconds, "data_seconds": data_seconds, "memory_mb": memory}
+            costs = {"seconds": seconds, "data_seconds": data_seconds, "memory_mb": max(memory)}
             row = {"epoch": epoch, "lr": lr, **step.losses, **step.metrics, **costs}
             self._metrics.write(iteration, row)
             self._board.scalars("train", row, iteration)

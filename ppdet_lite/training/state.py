@@ -46,13 +46,15 @@ class Progression(NamedTuple):
     loss_scale: LossScale = LossScale()  # of float16
 
 
-def starting_point(folder: Path, resume: str | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run.
+def hold_folder(folder: Path, held: contextlib.ExitStack, resume: str | None) -> Path | None:
+    """Hold a run's folder against other runs, by `held`; return the checkpoint to go on from, None for a new run.
 
     resume: None, "auto" (the latest of the run's folder, or the best where it has no other) or a checkpoint's folder.
 
-    Raises UserError when a new run, or one that goes on from another's checkpoint, would overwrite an old one.
+    Raises UserError when another run has the folder, and when a new run, or one that goes on from another's checkpoint,
+    would overwrite an old one.
     """
+    held.enter_context(sole_writer(folder))
     if resume is not None and resume != "auto":
         start, own = Path(resume), folder / "checkpoints"
         if start.resolve().parent != own.resolve() and latest_checkpoint(own) is not None:
@@ -69,13 +71,12 @@ def starting_point(folder: Path, resume: str | None) -> Path | None:
     return latest
 
 
-def take_folder(folder: Path, held: contextlib.ExitStack, start: Path | None, resume: str | None) -> str | None:
-    """Hold a run's folder, and move out of its way what another course left there; what was moved, as a line.
+def clear_folder(folder: Path, start: Path | None, resume: str | None) -> str | None:
+    """Move out of a run's way what another course left in its folder; what was moved, as a line.
 
     That is what a run without a checkpoint wrote, and, where the user goes back to an earlier checkpoint, the later
-    ones. Raises UserError when another run has the folder, or nothing can be moved.
+    ones. Raises UserError when nothing can be moved.
     """
-    held.enter_context(sole_writer(folder))
     if start is None:
         left, what = [folder / name for name in LEFTOVERS], "what an earlier run without a checkpoint left was"
     elif resume == "auto" or start.resolve().parent != (folder / "checkpoints").resolve():
@@ -87,10 +88,17 @@ def take_folder(folder: Path, held: contextlib.ExitStack, start: Path | None, re
 
 
 def _later_than(start: Path) -> list[Path]:
-    """The checkpoints beside one that have done more iterations, the best one too."""
+    """The checkpoints beside one that have done more iterations, the best one and torn ones too."""
     done = checkpoint_meta(start)["iteration"]
-    others = [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and is_whole(path)]
-    return [path for path in others if checkpoint_meta(path)["iteration"] > done]
+    return [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and _iterations(path) > done]
+
+
+def _iterations(path: Path) -> int:
+    """How many a checkpoint has done, by its name where it is torn; -1 where that does not say."""
+    if is_whole(path):
+        return checkpoint_meta(path)["iteration"]
+    number = path.name.removeprefix("iter_")
+    return int(number) if number.isdecimal() else -1
 
 
 def _set_aside(folder: Path, left: Sequence[Path]) -> Path | None:

@@ -1,7 +1,8 @@
 """One training step: a batch forward, its losses backward, the weights moved."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,13 +70,20 @@ def train_step(
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     clipped = 1.0 if clip_norm is None or gradient_norm <= clip_norm else clip_norm / gradient_norm
     scale_gradients(network, clipped / loss_scale)
-    try:
-        with exhaustion_told("the update of the weights"):
-            optimizer.step()
-            optimizer.clear_grad(set_to_zero=False)
-    except Exception as error:
-        raise TornStep(f"the update of the weights broke off ({error}); go on from the last checkpoint") from error
+    with updating("the weights"):
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
     return Step(losses, {**metrics, "gradient_norm": gradient_norm}, outputs[-1].patches)
+
+
+@contextlib.contextmanager
+def updating(what: str) -> Iterator[None]:
+    """What breaks off inside is half updated: raises TornStep for any error."""
+    try:
+        with exhaustion_told(f"the update of {what}"):
+            yield
+    except Exception as error:
+        raise TornStep(f"the update of {what} broke off ({error}); go on from the last checkpoint") from error
 
 
 def _backward(

@@ -35,3 +35,14 @@ def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot be written: .*; choose another output"), sole_writer(tmp_path):
         pass
+
+
+def test_folders_that_stay_empty_are_removed(tmp_path: Path) -> None:
+    """A run that is refused leaves nothing; one that wrote something leaves that."""
+    with sole_writer(tmp_path / "output/run"):
+        assert (tmp_path / "output/run" / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    with sole_writer(tmp_path / "there"), sole_writer(tmp_path / "output/run"):
+        (tmp_path / "output/other").mkdir()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["other", "output", "there"]

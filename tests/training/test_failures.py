@@ -11,16 +11,21 @@ from ppdet_lite.config.checked import Config
 from ppdet_lite.core.errors import RunFailed, TornStep
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.training import loop
+from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.loop import train
 from tests.tiny_run import QUICKSTART, small_shapes
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     shapes = small_shapes(tmp_path_factory.mktemp("shapes"), train=4, val=1)
     more = ["train={length: 3 iterations, checkpoint_every: null, evaluate_every: null}", "data.loader.threads=0"]
-    return load_config(QUICKSTART, [*shapes, *more])
+    return [*shapes, *more]
+
+
+@pytest.fixture(scope="module")
+def config(options: list[str]) -> Config:
+    return load_config(QUICKSTART, options)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +71,22 @@ def test_what_was_done_is_saved_and_goes_on_to_the_same_weights(
     assert all((value == again[name]).all() for name, value in straight.items())
 
 
-def test_half_updated_weights_are_not_saved(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def step(_: object) -> None:
+@pytest.mark.parametrize(
+    "what, owner, name",
+    [("the weights", paddle.optimizer.AdamW, "step"), ("the average of weights", WeightAverage, "update")],
+)
+def test_half_updated_weights_are_not_saved(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, owner: type, name: str
+) -> None:
+    def update(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(paddle.optimizer.AdamW, "step", step)
-    with pytest.raises(
-        TornStep, match=r"out of memory in the update of the weights: .* go on from the last checkpoint"
-    ):
-        train(config, tmp_path)
+    monkeypatch.setattr(owner, name, update)
+    averaged = load_config(QUICKSTART, [*options, "train.ema={decay: 0.9}"])
+    with pytest.raises(TornStep, match=rf"out of memory in the update of {what}: .* go on from the last checkpoint"):
+        train(averaged, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    assert "the update of the weights broke off" in (tmp_path / "train.log").read_text()
+    assert f"the update of {what} broke off" in (tmp_path / "train.log").read_text()
 
 
 def test_memory_that_is_out_for_the_rescue_too_hides_no_error(
@@ -86,7 +96,7 @@ def test_memory_that_is_out_for_the_rescue_too_hides_no_error(
         raise MemoryError("for a checkpoint")
 
     fail_after_the_third_forward(monkeypatch, RuntimeError("the reason"))
-    monkeypatch.setattr(loop, "save_state", save)
+    monkeypatch.setattr("ppdet_lite.training.run.save_state", save)
     with pytest.raises(RuntimeError, match="the reason"):
         train(config, tmp_path)
     assert "WARNING what was done cannot be saved: for a checkpoint" in (tmp_path / "train.log").read_text()

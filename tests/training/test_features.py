@@ -15,7 +15,6 @@ from ppdet_lite.modeling import matching
 from ppdet_lite.optimization.optimizer import SGD, Average, freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.storage.weights import read_weights
-from ppdet_lite.training import loop
 from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
@@ -112,7 +111,7 @@ def test_the_average_is_evaluated_saved_and_gone_on_with(options: list[str], tmp
         seen.append(detector.network.model.predictor.classify.bias.numpy())
         return {"AP": 0.1 * len(seen), "per_class": {}}
 
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr("ppdet_lite.training.run.evaluate", evaluate)
     ema = ["train.ema={decay: 0.5}", "train.evaluate_every=2 iterations", "train.keep_last=5"]
     config = load_config(QUICKSTART, [*options, *ema])
     train(config, tmp_path / "run")
@@ -131,7 +130,9 @@ def test_training_ends_when_evaluations_get_no_better(
     options: list[str], tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture
 ) -> None:
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": 0.0, "AP50": next(scores), "per_class": {}})
+    monkeypatch.setattr(
+        "ppdet_lite.training.run.evaluate", lambda *_: {"AP": 0.0, "AP50": next(scores), "per_class": {}}
+    )
     stop = ["train.length=9 iterations", "train.checkpoint_every=null", "train.early_stop=2", "train.best_metric=AP50"]
     config = load_config(QUICKSTART, [*options, *stop, "train.evaluate_every=1 iterations"])
     train(config, tmp_path / "run")
@@ -145,7 +146,9 @@ def test_training_ends_when_evaluations_get_no_better(
 
 def test_the_best_loss_is_the_least(options: list[str], tmp_path: Path, monkeypatch: Any) -> None:
     losses = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"AP": 0.0, "loss": next(losses), "losses": {}, "per_class": {}})
+    monkeypatch.setattr(
+        "ppdet_lite.training.run.evaluate", lambda *_: {"AP": 0.0, "loss": next(losses), "losses": {}, "per_class": {}}
+    )
     best = ["train.length=3 iterations", "train.evaluate_every=1 iterations", "train.best_metric=loss"]
     with pytest.raises(UserError, match=r"train\.best_metric: loss is not measured, set eval\.loss"):
         train(load_config(QUICKSTART, [*options, *best]), tmp_path / "run")

@@ -173,7 +173,6 @@ def test_the_loss_scale_goes_through_a_checkpoint_and_a_skipped_step_is_told(
     """As on a GPU, with the layers in float32; the second of four steps overflows. Resuming equals the straight run."""
     monkeypatch.setattr(loop, "require_half", lambda *_: None)
     monkeypatch.setattr(half, "_on_cpu", lambda: True)
-    real = loop.train_step
 
     def overflowing(network: nn.Layer, *arguments: Any, **options: Any) -> Step:
         options["amp"] = None
@@ -181,11 +180,11 @@ def test_the_loss_scale_goes_through_a_checkpoint_and_a_skipped_step_is_told(
             lambda gradient: gradient * float("inf") if arguments[3] == 1 else gradient
         )
         try:
-            return real(network, *arguments, **options)
+            return train_step(network, *arguments, **options)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(loop, "train_step", overflowing)
+    monkeypatch.setattr("ppdet_lite.training.run.train_step", overflowing)
     options = small_shapes(tmp_path / "shapes", train=4, val=1)
     options += ["train={length: 4 iterations, checkpoint_every: 1 iterations, evaluate_every: null, keep_last: 9}"]
     config = load_config(QUICKSTART, [*options, "train.amp=float16", "train.rehearse=false", "data.loader.threads=0"])

@@ -17,6 +17,7 @@ from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.advice import warn_about_batch, warn_about_norms
 from ppdet_lite.training.loop import train
@@ -281,6 +282,22 @@ def test_norms_that_cannot_work_are_warned_of(overrides, monkeypatch, norm, imag
     monkeypatch.setattr(get_logger(), "warning", lambda text, *args: warnings.append(text % args))
     warn_about_norms(build_model(quickstart(overrides, f"model.backbone.norm={norm}"), CLASSES), images, from_random)
     assert len(warnings) == (words is not None) and all(words in text for text in warnings)
+
+
+def test_what_of_the_norms_is_trained_is_told(overrides, caplog):
+    """Weights that `train.freeze` holds do not hold a batch norm's statistics."""
+    caplog.set_level("INFO", "ppdet_lite")
+    model = build_model(quickstart(overrides, "model.backbone={norm: bn, frozen_stages: 2}"), CLASSES)
+    warn_about_norms(model, 8, from_random=False)
+    assert caplog.messages == ["norms: 5 FrozenBatchNorm frozen, 15 BatchNorm2D trained"]
+    freeze(model, ["backbone.res5.*"])
+    caplog.clear()
+    warn_about_norms(model, 8, from_random=False)
+    assert caplog.messages == [
+        "norms: 5 FrozenBatchNorm frozen, 10 BatchNorm2D trained, 5 BatchNorm2D frozen",
+        "train.freeze holds the weights of 5 batch norms, whose statistics go on with every batch: "
+        "frozen_bn holds both",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_original_pixels_are_handed_over_only_where_they_are_used(
         batches.extend(step_batches)
         raise RunFailed("seen")
 
-    monkeypatch.setattr("ppdet_lite.training.loop.train_step", look)
+    monkeypatch.setattr("ppdet_lite.training.run.train_step", look)
     override = [] if crop_from is None else [f"model.mimic.crop_from={crop_from}"]
     with pytest.raises(RunFailed, match="seen"):
         train(load_config(path, [*data, *SMALL, *override]), tmp_path / "run")

@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
 
 def run(progress, first, last):
     for iteration in range(first, last + 1):
-        progress.update(iteration, {"a": 0.25, "b": 1.0}, lr=0.01, seconds=0.5, data_seconds=0.125, memory_mb=1280)
+        progress.update(iteration, {"a": 0.25, "b": 1.0}, lr=0.01, seconds=0.5, data_seconds=0.125, memory_mb=[1280])
 
 
 def test_the_log_file_has_lines_beside_a_bar(tmp_path):
@@ -82,7 +82,7 @@ def test_plain_progress_goes_to_the_log(capsys):
 def test_a_diverged_loss_is_visible():
     stream = io.StringIO()
     progress = Progress(total=1, stream=stream)
-    progress.update(1, {"a": math.nan}, 0.01, 0.5, 0.1, 100)
+    progress.update(1, {"a": math.nan}, 0.01, 0.5, 0.1, [100])
     assert "loss nan" in stream.getvalue()
 
 

@@ -145,6 +145,8 @@ def test_two_take_the_steps_of_one_with_twice_the_batch(straight: Path, options:
     for row, expected in zip(mine, theirs, strict=True):
         assert row == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert "(2 images x 2 devices x 2 batches) / base_batch 8" in log_of(straight)
+    assert re.search(r"peak memory by rank: \d\.\d\d, \d\.\d\d GiB\n", log_of(straight))
+    assert re.search(r"iter 5/5 .* \d\.\d\d\+\d\.\d\d GiB\n", log_of(straight))
 
 
 def test_their_evaluation_is_that_of_one(straight: Path, options: list[str], tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_a_step_that_fails_elsewhere_leaves_what_was_done(
             raise RunFailed("rank 1 has ended")
         return Step({"loss": 1.0}, {})
 
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr("ppdet_lite.training.run.train_step", step)
     for name, stand_in in {"world": lambda: 2, "start": lambda: None, "together": lambda work: [work()]}.items():
         monkeypatch.setattr(loop.ranks, name, stand_in)
     more = ["model.backbone.norm=bn", "train.rehearse=false", "train.accumulate=1", "data.loader.batch_size=2"]
@@ -285,7 +287,7 @@ def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
         loop.train(config, tmp_path / f"{rank}-of-{world}")
         return list(seen)
 
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr("ppdet_lite.training.run.train_step", step)
     for name, stand_in in {"start": lambda: None, "together": lambda work: [work()]}.items():
         monkeypatch.setattr(loop.ranks, name, stand_in)
     zero, one = steps(2, 0, 1), steps(2, 1, 1)

@@ -19,6 +19,7 @@ from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.storage.files import sole_writer
 from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
+from ppdet_lite.training.metrics_file import read_metrics
 from tests.tiny_run import QUICKSTART, small_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,14 +211,19 @@ def test_torn_checkpoints_are_set_aside_too(options: list[str], tmp_path: Path) 
 
 
 def test_going_back_to_an_earlier_checkpoint_sets_later_ones_aside(options: list[str], tmp_path: Path) -> None:
-    """They would be taken for the newest: those of the new course would be pruned at once, and `auto` take the old."""
-    run, every = tmp_path / "run", ["train.checkpoint_every=1 iterations", "train.keep_last=3"]
+    """They would be taken for the newest: those of the new course would be pruned at once, and `auto` take the old.
+
+    Torn ones go too, and so do the lines of metrics.jsonl.
+    """
+    run, every = tmp_path / "run", ["train.checkpoint_every=1 iterations", "train.keep_last=3", "train.log_every=1"]
     train(load_config(QUICKSTART, [*options, *every, "train.length=3 iterations"]), run, evaluate_at_end=True)
+    (run / "checkpoints/iter_00000003/checkpoint.json").unlink()
     shorter = load_config(QUICKSTART, [*options, *every, "train.length=2 iterations"])
     train(shorter, run, resume=str(run / "checkpoints/iter_00000001"))
     assert {path.name for path in (run / "aborted-1").iterdir()} == {"iter_00000002", "iter_00000003", "best"}
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"iter_00000001", "iter_00000002"}
     assert "WARNING checkpoints after iter_00000001 were moved to" in (run / "train.log").read_text()
+    assert [row["iteration"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
     train(shorter, run, resume="auto")
     assert not (run / "aborted-2").exists()
 
@@ -238,7 +244,7 @@ def test_a_second_run_in_a_folder_is_refused(options: list[str], tmp_path: Path)
     with pytest.raises(UserError, match=rf"another run writes into it \(process {held.pid}\); choose another output"):
         train(load_config(QUICKSTART, [*options, "train.length=1 iterations"]), tmp_path / "run")
     held.communicate(b"\n")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == []
+    assert not (tmp_path / "run").exists()  # nothing was written
 
 
 HOLDING = """
