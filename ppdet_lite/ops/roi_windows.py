@@ -11,7 +11,6 @@ anything but float32, and a position in a large map deserves more.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -22,7 +21,7 @@ SHARES = (1, 1, 2, 4, 4, 4, 4, 4, 4, 2, 1, 1)
 
 
 class _Axis(NamedTuple):
-    """Where R RoIs lie along one axis, in cells of the maps that they read; each [R, 1] float64."""
+    """Where RoIs lie along one axis, in cells of the maps that they read; a column of R float64 each."""
 
     start: Tensor  # of the first bin
     bin_size: Tensor
@@ -36,8 +35,15 @@ class _Axis(NamedTuple):
         one = paddle.ones_like(self.cells)
         return self._replace(samples=paddle.where(large, one, self.samples), cells=paddle.where(large, one, self.cells))
 
-    def of(self, rois: Tensor) -> "_Axis":
-        return _Axis(*(paddle.gather(part, rois) for part in self))
+
+class _Numbers(NamedTuple):
+    """Constants of all chunks; a graph would have them anew wherever a number is written. Float64 [1], but `bins`."""
+
+    minus_one: Tensor
+    zero: Tensor
+    half: Tensor
+    one: Tensor
+    bins: Tensor  # [P, 1], counted from 0
 
 
 def window_roi_align(
@@ -73,9 +79,12 @@ def window_roi_align(
     order = paddle.argsort(side.flatten())
     padded = paddle.concat([order[:1].expand([sum(SHARES)]), order])  # so that no chunk is empty
     share = paddle.shape(padded)[0] // sum(SHARES)
-    ends = [share * end for end in np.cumsum(SHARES).tolist()]
-    parts = [padded[: ends[0]], *[padded[ends[k] : ends[k + 1]] for k in range(len(SHARES) - 2)], padded[ends[-2] :]]
-    pooled = [_pool(table, paddle.gather(origin, part), y.of(part), x.of(part), output_size) for part in parts]
+    rest = paddle.shape(padded)[0] - share * sum(SHARES[:-1])
+    parts = paddle.split(padded, [*(share * each for each in SHARES[:-1]), rest])
+    rois = paddle.concat([origin.unsqueeze(1), *y, *x], axis=1).unsqueeze(2)  # [R, 13, 1]
+    bins = paddle.arange(output_size, dtype="float64").reshape([-1, 1])
+    numbers = _Numbers(*map(_number, (-1, 0, 0.5, 1)), bins)
+    pooled = [_pool(table, paddle.gather(rois, part), numbers) for part in parts]
     # last come those too large for a window, behind the first of all boxes, since there might be none
     large = large.flatten()
     rest = otherwise(paddle.concat([paddle.zeros([1], dtype="int64"), paddle.nonzero(large).flatten()]))
@@ -106,13 +115,17 @@ def _axis(start: Tensor, end: Tensor, last: Tensor, output_size: int, sampling_r
     return _Axis(start, bin_size, samples, last, first, end - first + _number(1))
 
 
-def _pool(table: Tensor, origin: Tensor, y: _Axis, x: _Axis, output_size: int) -> Tensor:
-    """RoIs' bins [r, P, P*C], one row of bins after the other; origin [r]: where in the table their map begins."""
-    channels = table.shape[1]
-    columns, column_weights = _reads(x, output_size)
-    rows, row_weights = _reads(y, output_size)
-    rows = origin.unsqueeze(1) + rows * (x.last + _number(1))
-    index = (rows.unsqueeze(2) + columns.unsqueeze(1)).astype("int64")  # [r, h, w]
+def _pool(table: Tensor, rois: Tensor, numbers: _Numbers) -> Tensor:
+    """RoIs' bins [r, P, P*C], one row of bins after the other.
+
+    rois [r, 13, 1]: where in the table their map begins, then the fields of both axes.
+    """
+    channels, output_size = table.shape[1], numbers.bins.shape[0]
+    origin, *axes = rois.split(rois.shape[1], axis=1)
+    y, x = (_Axis(*axes[i : i + len(_Axis._fields)]) for i in (0, len(_Axis._fields)))
+    rows, row_weights = _reads(y, numbers)
+    columns, column_weights = _reads(x, numbers)
+    index = (origin + (rows * (x.last + numbers.one)).transpose([0, 2, 1]) + columns).astype("int64")  # [r, h, w]
     height = paddle.shape(index)[1]
     # F.embedding itself wants to know how many rows there are; gather takes twice the time
     window = paddle._C_ops.embedding(index.flatten(0, 1), table, -1, False)  # [r*h, w, C]
@@ -121,18 +134,18 @@ def _pool(table: Tensor, origin: Tensor, y: _Axis, x: _Axis, output_size: int) -
     return paddle.bmm(row_weights, means)
 
 
-def _reads(axis: _Axis, output_size: int) -> tuple[Tensor, Tensor]:
-    """The n cells of its map that each RoI reads along an axis [r, n], and their weights in its bins [r, P, n]."""
-    cell = paddle.arange(axis.cells.max() + 1, dtype="float64")  # a sample reads the cell behind it, too
-    sample = paddle.arange(paddle.maximum(axis.samples.max(), _number(1)).squeeze(), dtype="float64") + _number(0.5)
-    bins = paddle.arange(output_size, dtype="float64").reshape([-1, 1])
-    start, bin_size, samples, last, first, _ = (part.unsqueeze(2) for part in axis)
-    divisor = paddle.maximum(samples, _number(1))
-    place = start + bins * bin_size + sample * (bin_size / divisor)  # [r, P, S]
-    counted = (place >= -1) & (place <= last + _number(1)) & (sample < samples)
+def _reads(axis: _Axis, numbers: _Numbers) -> tuple[Tensor, Tensor]:
+    """The n cells of its map that each RoI reads along an axis [r, 1, n], and their weights in its bins [r, P, n]."""
+    zero, one = numbers.zero, numbers.one
+    start, bin_size, samples, last, first, cells = axis  # [r, 1, 1]
+    divisor = paddle.maximum(samples, one)
+    cell = paddle.arange(zero, cells.max() + one, one, "float64")  # a sample reads the cell behind it, too
+    sample = paddle.arange(zero, divisor.max(), one, "float64") + numbers.half
+    place = start + numbers.bins * bin_size + sample * (bin_size / divisor)  # [r, P, S]
+    counted = (place >= numbers.minus_one) & (place <= last + one) & (sample < samples)
     share = counted.astype("float64") / divisor
-    place = paddle.minimum(paddle.maximum(place, _number(0)), last) - first
+    place = paddle.minimum(paddle.maximum(place, zero), last) - first
     away = place.unsqueeze(3) - cell
-    nearness = paddle.maximum(paddle.minimum(_number(1) - away, _number(1) + away), _number(0))
+    nearness = paddle.maximum(paddle.minimum(one - away, one + away), zero)
     weights = paddle.matmul(share.unsqueeze(2), nearness).squeeze(2).astype("float32")
-    return paddle.minimum(axis.first + cell, axis.last), weights
+    return paddle.minimum(first + cell, last), weights
