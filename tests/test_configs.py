@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+import yaml
 from paddle.vision import models
 
 from ppdet_lite.assembly.setup import build_model, load_config
@@ -65,12 +66,31 @@ def first_of_each(paths: list[Path], overrides: list[str]) -> list[Path]:
     return list(first.values())
 
 
+def leaves(tree: object, place: str = "model") -> Iterator[str]:
+    """Every value of a tree with its place."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{place}.{key}")
+    else:
+        yield f"{place}={tree}"
+
+
+def with_every_setting(paths: list[Path], overrides: list[str]) -> list[Path]:
+    """Few recipes that have, among them, every value of every setting of a model, overrides aside."""
+    settings = {path: set(leaves(yaml.safe_load(load_config(path, overrides)["model"].dump()))) for path in paths}
+    chosen, seen = [], set()
+    while found := max((values - seen for values in settings.values()), key=len):
+        chosen.append(next(path for path, values in settings.items() if values - seen == found))
+        seen |= found
+    return chosen
+
+
 # Others train the same one longer, or on other data.
 MODELS = first_of_each(RECIPES, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])
 BOTTLENECKS = [path for path in MODELS if load_config(path)["model"]["backbone"]["depth"] >= 50]
-GRAPHS = {  # of those that differ in depth or mimicking alone, one
-    *first_of_each(BOTTLENECKS[::-1], ["model.mimic=null", "model.backbone.depth=50"]),
-    *first_of_each([path for path in MODELS if path not in BOTTLENECKS], ["model.mimic=null"]),
+GRAPHS = {  # depth and mimicking aside
+    *with_every_setting(BOTTLENECKS[::-1], ["model.mimic=null", "model.backbone.depth=50"]),
+    *with_every_setting([path for path in MODELS if path not in BOTTLENECKS], ["model.mimic=null"]),
 }
 
 
@@ -223,12 +243,12 @@ def test_the_exported_graph_finds_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of each kind of graph, with few blocks; `make test-slow` exports all models whole, as ONNX too."""
+    """Of every setting one, with few blocks; `make test-slow` exports all models whole, as ONNX too."""
     path, model = request.node.callspec.params["built"], built[1]
     if request.config.getoption("--slow"):
         exported_finds_the_same(model, tmp_path, and_onnx=True)
     elif path not in GRAPHS:
-        pytest.skip("a graph like another's: make test-slow")
+        pytest.skip("its settings are in other graphs: make test-slow")
     else:
         for depth in residual.BLOCKS_PER_STAGE:
             monkeypatch.setitem(residual.BLOCKS_PER_STAGE, depth, (1, 1, 1, 2))
