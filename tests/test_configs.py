@@ -23,7 +23,7 @@ from ppdet_lite.training.step import train_step
 from tests import tiny
 from tests.onnx_files import onnx_predictor
 
-# Recipes share all their code with other tests, and measuring coverage makes tracing a graph take half as long again.
+# Measuring coverage makes tracing a graph take half as long again; tests of single parts reach the same code.
 pytestmark = pytest.mark.no_cover
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,6 @@
 import itertools
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,8 +61,7 @@ def evaluate(
     if ranks.world() > 1:
         found = _of_all_ranks(found)
     found = in_order(found, dataset.image_ids.tolist())
-    # Every rank goes through what is found, as they exchange it on the way; the first one writes it.
-    return ranks.together(lambda: deque(found, 0) if ranks.rank() else _score(found, losses, dataset, folder, how))[0]
+    return ranks.first(lambda: _score(found, losses, dataset, folder, how))
 
 
 def evaluate_results(dataset: CocoDataset, results: Path, how: Evaluation = Evaluation()) -> dict[str, Any]:
@@ -94,8 +92,8 @@ def _score(
     return metrics
 
 
-def _of_all_ranks(found: Iterator[ImageDetections]) -> Iterator[ImageDetections]:
-    """What every rank finds, exchanged every few seconds, so that it need not be kept and a failure is heard of."""
+def _of_all_ranks(found: Iterator[ImageDetections]) -> list[ImageDetections]:
+    """What every rank finds. It is exchanged every few seconds, so that one that fails or ends is heard of soon."""
 
     def share() -> list[ImageDetections]:
         part, until = [], time.monotonic() + ROUND
@@ -105,8 +103,10 @@ def _of_all_ranks(found: Iterator[ImageDetections]) -> Iterator[ImageDetections]
                 break
         return part
 
+    gathered: list[ImageDetections] = []
     while any(parts := ranks.together(share)):
-        yield from itertools.chain.from_iterable(parts)
+        gathered.extend(itertools.chain.from_iterable(parts))
+    return gathered
 
 
 def _checked(found: Iterable[ImageDetections], check: Callable[[], None] | None) -> Iterator[ImageDetections]:

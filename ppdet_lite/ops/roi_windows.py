@@ -79,8 +79,8 @@ def window_roi_align(
     order = paddle.argsort(side.flatten())
     padded = paddle.concat([order[:1].expand([sum(SHARES)]), order])  # so that no chunk is empty
     share = paddle.shape(padded)[0] // sum(SHARES)
-    rest = paddle.shape(padded)[0] - share * sum(SHARES[:-1])
-    parts = paddle.split(padded, [*(share * each for each in SHARES[:-1]), rest])
+    tallest = paddle.shape(padded)[0] - share * sum(SHARES[:-1])  # the last share, and what is left over
+    parts = paddle.split(padded, [*(share * each for each in SHARES[:-1]), tallest])
     rois = paddle.concat([origin.unsqueeze(1), *y, *x], axis=1).unsqueeze(2)  # [R, 13, 1]
     bins = paddle.arange(output_size, dtype="float64").reshape([-1, 1])
     numbers = _Numbers(*map(_number, (-1, 0, 0.5, 1)), bins)

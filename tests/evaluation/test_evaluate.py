@@ -293,7 +293,8 @@ def test_ranks_gather_every_image_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module.ranks, "world", lambda: 2)
     monkeypatch.setattr(module.ranks, "start", lambda: None)
     monkeypatch.setattr(module.ranks, "together", lambda work: [work(), theirs[:1] and [theirs.pop()]])
-    monkeypatch.setattr(module, "ROUND", 0.0)
+    monkeypatch.setattr(module.ranks, "first", lambda work: work())
+    monkeypatch.setattr(module, "ROUND", 0.0)  # an image of each a time
     metrics = run(dataset, [answers[7]], tmp_path)
     assert (metrics["AP"], metrics["detections"]) == (pytest.approx(1.0), 3)
     assert [record["image_id"] for record in json.loads((tmp_path / "bbox.json").read_text())] == [7, 7, 3]

@@ -84,7 +84,7 @@ def test_a_step_trains_every_part(model: FasterRCNN) -> None:
     model.clear_gradients()
 
 
-@pytest.mark.no_cover  # tests of deployment are; it makes tracing take half as long again
+@pytest.mark.no_cover  # which makes tracing a graph take half as long again; tests of deployment are measured
 def test_the_exported_graph_finds_the_same(model: FasterRCNN, tmp_path: Path) -> None:
     model.eval()
     save_graph(model, tmp_path)

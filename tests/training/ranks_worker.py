@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -13,6 +13,7 @@ import paddle
 import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
 from ppdet_lite.assembly import ranks
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
+from ppdet_lite.evaluation import evaluate
 from ppdet_lite.training.step import train_step
 from tests import tiny
 
@@ -45,6 +46,27 @@ def check_talk(me: int) -> None:
         error = what_is_raised(fails_on(1, failure))
         assert error is failure if me == 1 else (type(error), str(error)) == seen
         assert getattr(error, "code", 130) == 130
+    assert ranks.together(lambda: me) == [0, 1, 2]  # they go on together
+
+
+def check_rounds(me: int) -> None:
+    """What is found comes a round at a time, however much each has; a failure is heard in the round it happens in."""
+    shares = [["a", "b", "c"], [], ["d"]]
+    assert evaluate._of_all_ranks(iter(shares[me])) == ["a", "d", "b", "c"]
+    seen: list[int] = []
+
+    def found() -> Iterator[int]:
+        for number in range(100):
+            if me == 1 and number == 2:
+                raise UserError("5.png: cannot be read")
+            seen.append(number)
+            yield number
+
+    try:
+        evaluate._of_all_ranks(found())
+    except UserError as error:
+        assert str(error) == ("" if me == 1 else "rank 1: ") + "5.png: cannot be read"
+    assert seen == ([0, 1] if me == 1 else [0, 1, 2])
     assert ranks.together(lambda: me) == [0, 1, 2]  # they go on together
 
 
@@ -97,6 +119,8 @@ def main() -> None:
     ranks.start()
     me = ranks.rank()
     check_talk(me)
+    evaluate.ROUND = 0.0
+    check_rounds(me)
     check_means(me)
     check_step()
     if me == 2:
