@@ -38,10 +38,11 @@ quickstart: setup
 
 # A process per core, at most four, each with one thread: files of tests run side by side.
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
 test-slow: setup
-	$(PY) -m pytest --slow tests/test_configs.py tests/training/test_kill_run.py tests/training/test_memory.py
+	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py \
+		tests/training/test_kill_run.py tests/training/test_memory.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

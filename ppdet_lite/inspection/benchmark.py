@@ -101,12 +101,12 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     preprocess = build(config["data"]["preprocess"])
     network_input = collate(samples, preprocess)
     arrays = [network_input[key] for key in ("images", "image_sizes", "scales")]
-    ways: dict[str, Callable[..., Any]] = {"training_side": partial(_detect, model), "exported": exported(model)}
     missing = {}
     try:
-        ways["onnx"] = exported_to_onnx(model, preprocess)
+        onnx_export.require_packages()
     except UserError as error:
         missing["onnx"] = str(error)
+    ways = {"training_side": partial(_detect, model), **exported(model, preprocess, onnx=not missing)}
     summaries = _in_turns({name: partial(way, *arrays) for name, way in ways.items()}, iterations)
     ratios = {name: times["median"] / summaries["training_side"]["median"] for name, times in summaries.items()}
     return {
@@ -118,22 +118,18 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     }
 
 
-def exported(model: FasterRCNN) -> Predictor:
-    """The exported graph of a model in evaluation mode, under paddle.inference; no file of it stays."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder))
-        return Predictor(Path(folder))
-
-
-def exported_to_onnx(model: FasterRCNN, preprocess: Preprocess) -> OnnxPredictor:
-    """The same under ONNX Runtime. Raises UserError, saying what to install, where packages for that are missing."""
-    onnx_export.require_packages()
-    names = _class_names(model.predictor.num_classes)
-    description = Description(names, list(range(len(names))), preprocess, model.postprocess, {})
-    with tempfile.TemporaryDirectory() as folder:
-        save_graph(model, Path(folder))
-        onnx_export.save_onnx(Path(folder), Path(folder) / ONNX_FILE, description)
-        return OnnxPredictor(Path(folder) / ONNX_FILE)
+def exported(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Predictor | OnnxPredictor]:
+    """The graph of a model in evaluation mode: `exported`, and, if wanted, `onnx`; no file of it stays."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_graph(model, folder)
+        predictors: dict[str, Predictor | OnnxPredictor] = {"exported": Predictor(folder)}
+        if onnx:
+            classes = _class_names(model.predictor.num_classes)
+            description = Description(classes, list(range(len(classes))), preprocess, model.postprocess, {})
+            onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
+            predictors["onnx"] = OnnxPredictor(folder / ONNX_FILE)
+        return predictors
 
 
 def _in_turns(ways: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:

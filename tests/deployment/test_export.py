@@ -106,9 +106,9 @@ def test_same_on_any_batch_and_size(detector: TrainedModel, exported: Path, oned
         assert assert_same(detector, predictor, *shape) > 0
 
 
-@pytest.mark.parametrize("norm", ["frozen_bn", "gn"])
-def test_nothing_found(norm: str, tmp_path: Path) -> None:
-    detector = make_detector(f"model.backbone.norm={norm}", "model.postprocess.score_threshold=1.0")
+def test_nothing_found(tmp_path: Path) -> None:
+    """With a norm that stays an operator of its own; `exported` was compared on an image in which nothing can be."""
+    detector = make_detector("model.backbone.norm=gn", "model.postprocess.score_threshold=1.0")
     save_graph(detector.model, tmp_path)
     predictor = Predictor(tmp_path)
     assert [assert_same(detector, predictor, *shape) for shape in ((1, 64, 96), (2, 96, 64))] == [0, 0]

@@ -14,7 +14,7 @@ import paddle  # noqa: E402
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.transforms import Sample, collate  # noqa: E402
-from ppdet_lite.inspection.benchmark import exported, exported_to_onnx  # noqa: E402
+from ppdet_lite.inspection.benchmark import exported  # noqa: E402
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402
@@ -48,11 +48,7 @@ def step_of(case: Case, way: str) -> Callable[[], object]:
         optimizer = recipe.build(model)
         return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
     model.eval()
-    network = {
-        "as trained": lambda: as_trained(model),
-        "exported": lambda: exported(model),
-        "onnx": lambda: exported_to_onnx(model, preprocess),
-    }[way]()
+    network = as_trained(model) if way == "as trained" else exported(model, preprocess, onnx=way == "onnx")[way]
 
     def detect() -> object:
         batch = collate(samples, preprocess)
