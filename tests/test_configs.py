@@ -1,6 +1,6 @@
 """Every recipe that is shipped: it loads, its model builds and takes a training step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,14 +58,6 @@ def small(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(path, [*SMALLER, *narrow, *overrides])
 
 
-def first_of_each(paths: list[Path], overrides: list[str]) -> list[Path]:
-    """One recipe for each model that is left when overrides make some of them alike."""
-    first: dict[str, Path] = {}
-    for path in paths:
-        first.setdefault(load_config(path, overrides)["model"].dump(), path)
-    return list(first.values())
-
-
 def leaves(tree: object, place: str = "model") -> Iterator[str]:
     """Every value of a tree with its place."""
     if isinstance(tree, dict):
@@ -75,9 +67,22 @@ def leaves(tree: object, place: str = "model") -> Iterator[str]:
         yield f"{place}={tree}"
 
 
-def with_every_setting(paths: list[Path], overrides: list[str]) -> list[Path]:
-    """Few recipes that have, among them, every value of every setting of a model, overrides aside."""
-    settings = {path: set(leaves(yaml.safe_load(load_config(path, overrides)["model"].dump()))) for path in paths}
+def graph_settings(model: Config) -> set[str]:
+    """What decides which operators an exported graph has: no sizes, and nothing that only training knows."""
+    tree = yaml.safe_load(model.dump())
+    tree["backbone"]["depth"] = "two convolutions a block" if tree["backbone"]["depth"] < 50 else "three"
+    numbers = ("out_channels", "width", "hidden", "convs", "conv_channels", "groups", "base_width", "output_size")
+    for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"], tree["roi_pool"]):
+        part |= {key: part[key] > 1 for key in numbers if key in part}
+    tree["box_head"].pop("depth", None)
+    tree["rpn"] = {"convs": tree["rpn"]["convs"]}
+    for part, key in (("backbone", "frozen_stages"), ("backbone", "stage_lr"), ("roi_pool", "offset_lr")):
+        tree[part].pop(key, None)
+    return set(leaves({key: tree[key] for key in ("backbone", "neck", "rpn", "roi_pool", "box_head", "predictor")}))
+
+
+def with_every_setting(settings: Mapping[Path, set[str]]) -> list[Path]:
+    """Few recipes that have every setting among them."""
     chosen, seen = [], set()
     while found := max((values - seen for values in settings.values()), key=len):
         chosen.append(next(path for path, values in settings.items() if values - seen == found))
@@ -86,12 +91,9 @@ def with_every_setting(paths: list[Path], overrides: list[str]) -> list[Path]:
 
 
 # Others train the same one longer, or on other data.
-MODELS = first_of_each(RECIPES, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])
-BOTTLENECKS = [path for path in MODELS if load_config(path)["model"]["backbone"]["depth"] >= 50]
-GRAPHS = {  # depth and mimicking aside
-    *with_every_setting(BOTTLENECKS[::-1], ["model.mimic=null", "model.backbone.depth=50"]),
-    *with_every_setting([path for path in MODELS if path not in BOTTLENECKS], ["model.mimic=null"]),
-}
+MODEL_OF = {path: load_config(path, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])["model"] for path in RECIPES}
+MODELS = sorted({model.dump(): path for path, model in reversed(MODEL_OF.items())}.values())
+GRAPHS = with_every_setting({path: graph_settings(MODEL_OF[path]) for path in MODELS[::-1]})
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=name_of)
@@ -243,7 +245,7 @@ def test_the_exported_graph_finds_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of every setting one, with few blocks; `make test-slow` exports all models whole, as ONNX too."""
+    """Of every setting that a graph knows one; `make test-slow` exports all models whole, as ONNX too."""
     path, model = request.node.callspec.params["built"], built[1]
     if request.config.getoption("--slow"):
         exported_finds_the_same(model, tmp_path, and_onnx=True)

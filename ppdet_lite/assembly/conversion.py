@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppdet_lite.assembly.run_files import describe_checkpoint, describe_run
-from ppdet_lite.assembly.setup import build_model, detection_arrays, load_config, state_shapes
+from ppdet_lite.assembly.setup import build_unfilled, detection_arrays, load_config, state_shapes
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
@@ -128,7 +128,7 @@ def convert_file(
         hint = f"it is {PEERS[other]({}).title}'s: --from {other}" if other else f"has it {naming.title}'s weights?"
         raise UserError(f"{file}: no detector of {naming.title}'s, it has no {naming.classifier}; {hint}")
     classes = _classes(read, annotations, naming.class_count(len(read.arrays[naming.classifier])))
-    model = build_model(config, classes.names, for_training=False)
+    model = build_unfilled(config, classes.names)
     arrays = read.arrays if bn_epsilon is None else with_our_epsilon(read.arrays, bn_epsilon)
     report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)
     if not report.is_complete:
@@ -154,7 +154,7 @@ def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> 
     if "predictor.classify.bias" not in read.arrays:
         raise UserError(f"{read.source}: no detector of ours, it has no predictor.classify.bias")
     names = read.meta.get("class_names") or ["?"] * (len(read.arrays["predictor.classify.bias"]) - 1)
-    shapes = state_shapes(build_model(config, names, for_training=False))
+    shapes = state_shapes(build_unfilled(config, names))
     report = match_weights(shapes, detection_arrays(read))
     report.require_complete(read.source)
     naming = PEERS[peer](shapes)

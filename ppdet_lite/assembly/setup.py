@@ -115,6 +115,12 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
     return model
 
 
+def build_unfilled(config: Config, class_names: Sequence[str]) -> FasterRCNN:
+    """The model for detection, whose weights are yet to be given: none are drawn, which takes a large one seconds."""
+    with paddle.LazyGuard():
+        return build_model(config, class_names, for_training=False)
+
+
 def load_trained(config: Config) -> TrainedModel:
     """The trained model that `weights:` names, complete or not at all; its class names come with the weights."""
     if config["weights"] is None:
@@ -131,7 +137,7 @@ def load_trained(config: Config) -> TrainedModel:
         dataset = build_dataset(config, "train")
         class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
         get_logger().warning("%s names no classes; taking those of %s", weights.source, dataset.file)
-    model = build_model(config, class_names, for_training=False)
+    model = build_unfilled(config, class_names)
     report = match_weights(state_shapes(model), detection_arrays(weights))
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)

@@ -62,6 +62,24 @@ class Agreement(NamedTuple):
     score_gap: float
 
 
+@paddle.jit.not_to_static
+@contextlib.contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """Meanwhile Paddle finds no stack to note for each operator it traces: a quarter of the time, and none is saved.
+
+    Errors are told with theirs, as Paddle looks at them once they have left here.
+    """
+    limit = getattr(sys, "tracebacklimit", None)
+    sys.tracebacklimit = 0
+    try:
+        yield
+    finally:
+        if limit is None:
+            del sys.tracebacklimit
+        else:
+            sys.tracebacklimit = limit
+
+
 class Deployed(nn.Layer):
     """A detector with the inputs and outputs that PaddleDetection's deployment code expects, which feeds RGB.
 
@@ -75,7 +93,8 @@ class Deployed(nn.Layer):
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """See `Predictor.__call__`."""
         image = image.flip(axis=1) if self.flips else image
-        found = self.model(image, im_shape, scale_factor)
+        with _no_tracebacks():
+            found = self.model(image, im_shape, scale_factor)
         columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
         # joined in float64, for which oneDNN has no kernel: its own crashes when there is no row
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
@@ -180,27 +199,13 @@ def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
     """
     deployed = Deployed(model, channels)
     deployed.eval()
-    with warnings.catch_warnings(), _no_tracebacks():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
         static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
         paddle.jit.save(static, str(folder / Path(GRAPH).stem))
     require_space(folder)
     if bad := sorted(name for name in operators(folder) if any(part in name for part in FORBIDDEN)):
         raise RunFailed(f"the exported graph has {', '.join(bad)}, for which there is no ONNX or no oneDNN operator")
-
-
-@contextlib.contextmanager
-def _no_tracebacks() -> Iterator[None]:
-    """Meanwhile Paddle finds no stack to note for each operator it traces: a quarter of the time, and none is saved."""
-    limit = getattr(sys, "tracebacklimit", None)
-    sys.tracebacklimit = 0
-    try:
-        yield
-    finally:
-        if limit is None:
-            del sys.tracebacklimit
-        else:
-            sys.tracebacklimit = limit
 
 
 def operators(folder: Path) -> set[str]:

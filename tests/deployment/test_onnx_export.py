@@ -60,8 +60,9 @@ def exported(trained: TrainedModel, pictures: list[Path], tmp_path_factory: pyte
 
 def test_both_formats_lie_in_one_folder_and_find_the_same(exported: Path, pictures: list[Path]) -> None:
     assert sorted(path.name for path in exported.iterdir()) == FILES
+    by_paddle, by_onnx = Detector.load(exported), Detector.load(exported / "model.onnx")
     for picture in map(str, pictures):
-        paddles, onnxs = Detector.load(exported)(picture), Detector.load(exported / "model.onnx")(picture)
+        paddles, onnxs = by_paddle(picture), by_onnx(picture)
         assert len(onnxs.boxes) and onnxs.names == paddles.names
         np.testing.assert_allclose(onnxs.boxes, paddles.boxes, atol=1e-2)
         np.testing.assert_allclose(onnxs.scores, paddles.scores, atol=1e-4)
