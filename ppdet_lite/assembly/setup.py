@@ -116,7 +116,10 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
 
 
 def build_unfilled(config: Config, class_names: Sequence[str]) -> FasterRCNN:
-    """The model for detection, whose weights are yet to be given: none are drawn, which takes a large one seconds."""
+    """The model for detection, whose weights are yet to be given: none are drawn, which takes a large one seconds.
+
+    Meanwhile no other thread may build a model: Paddle would leave that one without weights, too.
+    """
     with paddle.LazyGuard():
         return build_model(config, class_names, for_training=False)
 
