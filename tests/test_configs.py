@@ -9,7 +9,7 @@ import pytest
 import yaml
 from paddle.vision import models
 
-from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.assembly.setup import build_model, build_unfilled, load_config
 from ppdet_lite.assembly.tensors import detection_arguments
 from ppdet_lite.config.checked import Config
 from ppdet_lite.config.registry import build
@@ -97,10 +97,17 @@ GRAPHS = with_every_setting({path: graph_settings(MODEL_OF[path]) for path in MO
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=name_of)
-def built(request: pytest.FixtureRequest) -> Iterator[tuple[Config, FasterRCNN]]:
-    """A recipe and its model; none stays longer than its tests."""
-    config = small(request.param)
-    yield config, build_model(config, CLASSES)
+def config(request: pytest.FixtureRequest) -> Config:
+    """Of each model a recipe."""
+    return small(request.param)
+
+
+@pytest.fixture
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few in each stage, whatever the depth; `make test-slow` has all."""
+    if not request.config.getoption("--slow"):
+        for depth in residual.BLOCKS_PER_STAGE:
+            monkeypatch.setitem(residual.BLOCKS_PER_STAGE, depth, (1, 1, 1, 2))
 
 
 def test_there_are_recipes() -> None:
@@ -146,10 +153,8 @@ def test_file_name_and_model_agree(path: Path) -> None:
         assert {backbone["norm"], model["neck"]["norm"], model["box_head"]["norm"]} <= set(name)
 
 
-def test_backbones_have_the_size_of_the_papers(
-    built: tuple[Config, FasterRCNN], request: pytest.FixtureRequest
-) -> None:
-    config, model = built
+def test_backbones_have_the_size_of_the_papers(config: Config, request: pytest.FixtureRequest) -> None:
+    model = build_unfilled(config, CLASSES)
     branches = ("._mean", "._variance", ".offset.weight", ".offset.bias")
     if config["model"]["backbone"]["variant"] == "d" or config["model"]["neck"] is None:
         return  # another stem; stage 5 elsewhere
@@ -172,10 +177,9 @@ def test_where_the_weights_to_start_from_come_from(path: Path) -> None:
         assert spec.startswith("dataset/weights/") and (Path(spec).name in header or "to start from: see" in header)
 
 
-def test_pretrained_weights_fit(built: tuple[Config, FasterRCNN]) -> None:
+def test_pretrained_weights_fit(config: Config) -> None:
     """Paddle's ResNet of that depth has every array of the backbone and of a C4 head, and no other."""
-    config, model = built
-    backbone = config["model"]["backbone"]
+    model, backbone = build_unfilled(config, CLASSES), config["model"]["backbone"]
     if config["pretrain_weights"] is None or backbone["variant"] != "b":
         return
     with paddle.LazyGuard():
@@ -189,9 +193,9 @@ def test_pretrained_weights_fit(built: tuple[Config, FasterRCNN]) -> None:
     assert shapes == ours
 
 
-def test_a_training_step(built: tuple[Config, FasterRCNN]) -> None:
+def test_a_training_step(config: Config, blocks: None) -> None:
     """Without pretrained weights a frozen BN normalises nothing, so the last BN of each block is made small."""
-    config, model = built
+    model = build_model(config, CLASSES)
     for name, parameter in model.backbone.named_parameters():
         if parameter.stop_gradient and name.endswith(("conv2.norm.weight", "conv3.norm.weight")):
             parameter.set_value(parameter * 0.2)
@@ -240,21 +244,13 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 
 
 def test_the_exported_graph_finds_the_same(
-    built: tuple[Config, FasterRCNN],
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    config: Config, blocks: None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Of every setting that a graph knows one; `make test-slow` exports all models whole, as ONNX too."""
-    path, model = request.node.callspec.params["built"], built[1]
-    if request.config.getoption("--slow"):
-        exported_finds_the_same(model, tmp_path, and_onnx=True)
-    elif path not in GRAPHS:
+    """Of every setting that a graph knows one; `make test-slow` exports all models, as ONNX too."""
+    slow = request.config.getoption("--slow")
+    if not slow and request.node.callspec.params["config"] not in GRAPHS:
         pytest.skip("its settings are in other graphs: make test-slow")
-    else:
-        for depth in residual.BLOCKS_PER_STAGE:
-            monkeypatch.setitem(residual.BLOCKS_PER_STAGE, depth, (1, 1, 1, 2))
-        exported_finds_the_same(build_model(small(path), CLASSES), tmp_path, and_onnx=False)
+    exported_finds_the_same(build_model(config, CLASSES), tmp_path, and_onnx=slow)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)

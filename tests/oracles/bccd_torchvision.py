@@ -2,7 +2,7 @@
 
 In an environment of its own, from the repository's root, once dataset/bccd is there (docs/bccd.md):
     pip install torch torchvision pycocotools
-    python -m tests.oracles.bccd_torchvision --seeds 0 1 2 --norm bn --output FILE.json [--device cuda]
+    python -m tests.oracles.bccd_torchvision --seeds 0 1 2 --norm bn --output FILE.json [--our-start] [--device cuda]
 Model, sampling, losses, resizing and inference are torchvision's own; sizes, optimizer and schedule are the recipe's.
 """
 
@@ -56,6 +56,19 @@ def build(norm: str, classes: int) -> FasterRCNN:
         else FastRCNNConvFCHead((64, 7, 7), [64, 64], [256], norm_layer=NORMS[norm]),
         box_predictor=FastRCNNPredictor(256, classes + 1),
     )
+
+
+def initialise_as_we_do(model: FasterRCNN) -> None:
+    """The box head's linear layers and the predictor, in torchvision uniform up to 1/sqrt(inputs), as ours begin."""
+    for layer in model.roi_heads.box_head.modules():
+        if isinstance(layer, nn.Linear):
+            bound = math.sqrt(3 / layer.in_features)
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.zeros_(layer.bias)
+    predictor = model.roi_heads.box_predictor
+    for layer, spread in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, 0.0, spread)
+        nn.init.zeros_(layer.bias)
 
 
 def read(split: str, coco: COCO) -> list[Sample]:
@@ -138,30 +151,35 @@ def score(model: FasterRCNN, samples: list[Sample], coco: COCO, device: str) -> 
     return {"AP": float(evaluation.stats[0]), "AP50": float(evaluation.stats[1])}
 
 
-def run(seed: int, norm: str, iterations: int, device: str) -> dict[str, Any]:
+def run(seed: int, norm: str, our_start: bool, iterations: int, device: str) -> dict[str, Any]:
     """Train with one seed and evaluate on both other splits."""
     torch.manual_seed(seed)
     sets = {split: COCO(DATA / "annotations" / f"instances_{split}.json") for split in ("train", "val", "test")}
     samples = {split: read(split, coco) for split, coco in sets.items()}
     began = time.perf_counter()
-    model = build(norm, len(sets["train"].getCatIds())).to(device)
+    model = build(norm, len(sets["train"].getCatIds()))
+    if our_start:
+        initialise_as_we_do(model)
+    model.to(device)
     train(model, samples["train"], iterations, seed, device)
     seconds = time.perf_counter() - began
     scores = {split: score(model, samples[split], sets[split], device) for split in ("val", "test")}
-    return {"seed": seed, "norm": norm, "iterations": iterations, "training_seconds": seconds, **scores}
+    settings = {"seed": seed, "norm": norm, "our_start": our_start, "iterations": iterations}
+    return {**settings, "training_seconds": seconds, **scores}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--norm", choices=sorted(NORMS), default="bn")
+    parser.add_argument("--our-start", action="store_true", help="box head and predictor begin as ours do")
     parser.add_argument("--iterations", type=int, default=300)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file with a list of runs")
     arguments = parser.parse_args()
     runs = []
     for seed in arguments.seeds:
-        runs.append(run(seed, arguments.norm, arguments.iterations, arguments.device))
+        runs.append(run(seed, arguments.norm, arguments.our_start, arguments.iterations, arguments.device))
         arguments.output.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
         print(runs[-1], flush=True)
 
