@@ -193,12 +193,17 @@ def test_pretrained_weights_fit(config: Config) -> None:
     assert shapes == ours
 
 
-def test_a_training_step(config: Config, blocks: None) -> None:
+def steady(config: Config) -> FasterRCNN:
     """Without pretrained weights a frozen BN normalises nothing, so the last BN of each block is made small."""
     model = build_model(config, CLASSES)
     for name, parameter in model.backbone.named_parameters():
         if parameter.stop_gradient and name.endswith(("conv2.norm.weight", "conv3.norm.weight")):
             parameter.set_value(parameter * 0.2)
+    return model
+
+
+def test_a_training_step(config: Config, blocks: None) -> None:
+    model = steady(config)
     settings, schedule = build(config["optimizer"]), build(config["schedule"])
     assert isinstance(settings, Optimizer)
     assert isinstance(schedule, Schedule)
@@ -250,7 +255,7 @@ def test_the_exported_graph_finds_the_same(
     slow = request.config.getoption("--slow")
     if not slow and request.node.callspec.params["config"] not in GRAPHS:
         pytest.skip("its settings are in other graphs: make test-slow")
-    exported_finds_the_same(build_model(config, CLASSES), tmp_path, and_onnx=slow)
+    exported_finds_the_same(steady(config), tmp_path, and_onnx=slow)
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "mimic").glob("*.yml")), ids=name_of)
