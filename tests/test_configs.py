@@ -74,6 +74,9 @@ def graph_settings(model: Config) -> set[str]:
     numbers = ("out_channels", "width", "hidden", "convs", "conv_channels", "groups", "base_width", "output_size")
     for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"], tree["roi_pool"]):
         part |= {key: part[key] > 1 for key in numbers if key in part}
+    for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"]):
+        if part.get("norm") in ("gn", "ln", "in"):
+            part["norm"] = "of groups"  # more or fewer of them
     tree["box_head"].pop("depth", None)
     tree["rpn"] = {"convs": tree["rpn"]["convs"]}
     for part, key in (("backbone", "frozen_stages"), ("backbone", "stage_lr"), ("roi_pool", "offset_lr")):
