@@ -58,30 +58,30 @@ def small(path: Path, overrides: Sequence[str] = ()) -> Config:
     return load_config(path, [*SMALLER, *narrow, *overrides])
 
 
+SIZES = ("sizes", "pre_nms_test", "post_nms_test", "out_channels", "width", "hidden", "convs", "conv_channels")
+OF_TRAINING = ("frozen_stages", "stage_lr", "offset_lr", "recompute", "mimic", "roi_sampler", "sampler", "matcher")
+OF_TRAINING += ("pre_nms_train", "post_nms_train", "train_limit_over", "box_loss", "beta")
+
+
 def leaves(tree: object, place: str = "model") -> Iterator[str]:
-    """Every value of a tree with its place."""
+    """Every value of a tree with its place, but what changes no operator of an exported graph."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from leaves(value, f"{place}.{key}")
+            if key not in SIZES + OF_TRAINING:
+                yield from leaves(value, f"{place}.{key}")
     else:
         yield f"{place}={tree}"
 
 
 def graph_settings(model: Config) -> set[str]:
-    """What decides which operators an exported graph has: no sizes, and nothing that only training knows."""
+    """What decides which operators an exported graph has."""
     tree = yaml.safe_load(model.dump())
-    tree["backbone"]["depth"] = "two convolutions a block" if tree["backbone"]["depth"] < 50 else "three"
-    numbers = ("out_channels", "width", "hidden", "convs", "conv_channels", "groups", "base_width", "output_size")
-    for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"], tree["roi_pool"]):
-        part |= {key: part[key] > 1 for key in numbers if key in part}
     for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"]):
+        if "depth" in part:
+            part["depth"] = "two convolutions a block" if part["depth"] < 50 else "three"
         if part.get("norm") in ("gn", "ln", "in"):
             part["norm"] = "of groups"  # more or fewer of them
-    tree["box_head"].pop("depth", None)
-    tree["rpn"] = {"convs": tree["rpn"]["convs"]}
-    for part, key in (("backbone", "frozen_stages"), ("backbone", "stage_lr"), ("roi_pool", "offset_lr")):
-        tree[part].pop(key, None)
-    return set(leaves({key: tree[key] for key in ("backbone", "neck", "rpn", "roi_pool", "box_head", "predictor")}))
+    return set(leaves(tree))
 
 
 def with_every_setting(settings: Mapping[Path, set[str]]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -47,18 +46,14 @@ def convert(hint: Any, value: Any) -> Any:
 
     Strict in all else: no text as a number, no bool as an integer. Raises pydantic.ValidationError.
     """
-    # In JSON mode strictness knows that a file has no tuples, only lists.
-    return _adapter(hint).validate_json(json.dumps(value), strict=True)
-
-
-@functools.lru_cache(maxsize=None, typed=True)  # making one takes a hundred times as long as using it
-def _adapter(hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint)
+        adapter = TypeAdapter(hint)
     except PydanticSchemaGenerationError as error:
         raise TypeError(
             f"{hint} is neither a plain type nor a registered component; is its module imported?"
         ) from error
+    # In JSON mode strictness knows that a file has no tuples, only lists.
+    return adapter.validate_json(json.dumps(value), strict=True)
 
 
 def mistakes(hint: Any, value: Any) -> dict[Location, str]:

@@ -62,7 +62,6 @@ class Agreement(NamedTuple):
     score_gap: float
 
 
-@paddle.jit.not_to_static
 @contextlib.contextmanager
 def _no_tracebacks() -> Iterator[None]:
     """Meanwhile Paddle finds no stack to note for each operator it traces: a quarter of the time, and none is saved.

@@ -60,15 +60,15 @@ def build(norm: str, classes: int) -> FasterRCNN:
 
 def initialise_as_we_do(model: FasterRCNN) -> None:
     """The box head's linear layers and the predictor, in torchvision uniform up to 1/sqrt(inputs), as ours begin."""
+    predictor = model.roi_heads.box_predictor
+    for layer, spread in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, 0.0, spread)
+        nn.init.zeros_(layer.bias)
     for layer in model.roi_heads.box_head.modules():
         if isinstance(layer, nn.Linear):
             bound = math.sqrt(3 / layer.in_features)
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.zeros_(layer.bias)
-    predictor = model.roi_heads.box_predictor
-    for layer, spread in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
-        nn.init.normal_(layer.weight, 0.0, spread)
-        nn.init.zeros_(layer.bias)
 
 
 def read(split: str, coco: COCO) -> list[Sample]:
