@@ -10,9 +10,10 @@ from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.bounds import DeltaWeights
 from ppdet_lite.modeling.components import BoxHead
 from ppdet_lite.modeling.deform import Deformable
+from ppdet_lite.modeling.initial import normal, xavier_fill
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, init_normal, init_uniform
-from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, init_convs, residual_stage, stage_channels
+from ppdet_lite.modeling.norm import ConvNorm, NormName
+from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, residual_stage, stage_channels
 from ppdet_lite.ops.boxes import encode_boxes
 from ppdet_lite.structures import BoxHeadOutput, SampledRois
 
@@ -24,10 +25,8 @@ class TwoFCHead(BoxHead):
     def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: PositiveInt = 1024) -> None:
         super().__init__()
         self.out_features = width
-        self.fc1 = nn.Linear(in_channels * output_size**2, width)
-        self.fc2 = nn.Linear(width, width)
-        init_uniform(self.fc1)
-        init_uniform(self.fc2)
+        self.fc1 = nn.Linear(in_channels * output_size**2, width, weight_attr=xavier_fill())
+        self.fc2 = nn.Linear(width, width, weight_attr=xavier_fill())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, P, P] -> [R, width]."""
@@ -55,10 +54,7 @@ class ConvFCHead(BoxHead):
         self.out_features = width
         channels = [in_channels, *[conv_channels] * convs]
         self.convs = nn.LayerList([ConvNorm(channels[i], conv_channels, 3, norm=norm) for i in range(convs)])
-        self.fc = nn.Linear(channels[-1] * output_size**2, width)
-        for block in self.convs:
-            init_kaiming_normal(block.conv)
-        init_uniform(self.fc)
+        self.fc = nn.Linear(channels[-1] * output_size**2, width, weight_attr=xavier_fill())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, P, P] -> [R, width]."""
@@ -100,7 +96,6 @@ class Res5Head(BoxHead):
         self.out_features = stage_channels(depth, 5)
         style = BlockStyle(norm, variant, groups, base_width, deformable)
         self.res5 = residual_stage(depth, 5, in_channels, 2, style)
-        init_convs(self.res5)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, P, P] -> [R, D]."""
@@ -130,10 +125,9 @@ class BoxPredictor(nn.Layer):
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.delta_weights = tuple(delta_weights)
         self.box_loss, self.beta = box_loss, beta
-        self.classify = nn.Linear(in_features, num_classes + 1)
-        self.regress = nn.Linear(in_features, 4 if class_agnostic else 4 * num_classes)
-        init_normal(self.classify, 0.01)
-        init_normal(self.regress, 0.001)
+        self.classify = nn.Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
+        deltas = 4 if class_agnostic else 4 * num_classes
+        self.regress = nn.Linear(in_features, deltas, weight_attr=normal(0.001))
 
     def forward(self, embedding: Tensor) -> BoxHeadOutput:
         """[R, D] -> BoxHeadOutput; class K is background, deltas are class-major."""

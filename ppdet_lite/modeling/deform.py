@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.convolution import Conv2D
+from ppdet_lite.modeling.initial import zeros
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
@@ -39,6 +40,8 @@ class DeformConv2D(nn.Layer):
     """A convolution whose offsets, and in version 2 masks, come from a convolution of the same input.
 
     The weight is named as an `nn.Conv2D`'s, so that pretrained weights fit; the branch starts at zero.
+
+    weights: how the convolution's begin (`modeling.initial`).
     """
 
     def __init__(
@@ -50,11 +53,12 @@ class DeformConv2D(nn.Layer):
         dilation: int,
         settings: Deformable,
         groups: int = 1,
+        weights: ParamAttr | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.stride, self.dilation, self.groups = settings, stride, dilation, groups
         self.padding = dilation * (kernel - 1) // 2
-        self.weight = self.create_parameter([out_channels, in_channels // groups, kernel, kernel])
+        self.weight = self.create_parameter([out_channels, in_channels // groups, kernel, kernel], attr=weights)
         self.bias = None  # a norm follows
         taps = settings.groups * kernel * kernel
         self.offset_channels = 2 * taps
@@ -65,8 +69,8 @@ class DeformConv2D(nn.Layer):
             stride=stride,
             padding=self.padding,
             dilation=dilation,
-            weight_attr=slow_zeros(settings.offset_lr),
-            bias_attr=slow_zeros(settings.offset_lr),
+            weight_attr=zeros(settings.offset_lr),
+            bias_attr=zeros(settings.offset_lr),
         )
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -92,8 +96,3 @@ class DeformConv2D(nn.Layer):
             deformable_groups=self.settings.groups,
             groups=self.groups,
         )
-
-
-def slow_zeros(lr_scale: float) -> ParamAttr:
-    """A parameter that starts at zero and learns at `lr_scale` times the others' rate."""
-    return ParamAttr(learning_rate=lr_scale, initializer=paddle.nn.initializer.Constant(0.0))

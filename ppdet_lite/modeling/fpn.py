@@ -10,7 +10,8 @@ from pydantic import PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Neck
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_uniform
+from ppdet_lite.modeling.initial import xavier_fill
+from ppdet_lite.modeling.norm import ConvNorm, NormName
 from ppdet_lite.ops import places
 
 
@@ -38,11 +39,9 @@ class FPN(Neck):
         self.extra_level = extra_level
         self.out_strides = [*in_strides, in_strides[-1] * 2] if extra_level else list(in_strides)
         self.size_divisor = in_strides[-1]
-        self.lateral = nn.LayerList([ConvNorm(channels, out_channels, 1, norm=norm) for channels in in_channels])
-        self.output = nn.LayerList([ConvNorm(out_channels, out_channels, 3, norm=norm) for _ in in_channels])
-        for layer in self.sublayers():
-            if isinstance(layer, nn.Conv2D):
-                init_uniform(layer)
+        begin = {"norm": norm, "weights": xavier_fill()}
+        self.lateral = nn.LayerList([ConvNorm(channels, out_channels, 1, **begin) for channels in in_channels])
+        self.output = nn.LayerList([ConvNorm(out_channels, out_channels, 3, **begin) for _ in in_channels])
 
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
         """Features [N, C_l, H_l, W_l], each twice as fine as the next -> levels of `out_channels` channels.

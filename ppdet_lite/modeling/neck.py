@@ -9,7 +9,8 @@ from pydantic import PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import Neck
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_normal
+from ppdet_lite.modeling.initial import normal
+from ppdet_lite.modeling.norm import ConvNorm, NormName
 
 
 class NoNeck(Neck):
@@ -49,8 +50,7 @@ class Reduction(Neck):
         super().__init__()
         self.out_channels, self.out_strides = out_channels, [in_strides[-1]]
         self._first = in_channels[0], in_strides[0]
-        self.reduce = ConvNorm(in_channels[-1], out_channels, 1, norm=norm)
-        init_normal(self.reduce.conv, 0.01)
+        self.reduce = ConvNorm(in_channels[-1], out_channels, 1, norm=norm, weights=normal(0.01))
 
     @property
     def rpn_channels(self) -> int:

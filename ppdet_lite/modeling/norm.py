@@ -1,15 +1,15 @@
 """The one convolution + normalisation of the house, and the norms it can carry."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Literal
 
 import paddle
-from paddle import Tensor, nn
+from paddle import ParamAttr, Tensor, nn
 
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
+from ppdet_lite.modeling.initial import kaiming_normal
 from ppdet_lite.ops.frozen_norm import frozen_norm
 from ppdet_lite.ops.group_norm import group_norm
 
@@ -109,6 +109,7 @@ class ConvNorm(nn.Layer):
     Args:
         deformable: makes it a deformable convolution; it then needs a norm.
         groups: of channels that are convolved apart.
+        weights: how the convolution's begin (`modeling.initial`); None for kaiming_normal.
     """
 
     def __init__(
@@ -121,10 +122,12 @@ class ConvNorm(nn.Layer):
         norm: NormName = "none",
         deformable: Deformable | None = None,
         groups: int = 1,
+        weights: ParamAttr | None = None,
     ) -> None:
         super().__init__()
+        weights = weights or kaiming_normal()
         if deformable is not None:
-            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups)
+            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups, weights)
         else:
             self.conv = Conv2D(
                 in_channels,
@@ -134,6 +137,7 @@ class ConvNorm(nn.Layer):
                 padding=dilation * (kernel - 1) // 2,
                 dilation=dilation,
                 groups=groups,
+                weight_attr=weights,
                 bias_attr=None if norm == "none" else False,
             )
         self.norm = build_norm(norm, out_channels)
@@ -142,29 +146,3 @@ class ConvNorm(nn.Layer):
         """[N, C_in, H, W] -> [N, C_out, ceil(H/stride), ceil(W/stride)]."""
         x = self.conv(x)
         return x if self.norm is None else self.norm(x)
-
-
-def init_normal(layer: nn.Layer, std: float) -> None:
-    """Weight from N(0, std), bias 0."""
-    nn.initializer.Normal(0.0, std)(layer.weight)
-    _zero_bias(layer)
-
-
-def init_kaiming_normal(layer: nn.Conv2D | DeformConv2D) -> None:
-    """He initialisation by fan-out for a conv followed by ReLU, bias 0: what ResNets are trained from."""
-    fan_out = layer.weight.shape[0] * layer.weight.shape[2] * layer.weight.shape[3]
-    init_normal(layer, math.sqrt(2.0 / fan_out))
-
-
-def init_uniform(layer: nn.Conv2D | nn.Linear) -> None:
-    """Uniform with variance 1/fan-in, bias 0: Caffe2's XavierFill, used for FPN convs and box-head layers."""
-    shape = layer.weight.shape
-    fan_in = shape[0] if isinstance(layer, nn.Linear) else shape[1] * shape[2] * shape[3]
-    bound = math.sqrt(3.0 / fan_in)
-    nn.initializer.Uniform(-bound, bound)(layer.weight)
-    _zero_bias(layer)
-
-
-def _zero_bias(layer: nn.Layer) -> None:
-    if layer.bias is not None:
-        nn.initializer.Constant(0.0)(layer.bias)

@@ -10,7 +10,7 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from ppdet_lite.modeling.deform import Deformable
-from ppdet_lite.modeling.norm import ConvNorm, NormName, init_kaiming_normal, kept_statistics
+from ppdet_lite.modeling.norm import ConvNorm, NormName, kept_statistics
 from ppdet_lite.ops.relu import add_relu, relu
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -126,13 +126,6 @@ def checkpointed(block: nn.Layer, x: Tensor) -> Tensor:
 
     # "reentrant", Paddle's other way, adds gradients up in another order, and goes with no DataParallel
     return recompute(run, x, use_reentrant=False, preserve_rng_state=False)
-
-
-def init_convs(part: nn.Layer) -> None:
-    """He initialisation of every convolution of a part of a backbone."""
-    for layer in part.sublayers(include_self=True):
-        if isinstance(layer, ConvNorm):
-            init_kaiming_normal(layer.conv)
 
 
 def _block(depth: Depth) -> type[_ResidualBlock]:

@@ -18,7 +18,6 @@ from ppdet_lite.modeling.residual import (
     Depth,
     Variant,
     checkpointed,
-    init_convs,
     residual_stage,
     stage_channels,
 )
@@ -101,7 +100,6 @@ class ResNet(Backbone):
             strides[stage] = stride
         self.out_channels = [stage_channels(depth, stage) for stage in self.out_stages]
         self.out_strides = [strides[stage] for stage in self.out_stages]
-        init_convs(self)
         self._freeze()
         self._slow_down(stage_lr)
 

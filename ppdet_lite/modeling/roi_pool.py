@@ -5,15 +5,14 @@ from typing import Literal
 
 import paddle
 import paddle.nn.functional as F
-from paddle import ParamAttr, Tensor, nn
+from paddle import Tensor, nn
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.convolution import Conv2D
-from ppdet_lite.modeling.deform import slow_zeros
-from ppdet_lite.modeling.norm import init_normal
+from ppdet_lite.modeling.initial import normal, zeros
 from ppdet_lite.ops import places
 from ppdet_lite.ops.deform_roi_pool import SampleGroups, deform_roi_pool, sample_groups
 from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align, square_level
@@ -230,10 +229,9 @@ class DeformPSRoIPool(RoIPool):
             raise Misfit("roi_pool", reason)
         self.scale, self.out_channels, self.output_size = 1 / in_strides[0], out_channels, output_size
         self.group_size, self.gamma, self.sample_per_part = group_size, gamma, sample_per_part
-        self.maps = Conv2D(in_channels, out_channels * group_size**2, 1)
-        init_normal(self.maps, 0.01)
-        zeros = {"weight_attr": slow_zeros(offset_lr), "bias_attr": slow_zeros(offset_lr)}
-        self.fields = Conv2D(in_channels, 2 * group_size**2, 1, **zeros)
+        self.maps = Conv2D(in_channels, out_channels * group_size**2, 1, weight_attr=normal(0.01))
+        slow = {"weight_attr": zeros(offset_lr), "bias_attr": zeros(offset_lr)}
+        self.fields = Conv2D(in_channels, 2 * group_size**2, 1, **slow)
 
     def level(self, boxes: Tensor) -> Tensor:
         """The one level there is: [R, 4] -> [R] int64."""
@@ -294,13 +292,7 @@ def _fully_connected(inputs: int, hidden: int, hidden_layers: int, outputs: int,
     """Fully connected layers with ReLUs between them; hidden weights from N(0, 0.01), the last layer zero."""
     layers: list[nn.Layer] = []
     for _ in range(hidden_layers):
-        scaled = ParamAttr(learning_rate=lr_scale)
-        layers += [
-            nn.Linear(inputs, hidden, weight_attr=scaled, bias_attr=ParamAttr(learning_rate=lr_scale)),
-            nn.ReLU(),
-        ]
-        init_normal(layers[-2], 0.01)
+        hidden_layer = nn.Linear(inputs, hidden, weight_attr=normal(0.01, lr_scale), bias_attr=zeros(lr_scale))
+        layers += [hidden_layer, nn.ReLU()]
         inputs = hidden
-    return nn.Sequential(
-        *layers, nn.Linear(inputs, outputs, weight_attr=slow_zeros(lr_scale), bias_attr=slow_zeros(lr_scale))
-    )
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs, weight_attr=zeros(lr_scale), bias_attr=zeros(lr_scale)))

@@ -15,9 +15,9 @@ from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.bounds import DeltaWeights, Share
 from ppdet_lite.modeling.convolution import Conv2D
+from ppdet_lite.modeling.initial import normal
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
-from ppdet_lite.modeling.norm import init_normal
 from ppdet_lite.ops import places
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
 from ppdet_lite.ops.nms import grouped_nms, surviving
@@ -71,12 +71,11 @@ class RPN(nn.Layer):
         self.pre_nms_test, self.post_nms_test = pre_nms_test, post_nms_test
         self.train_limit_over = train_limit_over
         self.delta_weights, self.box_loss, self.beta = tuple(delta_weights), box_loss, beta
-        self.conv, *more = [Conv2D(in_channels, in_channels, 3, padding=1) for _ in range(convs)]
+        small = normal(0.01)
+        self.conv, *more = [Conv2D(in_channels, in_channels, 3, padding=1, weight_attr=small) for _ in range(convs)]
         self.more_convs = nn.LayerList(more)
-        self.objectness = Conv2D(in_channels, anchors.per_cell, 1)
-        self.regress = Conv2D(in_channels, 4 * anchors.per_cell, 1)
-        for layer in (self.conv, *more, self.objectness, self.regress):
-            init_normal(layer, 0.01)
+        self.objectness = Conv2D(in_channels, anchors.per_cell, 1, weight_attr=small)
+        self.regress = Conv2D(in_channels, 4 * anchors.per_cell, 1, weight_attr=small)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Features -> per level: objectness logits [N, M_l] and deltas [N, M_l, 4], in the order of the anchors."""

@@ -1,20 +1,11 @@
 """Norms against their statistics written out in numpy, and the house's one convolution."""
 
-import math
-
 import numpy as np
 import paddle
 import pytest
 from paddle import nn
 
-from ppdet_lite.modeling.norm import (
-    ConvNorm,
-    FrozenBatchNorm,
-    build_norm,
-    init_kaiming_normal,
-    init_normal,
-    init_uniform,
-)
+from ppdet_lite.modeling.norm import ConvNorm, FrozenBatchNorm, build_norm
 from tests.tiny import float32
 
 EPSILON = 1e-5
@@ -163,45 +154,3 @@ def test_conv_norm_has_a_bias_or_a_norm() -> None:
     assert plain.conv.bias.shape == [32]
     assert isinstance(normed.norm, nn.GroupNorm)
     assert normed.conv.bias is None
-
-
-@pytest.fixture
-def layers() -> tuple[nn.Conv2D, nn.Linear]:
-    """With 9 * 32 = 288 inputs and 9 * 64 = 576 outputs of the conv; 300 inputs of the linear layer."""
-    paddle.seed(0)
-    conv, linear = nn.Conv2D(32, 64, 3), nn.Linear(300, 100)
-    for layer in (conv, linear):
-        layer.bias.set_value(np.ones(layer.bias.shape, np.float32))
-    return conv, linear
-
-
-def test_uniform_init_has_variance_of_one_by_fan_in(layers: tuple[nn.Conv2D, nn.Linear]) -> None:
-    for layer, fan_in in zip(layers, (288, 300), strict=True):
-        init_uniform(layer)
-        weight, bound = layer.weight.numpy(), math.sqrt(3 / fan_in)
-        assert abs(weight.mean()) < 0.02 * bound
-        assert 0.99 * bound < np.abs(weight).max() <= bound
-        assert weight.var() == pytest.approx(1 / fan_in, rel=0.03)
-        assert not layer.bias.numpy().any()
-
-
-def test_kaiming_init_has_variance_of_two_by_fan_out(layers: tuple[nn.Conv2D, nn.Linear]) -> None:
-    init_kaiming_normal(layers[0])
-    weight = layers[0].weight.numpy()
-    assert weight.var() == pytest.approx(2 / 576, rel=0.04)
-    assert np.abs(weight).max() > 3 * weight.std()  # not uniform
-    assert not layers[0].bias.numpy().any()
-
-
-def test_normal_init(layers: tuple[nn.Conv2D, nn.Linear]) -> None:
-    for layer in layers:
-        init_normal(layer, 0.01)
-        assert layer.weight.numpy().std() == pytest.approx(0.01, rel=0.03)
-        assert not layer.bias.numpy().any()
-
-
-def test_init_of_a_layer_without_bias() -> None:
-    layer = nn.Conv2D(3, 8, 1, bias_attr=False)
-    for init in (init_uniform, init_kaiming_normal):
-        init(layer)
-    assert layer.bias is None

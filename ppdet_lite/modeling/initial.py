@@ -1,0 +1,24 @@
+"""How the weights of a layer begin, as attributes to make it with. Biases begin at zero, as Paddle has it."""
+
+from paddle import ParamAttr
+from paddle.nn.initializer import Constant, KaimingNormal, KaimingUniform, Normal
+
+
+def kaiming_normal() -> ParamAttr:
+    """He initialisation by fan-out, for a convolution followed by a ReLU: what ResNets are trained from."""
+    return ParamAttr(initializer=KaimingNormal(mode="fan_out"))
+
+
+def xavier_fill() -> ParamAttr:
+    """Uniform with variance 1/fan-in: Caffe2's XavierFill, used for FPN convs and box-head layers."""
+    return ParamAttr(initializer=KaimingUniform(nonlinearity="linear"))
+
+
+def normal(std: float, lr_scale: float = 1.0) -> ParamAttr:
+    """From N(0, std); learns at `lr_scale` times the others' rate."""
+    return ParamAttr(learning_rate=lr_scale, initializer=Normal(0.0, std))
+
+
+def zeros(lr_scale: float = 1.0) -> ParamAttr:
+    """Zero; learns at `lr_scale` times the others' rate."""
+    return ParamAttr(learning_rate=lr_scale, initializer=Constant(0.0))
