@@ -13,10 +13,12 @@ from safetensors.numpy import save_file
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.data.shapes import generate
+from tests.tiny_run import WITHOUT_STAGE_5
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
 SMALL = [
+    *WITHOUT_STAGE_5,
     "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
     "data.loader={batch_size: 1, threads: 2}",
     "model.neck.out_channels=32",

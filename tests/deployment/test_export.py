@@ -29,11 +29,13 @@ from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, expo
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.structures import PackedDetections
+from tests.tiny_run import WITHOUT_STAGE_5
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
 NAMES = ["cat", "dog", "naïve"]
 SMALL = [
+    *WITHOUT_STAGE_5,
     "model.neck.out_channels=32",
     "model.box_head.width=64",
     "model.rpn.pre_nms_test=50",

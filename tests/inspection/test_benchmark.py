@@ -17,10 +17,11 @@ from ppdet_lite.deployment import onnx_export
 from ppdet_lite.inspection import bench_loader, bench_ops, benchmark
 from ppdet_lite.inspection.bench_loader import bench_data
 from ppdet_lite.inspection.benchmark import PHASES, bench_infer, bench_train, format_report
+from tests.tiny_run import WITHOUT_STAGE_5
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn.yml"
-SMALL = ["model.neck.out_channels=32", "model.box_head.width=64", "model.rpn.post_nms_test=20"]
+SMALL = [*WITHOUT_STAGE_5, "model.neck.out_channels=32", "model.box_head.width=64", "model.rpn.post_nms_test=20"]
 
 
 @pytest.fixture(scope="module")

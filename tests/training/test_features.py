@@ -63,7 +63,7 @@ def test_two_batches_of_two_make_the_step_of_one_of_four(monkeypatch: pytest.Mon
     whole, losses = after_a_step(images(0, 4))
     halves, mean = after_a_step([images(0, 2), images(2, 2)])
     for name, value in whole.items():
-        np.testing.assert_allclose(halves[name], value, rtol=0, atol=1e-6 * np.abs(value).max(), err_msg=name)
+        np.testing.assert_allclose(halves[name], value, rtol=0, atol=5e-6 * np.abs(value).max(), err_msg=name)
     assert mean == pytest.approx(losses, rel=1e-5)
     alone, _ = after_a_step(images(0, 2))
     assert max(np.abs(alone[name] - value).max() for name, value in whole.items()) > 1e-5

@@ -32,6 +32,7 @@ from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.recorder import Recorder
 from tests import tiny
+from tests.tiny_run import WITHOUT_STAGE_5
 from tests.training import mimic_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,8 @@ CONFIG = ROOT / "configs/quickstart/shapes_r18_fpn_mimic.yml"
 PLAIN = ROOT / "configs/quickstart/shapes_r18_fpn_mdconv_mdpool.yml"
 CLASSES = ["bar", "disc"]
 SMALL = [
+    *WITHOUT_STAGE_5,
+    "model.backbone.deformable.stages=[4]",
     "data.preprocess={short_side: 64, long_side: 96, stride: 32}",
     "data.loader.batch_size=2",
     "model.neck.out_channels=32",
@@ -204,7 +207,11 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
         for own in ("backbone", "mimic.backbone"):
             for key, value in trunk.items():
                 assert (other.state_dict()[f"{own}.{key}"].numpy() == value).all(), key
-    smaller = [*data, *SMALL, "model.mimic.backbone={type: ResNet, depth: 34, norm: bn, frozen_stages: 0}"]
+    smaller = [
+        *data,
+        *SMALL,
+        "model.mimic.backbone={type: ResNet, depth: 34, norm: bn, frozen_stages: 0, out_stages: [2, 3, 4]}",
+    ]
     report = load_pretrained(build_model(load_config(CONFIG, smaller), CLASSES), str(tmp_path / "whole.safetensors"))
     assert "mimic.backbone.res3.3.conv1.conv.weight" in report.missing
 
@@ -212,7 +219,7 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.mimic.crop_size=100", "command line: model.mimic.crop_size: 100 is no multiple of 32"),
+        ("model.mimic.crop_size=100", "command line: model.mimic.crop_size: 100 is no multiple of 16"),
         (
             "model.mimic.backbone={type: ResNet, depth: 50}",
             "command line: model.mimic.backbone: gives (chan",
@@ -255,7 +262,7 @@ def test_what_goes_on_from_another_model_is_told_how(run: Path, data: list[str],
 def test_a_teachers_backbone_that_stays_random_is_told(
     data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    frozen = "model.mimic.backbone={type: ResNet, depth: 18, norm: gn}"
+    frozen = "model.mimic.backbone={type: ResNet, depth: 18, norm: gn, out_stages: [2, 3, 4]}"
     model = build_model(load_config(CONFIG, [*data, *SMALL, frozen]), CLASSES)
     warn_about_norms(model, 8, from_random=True)
     assert "set model.mimic.backbone.frozen_stages=0" in caplog.text

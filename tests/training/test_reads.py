@@ -80,6 +80,7 @@ def test_a_gpus_ways_give_what_a_cpus_do(monkeypatch: pytest.MonkeyPatch) -> Non
     for on_cpu in (True, False):
         monkeypatch.setattr(places, "on_cpu", lambda _, answer=on_cpu: answer)
         model = tiny.detector()
+        model.rpn.min_size = 16.0  # Paddle's gradient is wrong for RoIs smaller than a cell (docs/performance.md)
         model.train()
         paddle.seed(5)
         step = train_step(model, paddle.optimizer.SGD(0.1, parameters=model.parameters()), images(2))
