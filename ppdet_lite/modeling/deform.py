@@ -41,7 +41,7 @@ class DeformConv2D(nn.Layer):
 
     The weight is named as an `nn.Conv2D`'s, so that pretrained weights fit; the branch starts at zero.
 
-    weights: how the convolution's begin (`modeling.initial`).
+    weights: how the convolution's begin (`modeling.initial`); None leaves it to Paddle.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ from paddle.nn.initializer import Constant, KaimingNormal, KaimingUniform, Norma
 
 
 def kaiming_normal() -> ParamAttr:
-    """He initialisation by fan-out, for a convolution followed by a ReLU: what ResNets are trained from."""
+    """Normal with variance 2/fan-out, for a convolution before a ReLU (He et al. 2015, "Delving Deep", equation 14)."""
     return ParamAttr(initializer=KaimingNormal(mode="fan_out"))
 
 
