@@ -62,6 +62,7 @@ class Agreement(NamedTuple):
     score_gap: float
 
 
+@paddle.jit.not_to_static  # it would be rewritten as what is traced, with a warning about its decorator
 @contextlib.contextmanager
 def _no_tracebacks() -> Iterator[None]:
     """Meanwhile Paddle finds no stack to note for each operator it traces: a quarter of the time, and none is saved.

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.convolution import Conv2D
-from ppdet_lite.modeling.initial import zeros
+from ppdet_lite.modeling.initial import kaiming_normal, zeros
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
@@ -41,7 +41,7 @@ class DeformConv2D(nn.Layer):
 
     The weight is named as an `nn.Conv2D`'s, so that pretrained weights fit; the branch starts at zero.
 
-    weights: how the convolution's begin (`modeling.initial`); None leaves it to Paddle.
+    weights: how the convolution's begin (`modeling.initial`); None for kaiming_normal.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class DeformConv2D(nn.Layer):
         super().__init__()
         self.settings, self.stride, self.dilation, self.groups = settings, stride, dilation, groups
         self.padding = dilation * (kernel - 1) // 2
-        self.weight = self.create_parameter([out_channels, in_channels // groups, kernel, kernel], attr=weights)
+        self.weight = self.create_parameter(
+            [out_channels, in_channels // groups, kernel, kernel], attr=weights or kaiming_normal()
+        )
         self.bias = None  # a norm follows
         taps = settings.groups * kernel * kernel
         self.offset_channels = 2 * taps

@@ -125,7 +125,6 @@ class ConvNorm(nn.Layer):
         weights: ParamAttr | None = None,
     ) -> None:
         super().__init__()
-        weights = weights or kaiming_normal()
         if deformable is not None:
             self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups, weights)
         else:
@@ -137,7 +136,7 @@ class ConvNorm(nn.Layer):
                 padding=dilation * (kernel - 1) // 2,
                 dilation=dilation,
                 groups=groups,
-                weight_attr=weights,
+                weight_attr=weights or kaiming_normal(),
                 bias_attr=None if norm == "none" else False,
             )
         self.norm = build_norm(norm, out_channels)

@@ -3,6 +3,7 @@
 import io
 import runpy
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -137,6 +138,30 @@ class Interpolating(nn.Layer):
 def test_an_operator_that_onednn_refuses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"has pd_op\.nearest_interp, for which"):
         save_graph(Interpolating(), tmp_path)
+
+
+TRACED = """
+import sys
+from pathlib import Path
+import ppdet_lite
+import paddle
+from ppdet_lite.deployment.export import save_graph
+from ppdet_lite.structures import PackedDetections
+
+class Corner(paddle.nn.Layer):
+    def forward(self, images, image_sizes, scales):
+        found = image_sizes[:, 0] + scales[:, 0] + images.sum(axis=[1, 2, 3])
+        return PackedDetections(found.unsqueeze(1).expand([-1, 4]), found, found.astype("int64"), found.astype("int32"))
+
+save_graph(Corner(), Path(sys.argv[1]))
+"""
+
+
+def test_tracing_warns_of_nothing(tmp_path: Path) -> None:
+    """In a process of its own: Paddle rewrites a function, and warns of it, once."""
+    command = [sys.executable, "-W", "error:Dy2Static", "-c", TRACED, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "model.json").exists(), done.stderr[-2000:]
 
 
 class Faulty(nn.Layer):

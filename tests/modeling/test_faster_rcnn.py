@@ -26,12 +26,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def model() -> FasterRCNN:
-    """One detector for all tests that leave it as it is; its classes are far from equally probable."""
-    model = tiny.detector()
+def unsure_of_nothing(seed: int) -> FasterRCNN:
+    """A detector whose classes are far from equally probable."""
+    model = tiny.detector(seed=seed)
     model.predictor.classify.weight.set_value(model.predictor.classify.weight * 50)
     return model
+
+
+@pytest.fixture(scope="module")
+def model() -> FasterRCNN:
+    """One detector for all tests that leave it as it is."""
+    return unsure_of_nothing(seed=0)
 
 
 @pytest.fixture(autouse=True)
@@ -205,11 +210,11 @@ def test_class_agnostic_boxes() -> None:
     assert len(corners) < found.boxes.shape[0]  # classes share their boxes
 
 
-def test_targets_of_an_image_stay_with_it(model: FasterRCNN) -> None:
+def test_targets_of_an_image_stay_with_it() -> None:
     """RPN losses of a batch are the mean of those of its images alone; no loss depends on the images' order."""
+    model = unsure_of_nothing(seed=1)
     images, sizes, scales = inputs()
     truth, order = CASES["objects"], paddle.to_tensor([1, 0])
-    drawn, before = (model.roi_sampler, model.rpn.sampler), state(model)
     model.roi_sampler, model.rpn.sampler = RoISampler(sampler=Sampler(1000, 0.9)), Sampler(10_000, 0.5)  # everything
     for layer in (model.rpn.objectness, model.rpn.regress):  # so that the RPN looks at its image
         layer.weight.set_value(layer.weight * 300)
@@ -223,11 +228,9 @@ def test_targets_of_an_image_stay_with_it(model: FasterRCNN) -> None:
     }
     with paddle.no_grad():
         found = {case: np.array([v.item() for v in model(*cases[case]).losses.values()]) for case in cases}
-    model.roi_sampler, model.rpn.sampler = drawn
-    model.set_state_dict(before)
     np.testing.assert_allclose(found["batch"][:2], (found["first"] + found["second"])[:2] / 2, rtol=5e-6)
     np.testing.assert_allclose(found["batch"], found["swapped"], rtol=5e-6)
-    assert (np.abs(found["crossed"] / found["batch"] - 1) > 1e-5).all()  # rounding does 1e-7
+    assert (np.abs(found["crossed"] / found["batch"] - 1) > 5e-4).all()
 
 
 @pytest.mark.parametrize(

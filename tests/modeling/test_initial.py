@@ -88,6 +88,10 @@ PARTS = {  # what makes it, and how layers of each name begin: the first pattern
         lambda: ResNet(18, variant="d", deformable=Deformable(stages=(5,))),
         {"*.offset": 0.0, "*": KAIMING},
     ),
+    "deformable convolution": (
+        lambda: nn.Sequential(DeformConv2D(8, 32, 3, 1, 1, Deformable())),
+        {"0": KAIMING, "*": 0.0},
+    ),
     "4conv1fc": (
         lambda: ConvFCHead(16, 3, convs=2, conv_channels=32, width=64),
         {"convs.*": KAIMING, "fc": XAVIER},
