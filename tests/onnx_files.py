@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.onnx_export import save_onnx
 from ppdet_lite.deployment.onnx_predictor import OnnxPredictor

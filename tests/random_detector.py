@@ -4,9 +4,9 @@ import numpy as np
 from paddle import nn
 
 from ppdet_lite.assembly.setup import TrainedModel, build_model
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
-from ppdet_lite.inspection.offsets import deformable_parts
+from ppdet_lite.evaluation.offsets import deformable_parts
 from ppdet_lite.modeling.deform import DeformConv2D
 
 NAMES = ["cat", "dog"]

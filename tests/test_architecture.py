@@ -1,7 +1,6 @@
 """The house's rules that a machine can check: imports go one way, files are short, importing is cheap."""
 
 import ast
-import itertools
 import os
 import re
 import subprocess
@@ -18,24 +17,31 @@ LONGEST_FUNCTION = 60  # lines
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
-# What each part may import of the package beside itself. docs/architecture.md tells why.
+# What each room may import of the package beside itself: a name on the first level, or a folder of `data` or `ops`.
+# docs/architecture.md says what they contain.
 GROUND = {"core", "structures"}
+BASE = {"core", "config", "storage"}
+IN_DATA = ("images", "annotations", "loading", "synthetic", "importing", "checking")  # each may import the ones before
+DATA_ROOMS = ["data", *(f"data.{room}" for room in IN_DATA)]
 ALLOWED = {
     "core": set(),
     "structures": set(),
     "config": {"core"},
     "storage": {"core"},
-    "ops": GROUND,
-    "data": {"config", "storage", "core"},
-    "importing": {"data", "config", "storage", "core"},
+    "ops": GROUND | {"ops.cpu"},
+    "ops.cpu": GROUND | {"ops"},
     "modeling": {"ops", "config", *GROUND},
     "optimization": {"modeling", "config", *GROUND},
+    "peers": BASE,
     "__init__": {"core"},
+    "data": {"data.annotations"},  # registers the datasets
 }
-for above, below in itertools.pairwise(
-    ["optimization", "assembly", "deployment", "evaluation", "reporting", "inspection", "training"]
-):
-    ALLOWED[below] = {above, "modeling", "data", "ops", "storage", *ALLOWED[above]}
+for number, room in enumerate(DATA_ROOMS[1:], start=1):
+    ALLOWED[room] = {*BASE, *DATA_ROOMS[1:number]}
+below = {*BASE, *GROUND, *DATA_ROOMS, "ops", "modeling", "optimization", "peers"}
+for room in ("assembly", "deployment", "evaluation", "reporting", "training", "benchmarks"):
+    ALLOWED[room] = set(below)
+    below.add(room)
 
 
 def name_of(path: Path) -> str:
@@ -43,8 +49,14 @@ def name_of(path: Path) -> str:
 
 
 def part_of(path: Path) -> str:
-    """The part of the package that a module belongs to: its folder or, at the top, its name."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """The room that a module belongs to."""
+    return room_of(path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+
+
+def room_of(module: str) -> str:
+    """The room of "data.images.files" or of what is in such a module: "data.images"."""
+    first, *rest = module.split(".")
+    return f"{first}.{rest[0]}" if rest and f"{first}.{rest[0]}" in ALLOWED else first
 
 
 def line_count(path: Path) -> int:
@@ -66,9 +78,9 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def internal(path: Path) -> set[str]:
-    """The parts of the package that a file imports."""
-    parts = (name.split(".") for name in imported(path))
-    return {name[1] for name in parts if name[0] == "ppdet_lite" and name[1:] and name[1] != "__version__"}
+    """The rooms of the package that a file imports."""
+    parts = (name.partition(".") for name in imported(path))
+    return {room_of(rest) for top, _, rest in parts if top == "ppdet_lite" and rest and rest != "__version__"}
 
 
 def outside(path: Path) -> set[str]:
@@ -81,14 +93,30 @@ def test_imports_point_one_way() -> None:
 
 
 def test_every_room_is_known_and_says_what_lives_there_and_what_it_may_import() -> None:
-    rooms = {path.parent.name: ast.get_docstring(tree(path)) for path in PACKAGE.glob("*/__init__.py")}
+    packages = [
+        *PACKAGE.glob("*/__init__.py"),
+        *(PACKAGE / "data").glob("*/__init__.py"),
+        PACKAGE / "ops/cpu/__init__.py",
+    ]
+    rooms = {".".join(path.relative_to(PACKAGE).parts[:-1]): ast.get_docstring(tree(path)) for path in packages}
     assert {*rooms, "structures", "__init__"} == set(ALLOWED)
     silent = [
         name for name, text in rooms.items() if not text or not re.search(r"\b([Mm]ay import|Imports nothing)\b", text)
     ]
     assert silent == []
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    assert [name for name in rooms if f"`{name}/`" not in page] == []
+    assert [name for name in rooms if f"`{name.replace('.', '/')}/`" not in page] == []
+
+
+def test_the_first_level_can_be_taken_in_at_a_glance() -> None:
+    names = {path.relative_to(PACKAGE).parts[0] for path in MODULES}
+    assert len(names) <= 16, sorted(names)
+
+
+def test_the_cpu_implementations_are_reached_through_ops_alone() -> None:
+    assert [
+        name_of(path) for path in MODULES if "ops.cpu" in internal(path) and part_of(path) not in ("ops", "ops.cpu")
+    ] == []
 
 
 def test_imports_go_in_no_circle() -> None:
@@ -107,7 +135,7 @@ def module_of(target: str, known: set[str]) -> str | None:
     return next((name for name in (target, target.rpartition(".")[0]) if name in known), None)
 
 
-@pytest.mark.parametrize("part", ["core", "config", "storage", "data", "importing", "__init__"])
+@pytest.mark.parametrize("part", ["core", "config", "storage", "peers", *DATA_ROOMS, "__init__"])
 def test_parts_that_run_without_paddle(part: str) -> None:
     assert [name_of(path) for path in MODULES if part_of(path) == part and "paddle" in outside(path)] == []
 

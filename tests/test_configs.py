@@ -9,9 +9,9 @@ import pytest
 import yaml
 from paddle.vision import models
 
+from ppdet_lite.assembly.batch_tensors import detection_arguments
 from ppdet_lite.assembly.setup import build_model, build_unfilled, load_config
-from ppdet_lite.assembly.tensors import detection_arguments
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.data.shapes import generate
+from ppdet_lite.data.synthetic.shapes import generate
 from tests.tiny_run import WITHOUT_STAGE_5
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,9 +13,9 @@ import paddle
 from paddle import nn
 
 from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.shapes import generate
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.loading.transforms import Preprocess
+from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.storage.checkpoint import save_checkpoint

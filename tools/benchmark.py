@@ -45,13 +45,13 @@ def main() -> None:
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
     with runtime.quiet_import():
         from ppdet_lite.assembly.setup import load_config
-        from ppdet_lite.inspection import benchmark
+        from ppdet_lite.benchmarks import model
     config = None if args.what == "ops" else load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
     log.configure()
     options = {key: value for key, value in vars(args).items() if key in ("size", "batch", "classes", "workers")}
-    report = benchmark.run(args.what, config, args.iters, **options)
-    print(benchmark.format_report(report))
+    report = model.run(args.what, config, args.iters, **options)
+    print(model.format_report(report))
     if args.json:
         print(json.dumps(report))
 

@@ -24,18 +24,18 @@ def main() -> None:
     log.configure()
     if args.config:
         with runtime.quiet_import():
+            from ppdet_lite.assembly.check_data import check_config
             from ppdet_lite.assembly.setup import load_config
-            from ppdet_lite.inspection.data_of_config import check_config
         config = load_config(args.config, cli.overrides(args))
         cli.stop_if_printed(args, config)
         found = check_config(config)
     else:
-        from ppdet_lite.inspection.data_fix import check_file
+        from ppdet_lite.data.checking.fix import check_file
 
         found = check_file(*args.paths, args.fix, args.corners)
     if args.report:
         with runtime.quiet_import():
-            from ppdet_lite.inspection.data_page import write_report
+            from ppdet_lite.reporting.data_page import write_report
         write_report(found, args.report)
     if found.refusal is not None:
         raise UserError(f"training would refuse: {found.refusal}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ppdet_lite.benchmarks.environment import print_report
 from ppdet_lite.core import cli, runtime
-from ppdet_lite.inspection.environment import print_report
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         return
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 is float32: what differs is a fault
     with runtime.quiet_import():
-        from ppdet_lite.inspection import device_check
+        from ppdet_lite.benchmarks import device_check
     device_check.require_gpu()
     for line in device_check.check_device(checks, "gpu"):
         print(line, flush=True)

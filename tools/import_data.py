@@ -38,8 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.seed is not None and (args.split is None or args.seed < 0):
         parser.error("--seed is 0 or more, and goes with --split")
-    from ppdet_lite.importing.convert import import_data
-    from ppdet_lite.importing.splits import parse_shares
+    from ppdet_lite.data.importing.convert import import_data
+    from ppdet_lite.data.importing.splits import parse_shares
 
     log.configure()
     options = {name: value for name, value in vars(args).items() if name not in ("split", "splits", "seed")}

@@ -29,8 +29,8 @@ def main() -> None:
     with runtime.quiet_import():
         from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.config.registry import build
-        from ppdet_lite.data.loader import Loader
-        from ppdet_lite.data.video import is_video
+        from ppdet_lite.data.images.video import is_video
+        from ppdet_lite.data.loading.loader import Loader
         from ppdet_lite.deployment.detector import chosen
         from ppdet_lite.evaluation.infer import infer
         from ppdet_lite.evaluation.infer_video import infer_video

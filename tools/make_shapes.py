@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another dataset")
     parser.add_argument("--size", type=int, default=320, help="longest side of an image in pixels")
     args = parser.parse_args()
-    from ppdet_lite.data.shapes import generate
+    from ppdet_lite.data.synthetic.shapes import generate
 
     written = generate(args.output, args.train, args.val, args.seed, args.size)
     print(f"{args.output}: {f'{args.train} + {args.val} images written' if written else 'already there'}")

@@ -19,7 +19,7 @@ def main() -> None:
     with runtime.quiet_import():
         import paddle
 
-        from ppdet_lite.inspection import model_zoo
+        from ppdet_lite.benchmarks import model_zoo
         from ppdet_lite.storage.files import write_text
     log.configure()
     paddle.set_device("cpu")

@@ -36,7 +36,7 @@ def main() -> None:
         parser.error("--input and --output are needed")
     with runtime.quiet_import():
         from ppdet_lite.assembly import setup
-        from ppdet_lite.inspection.offsets import draw_offsets
+        from ppdet_lite.evaluation.offsets import draw_offsets
     config = setup.load_config(args.config, cli.overrides(args))
     cli.stop_if_printed(args, config)
     log.configure()

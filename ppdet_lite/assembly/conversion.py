@@ -1,22 +1,23 @@
 """Weights of other projects into runs of ours, and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ppdet_lite.assembly.run_files import describe_checkpoint, describe_run
 from ppdet_lite.assembly.setup import build_unfilled, detection_arrays, load_config, state_shapes
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.messages import either
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco_file import read_categories
+from ppdet_lite.data.annotations.coco_file import read_categories
+from ppdet_lite.peers.config_differences import DIFFERENCES
+from ppdet_lite.peers.dataset_classes import known_classes
+from ppdet_lite.peers.files import PeerFile, read_peer_file
+from ppdet_lite.peers.names import PEERS, peer_of
+from ppdet_lite.peers.names.rules import with_our_epsilon
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.storage.known_classes import known_classes
 from ppdet_lite.storage.pdparams import write_pdparams
-from ppdet_lite.storage.peer_files import PeerFile, read_peer_file
-from ppdet_lite.storage.peers import PEERS, peer_of
-from ppdet_lite.storage.peers.rules import with_our_epsilon
 from ppdet_lite.storage.weights import match_weights, read_weights
 
 
@@ -27,73 +28,10 @@ class Classes(NamedTuple):
     category_ids: list[int]
 
 
-def _ppdet_ways(config: Config) -> list[str]:
-    """PaddleDetection resizes by cubic interpolation, does not pad for C4, and drops proposals below a pixel."""
-    ways = ["data.preprocess.interpolation=cubic", "model.rpn.min_size=1.0"]
-    if config["model"]["neck"] is None:
-        ways.append("data.preprocess.stride=1")
-    else:
-        ways.append("model.rpn.train_limit_over=batch")
-    if config["model"]["backbone"]["depth"] < 50:
-        ways.append("model.backbone.project_stage_2=true")
-    return ways
-
-
-def _torchvision_ways(config: Config) -> list[str]:
-    """torchvision resizes floating-point pixels, measures strides, rounds anchors, and pools RoIs unaligned."""
-    smooth = "{box_loss: smooth_l1, beta: 0.1111111111111111}"
-    return [
-        "data.preprocess={sizing: floor, resize_in: float}",
-        "model.rpn={anchors: {rounded: true, measured_strides: true}, min_size: 0.001, post_nms_train: 2000}",
-        "model.roi_pool={sampling_ratio: 2, aligned: false}",
-        f"model.rpn={smooth}",
-        f"model.predictor={smooth}",
-    ]
-
-
-def _mmdet_ways(config: Config) -> list[str]:
-    """mmdetection rounds sizes; its deformable poolings have a branch for each level."""
-    pool = ["model.roi_pool.per_level=true"] if config["model"]["roi_pool"]["type"] == "DeformRoIPool" else []
-    return ["data.preprocess.sizing=nearest", *pool]
-
-
-CAFFE = "channels: bgr, pixel_range: 255, mean: [103.53, 116.28, 123.675]"
-
-
-def _mmdet_caffe_ways(config: Config) -> list[str]:
-    """Its `caffe` configs go on from Caffe's ResNets: BGR pixels, the stride in the first 1x1."""
-    return [*_mmdet_ways(config), f"data.preprocess={{{CAFFE}, std: [1, 1, 1]}}", "model.backbone.variant=a"]
-
-
-def _detectron2_ways(config: Config) -> list[str]:
-    """detectron2 resizes as Pillow does; its ResNets are Caffe's, its ResNeXts not; only FPN's images are padded."""
-    is_resnext = config["model"]["backbone"]["groups"] > 1
-    std = "[57.375, 57.12, 58.395]" if is_resnext else "[1, 1, 1]"
-    ways = [f"data.preprocess={{sizing: nearest, interpolation: antialias, {CAFFE}, std: {std}}}"]
-    ways += [] if is_resnext else ["model.backbone.variant=a"]
-    if config["model"]["backbone"]["dilated"]:  # its DC5 has RPN and RoIs on stage 5 itself
-        ways += ["model.backbone.out_stages=[5]", "model.neck=null"]
-    if config["model"]["neck"] is None or config["model"]["backbone"]["dilated"]:
-        ways.append("data.preprocess.stride=1")
-    if config["model"]["box_head"]["type"] == "Res5Head":
-        ways.append("model.box_head.variant=a")
-    return ways
-
-
-WAYS: dict[str, Callable[[Config], list[str]]] = {
-    "ppdet": _ppdet_ways,
-    "torchvision": _torchvision_ways,
-    "mmdet": _mmdet_ways,
-    "mmdet-caffe": _mmdet_caffe_ways,
-    "detectron2": _detectron2_ways,
-}
-"""Per project: overrides under which a config of ours computes what theirs does."""
-
-
 def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> Config:
     """A config with what another project does otherwise; the user's overrides have the last word."""
-    ways = WAYS[peer](load_config(path, overrides))
-    return load_config(path, [*ways, *overrides])
+    differences = DIFFERENCES[peer](load_config(path, overrides))
+    return load_config(path, [*differences, *overrides])
 
 
 def known_peer(name: str) -> str:

@@ -10,10 +10,10 @@ from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.peers.files import read_peer_file
+from ppdet_lite.peers.names import PEERS, peer_of
+from ppdet_lite.peers.names.classifiers import caffe2_classifier, ppdet_classifier
 from ppdet_lite.storage.download import resolve_weights
-from ppdet_lite.storage.peer_files import read_peer_file
-from ppdet_lite.storage.peers import PEERS, peer_of
-from ppdet_lite.storage.peers.classifiers import caffe2_classifier, ppdet_classifier
 from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
 
 TRUNK = ("backbone.", "box_head.res5.")  # what a classifier brings; a C4 detector has stage 5 in its head

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from ppdet_lite.config.registry import register
-from ppdet_lite.data.augment import Augment
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.loader import Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.loading.augment import Augment
+from ppdet_lite.data.loading.loader import Loader
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.duration import Duration
 from ppdet_lite.optimization.optimizer import Average, Optimizer
@@ -50,7 +50,7 @@ class Train:
     freeze: patterns of parameters that are not trained, such as backbone.*; norms there keep their statistics going.
     amp: precision of convolutions and matrix products; weights, losses, boxes, deformable and RoI operators stay
         float32, evaluation too. float16, for GPUs alone, scales the loss and leaves out steps whose gradients overflow.
-        On a CPU bfloat16 only rounds, and saves nothing (`modeling/half.py`).
+        On a CPU bfloat16 only rounds, and saves nothing (`modeling/amp.py`).
     rehearse: before the first iteration, take a step of the largest batch that can come and undo it, so that memory
         that does not suffice ends the run at once; its results are the same either way.
     preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.

@@ -7,7 +7,7 @@ from typing import Any
 import paddle
 
 from ppdet_lite import __version__
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.storage.files import write_json, write_text
 
 

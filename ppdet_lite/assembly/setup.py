@@ -10,17 +10,17 @@ import paddle
 
 from ppdet_lite.assembly.recipe import Recipe
 from ppdet_lite.config.check import check
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.load import load_tree
 from ppdet_lite.config.registry import build, placed
 from ppdet_lite.core.errors import Misfit, UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.checks import training_problems
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.problems import refuse
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.problems import refuse
+from ppdet_lite.data.annotations.training_checks import training_problems
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.storage.peers import peer_of
+from ppdet_lite.peers.names import peer_of
 from ppdet_lite.storage.weights import Weights, match_weights, read_weights
 
 TRAINING_ONLY = "mimic."  # how the names of weights begin that a checkpoint has and a detector does without

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.messages import did_you_mean, either, shown
 from ppdet_lite.config.registry import Parameter, Slot, parameters, slot_of
 from ppdet_lite.config.type_hints import mistakes

@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ppdet_lite.config.checked import Config, to_plain
+from ppdet_lite.config.checked_config import Config, to_plain
 from ppdet_lite.config.type_hints import convert
 from ppdet_lite.core.errors import UserError
 

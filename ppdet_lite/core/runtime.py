@@ -6,7 +6,7 @@ PPDET_LITE_RUNTIME = "off" or a comma list of them:
 - threads: OMP_NUM_THREADS = usable cores, shared among the processes of a launch. Paddle itself takes one thread.
 - malloc:  glibc keeps freed memory instead of giving it back, which spares the page faults of every large tensor.
 - mkl:     MKL_DEBUG_CPU_TYPE=5 on AMD, where the bundled MKL otherwise takes its slow path.
-- onednn:  convolutions of training by the oneDNN beside paddle (ops/onednn.py); it is only switched here.
+- onednn:  convolutions of training by the oneDNN beside paddle (ops/cpu/onednn.py); it is only switched here.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
-"""Annotations and images, and how they become batches, without Paddle; importing the package registers the datasets.
+"""Datasets and batches, without Paddle; importing the package registers the datasets.
 
-May import config, storage and core.
+May import core, config and storage. Its rooms, each of which may import those before it: images, annotations, loading,
+synthetic, importing, checking.
 """
 
-from ppdet_lite.data import coco, mixed
+from ppdet_lite.data.annotations import dataset, mixed
 
-__all__ = ["coco", "mixed"]
+__all__ = ["dataset", "mixed"]

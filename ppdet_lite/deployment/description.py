@@ -18,7 +18,7 @@ from ppdet_lite import __version__
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.postprocess import Postprocess
 
 DESCRIPTION = "infer_cfg.yml"

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppdet_lite.data.transforms import Batch, flip_boxes
+from ppdet_lite.data.loading.transforms import Batch, flip_boxes
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 Network = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]

@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 
 from ppdet_lite.assembly.setup import TrainedModel, load_config, load_trained, use_device
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import load_image
-from ppdet_lite.data.image_files import ImageFile
-from ppdet_lite.data.image_sizes import read_header
-from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Batch
+from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.images.files import ImageFile
+from ppdet_lite.data.images.sizes import read_header
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
+from ppdet_lite.data.loading.transforms import Batch
 from ppdet_lite.deployment.description import DESCRIPTION, Description, from_folder
 from ppdet_lite.deployment.detect import ImageDetections, Network, TrainedNetwork, detect
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor

@@ -20,13 +20,13 @@ from paddle import Tensor, nn
 from paddle.static import InputSpec
 
 from ppdet_lite.assembly.setup import TrainedModel
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import load_image
-from ppdet_lite.data.image_files import ImageFiles
-from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.images.files import ImageFiles
+from ppdet_lite.data.loading.transforms import collate, image_sample
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import DESCRIPTION, Description
 from ppdet_lite.deployment.detect import ImageDetections

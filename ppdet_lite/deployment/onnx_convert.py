@@ -17,7 +17,7 @@ from paddle import _pir_ops, pir
 from paddle.base import core
 from paddle2onnx import paddle2onnx_cpp2py_export
 
-from ppdet_lite.deployment import onnx_parts
+from ppdet_lite.deployment import onnx_operators
 from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 
 CONVERTED, CUTS = "converted.onnx", "cuts.json"
@@ -51,7 +51,7 @@ def main() -> None:
     converted = paddle2onnx.export(
         str(scratch / GRAPH),
         str(folder / WEIGHTS),
-        opset_version=onnx_parts.OPSET,
+        opset_version=onnx_operators.OPSET,
         auto_upgrade_opset=False,
         enable_onnx_checker=False,  # the graph is not whole yet
         enable_optimize=False,
@@ -84,7 +84,7 @@ def cut_out(program: paddle.static.Program) -> list[Cut]:
 def _parts(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | None:
     """The attributes and operands of an operator that is to be cut out; None of one that is not."""
     name = operator.name()
-    if name not in onnx_parts.REPLACED:
+    if name not in onnx_operators.REPLACED:
         return None
     attributes, operands = operator.attrs(), operator.operands_source()
     attributes = {key: value for key, value in attributes.items() if isinstance(value, bool | int | float | list)}

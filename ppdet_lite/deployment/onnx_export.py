@@ -84,17 +84,17 @@ def closed(model: "ModelProto", cuts: Sequence[dict[str, Any]]) -> "ModelProto":
     """
     import onnx.inliner
 
-    from ppdet_lite.deployment import onnx_parts
+    from ppdet_lite.deployment import onnx_operators
 
     graph, loose = model.graph, {name for cut in cuts for name in (*cut["inputs"], cut["output"])}
     for cut in cuts:
-        graph.node.extend(onnx_parts.replacement(**cut))
+        graph.node.extend(onnx_operators.replacement(**cut))
     for values in (graph.input, graph.output):
         _keep(values, [value for value in values if value.name not in loose])
     del graph.value_info[:]
     _order(graph)
-    model.functions.extend(onnx_parts.functions())
-    model.opset_import.append(onnx.helper.make_opsetid(onnx_parts.DOMAIN, 1))
+    model.functions.extend(onnx_operators.functions())
+    model.opset_import.append(onnx.helper.make_opsetid(onnx_operators.DOMAIN, 1))
     model = onnx.inliner.inline_local_functions(model)
     if foreign := sorted({node.domain for node in nodes(model.graph)} - {""}):
         raise RunFailed(f"the ONNX graph has operators of {', '.join(foreign)}, which not every runtime has")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.results_file import Results, read_results
 

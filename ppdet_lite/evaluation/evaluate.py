@@ -11,14 +11,14 @@ from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.loader import EvalBatches, Loader
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, require_backend, score_file
-from ppdet_lite.evaluation.in_turn import in_order, tell_progress
+from ppdet_lite.evaluation.progress import in_order, tell_progress
+from ppdet_lite.evaluation.test_time_augmentation import make_views, merged
 from ppdet_lite.evaluation.validation_loss import validation_losses
-from ppdet_lite.evaluation.views import make_views, merged
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.files import write_json, write_json_list
 

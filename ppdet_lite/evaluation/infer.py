@@ -8,13 +8,13 @@ import numpy as np
 
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.image_files import ImageFiles
-from ppdet_lite.data.loader import EvalBatches, Loader
+from ppdet_lite.data.annotations.dataset import CocoDataset, Objects
+from ppdet_lite.data.images.drawing import draw_boxes, draw_detections, side_by_side, titled, write_picture
+from ppdet_lite.data.images.files import ImageFiles
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections, write_picture
-from ppdet_lite.evaluation.in_turn import in_order, tell_progress
+from ppdet_lite.evaluation.progress import in_order, tell_progress
 from ppdet_lite.storage.files import write_json_list
 
 DETECTIONS = "detections.json"
@@ -108,6 +108,25 @@ def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path |
         return draw_comparison(pixels, dataset.annotations(places[path]), found, names, score)
 
     return draw
+
+
+def draw_comparison(
+    image: np.ndarray,
+    truth: Objects,
+    predicted: ImageDetections,
+    class_names: Sequence[str],
+    score_threshold: float = 0.5,
+) -> np.ndarray:
+    """Draw the annotated objects of an image and, to the right, the predictions from a score on; both with a title.
+
+    image [H, W, 3] uint8 RGB, boxes in its pixels. Returns [H + title, 2 W + gap, 3].
+    """
+    labels = [class_names[k] + " (crowd)" * bool(crowd) for k, crowd in zip(truth.classes, truth.is_crowd, strict=True)]
+    good = predicted.scores >= score_threshold
+    left = draw_boxes(image, truth.boxes, truth.classes, labels)
+    right = draw_detections(image, predicted.boxes[good], predicted.classes[good], predicted.scores[good], class_names)
+    left, right = titled(left, "truth"), titled(right, f"predicted, score >= {score_threshold:g}")
+    return side_by_side(left, right)
 
 
 def _draw_each(

@@ -14,13 +14,13 @@ import numpy as np
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import EXIT_CODES, StopRequest
-from ppdet_lite.data.transforms import collate, image_sample
-from ppdet_lite.data.video import CAMERA, Frame, Video
+from ppdet_lite.data.images.drawing import draw_detections
+from ppdet_lite.data.images.video import CAMERA, Frame, Video
+from ppdet_lite.data.loading.transforms import collate, image_sample
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.evaluation.drawing import draw_detections
-from ppdet_lite.evaluation.in_turn import tell_progress
 from ppdet_lite.evaluation.infer import as_records, require_score
+from ppdet_lite.evaluation.progress import tell_progress
 from ppdet_lite.storage.files import require_space
 
 CODEC = "mp4v"  # MPEG-4, part 2: every OpenCV has an encoder for it, and every player plays it

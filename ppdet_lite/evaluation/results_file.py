@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 
 
 class Results(NamedTuple):

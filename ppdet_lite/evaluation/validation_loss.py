@@ -6,10 +6,10 @@ from typing import Any
 import paddle
 
 from ppdet_lite.assembly import ranks
-from ppdet_lite.assembly.tensors import training_arguments
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.assembly.batch_tensors import training_arguments
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.detect import evaluation_mode
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 

@@ -5,12 +5,12 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import PositiveFloat, PositiveInt
 
+from ppdet_lite.config.constrained_types import DeltaWeights
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
-from ppdet_lite.modeling.bounds import DeltaWeights
 from ppdet_lite.modeling.components import BoxHead
 from ppdet_lite.modeling.deform import Deformable
-from ppdet_lite.modeling.initial import normal, xavier_fill
+from ppdet_lite.modeling.initialization import normal, xavier_fill
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName
 from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, residual_stage, stage_channels

@@ -2,7 +2,7 @@
 
 from paddle import Tensor, nn
 
-from ppdet_lite.ops.convolution import conv2d
+from ppdet_lite.ops.layers import conv2d
 
 
 class Conv2D(nn.Conv2D):

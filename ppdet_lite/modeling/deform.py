@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.modeling.convolution import Conv2D
-from ppdet_lite.modeling.initial import kaiming_normal, zeros
+from ppdet_lite.modeling.initialization import kaiming_normal, zeros
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 

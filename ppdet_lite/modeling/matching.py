@@ -8,8 +8,8 @@ import paddle
 from paddle import Tensor
 from pydantic import PositiveInt
 
+from ppdet_lite.config.constrained_types import Share
 from ppdet_lite.config.registry import register
-from ppdet_lite.modeling.bounds import Share
 from ppdet_lite.ops.boxes import box_coverage, box_iou
 from ppdet_lite.structures import Targets
 

@@ -11,7 +11,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
-from ppdet_lite.modeling.initial import normal
+from ppdet_lite.modeling.initialization import normal
 from ppdet_lite.modeling.matching import count_true, draw
 from ppdet_lite.ops.crop import crop_and_resize
 from ppdet_lite.structures import Originals, Patches, Rois, SampledRois

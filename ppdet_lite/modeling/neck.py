@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import Neck
-from ppdet_lite.modeling.initial import normal
+from ppdet_lite.modeling.initialization import normal
 from ppdet_lite.modeling.norm import ConvNorm, NormName
 
 

@@ -9,9 +9,8 @@ from paddle import ParamAttr, Tensor, nn
 
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
-from ppdet_lite.modeling.initial import kaiming_normal
-from ppdet_lite.ops.frozen_norm import frozen_norm
-from ppdet_lite.ops.group_norm import group_norm
+from ppdet_lite.modeling.initialization import kaiming_normal
+from ppdet_lite.ops.layers import frozen_norm, group_norm
 
 STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
 

@@ -8,11 +8,11 @@ import paddle.nn.functional as F
 from paddle import Tensor
 from pydantic import PositiveInt
 
+from ppdet_lite.config.constrained_types import Share
 from ppdet_lite.config.registry import register
-from ppdet_lite.modeling.bounds import Share
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes
 from ppdet_lite.ops.nms import count_groups, grouped_nms, rank_in_group
-from ppdet_lite.ops.roi_align import image_of_roi
+from ppdet_lite.ops.roi_levels import image_of_roi
 from ppdet_lite.structures import BoxHeadOutput, PackedDetections, Rois
 
 

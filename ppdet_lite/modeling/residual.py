@@ -11,7 +11,7 @@ from paddle.distributed.fleet.utils import recompute
 
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName, kept_statistics
-from ppdet_lite.ops.relu import add_relu, relu
+from ppdet_lite.ops.layers import add_relu, relu
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 Depth = Literal[18, 34, 50, 101, 152]

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -21,8 +20,7 @@ from ppdet_lite.modeling.residual import (
     residual_stage,
     stage_channels,
 )
-from ppdet_lite.ops import places
-from ppdet_lite.ops.relu import relu
+from ppdet_lite.ops.layers import max_pool, relu
 
 STAGES = (2, 3, 4, 5)
 
@@ -120,7 +118,7 @@ class ResNet(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [N, 3, H, W] -> features of `out_stages`, fine to coarse."""
-        x = _pool(relu(self.stem(images)))
+        x = max_pool(relu(self.stem(images)))
         features, again = [], self.recompute and self.training and paddle.is_grad_enabled()
         for stage in range(2, self.out_stages[-1] + 1):
             for block in getattr(self, f"res{stage}"):
@@ -146,11 +144,3 @@ class ResNet(Backbone):
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         return name
-
-
-def _pool(x: Tensor) -> Tensor:
-    """The stem's 3x3 maximum of stride 2: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)]."""
-    # with its places a CPU takes a quarter of the time for the same gradient, else each maximum is looked for again
-    with_places = paddle.in_dynamic_mode() and places.on_cpu(x) and not x.stop_gradient
-    pooled = F.max_pool2d(x, kernel_size=3, stride=2, padding=1, return_mask=with_places)
-    return pooled[0] if with_places else pooled

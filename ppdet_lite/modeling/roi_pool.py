@@ -12,10 +12,10 @@ from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import Misfit
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.convolution import Conv2D
-from ppdet_lite.modeling.initial import normal, zeros
-from ppdet_lite.ops import places
+from ppdet_lite.modeling.initialization import normal, zeros
 from ppdet_lite.ops.deform_roi_pool import SampleGroups, deform_roi_pool, sample_groups
-from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align, square_level
+from ppdet_lite.ops.roi_align import pyramid_roi_align
+from ppdet_lite.ops.roi_levels import pyramid_level, square_level
 from ppdet_lite.structures import Rois
 
 
@@ -78,13 +78,8 @@ class RoIAlign(_PyramidPool):
         """Features [N, C, H_l, W_l] from level `finest` on and R RoIs, none of a finer level -> [R, C, P, P]."""
         features, strides = self._maps(features, finest)
         level = self.level(rois.boxes) - finest
-        if self.training and self.aligned and places.on_cpu(features[0]):
-            # the same numbers; on a CPU Paddle's own gradient takes four times as long
-            scales = [1.0 / stride for stride in strides]
-            return deform_roi_pool(
-                features, rois.boxes, rois.counts, self.output_size, scales, self.sampling_ratio, level=level
-            )
-        return pyramid_roi_align(features, strides, rois, level, self.output_size, self.sampling_ratio, self.aligned)
+        settings = (self.output_size, self.sampling_ratio, self.aligned)
+        return pyramid_roi_align(features, strides, rois, level, *settings, training=self.training)
 
 
 @register

@@ -11,17 +11,17 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ppdet_lite.config.constrained_types import DeltaWeights, Share
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
-from ppdet_lite.modeling.bounds import DeltaWeights, Share
 from ppdet_lite.modeling.convolution import Conv2D
-from ppdet_lite.modeling.initial import normal
+from ppdet_lite.modeling.initialization import normal
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
-from ppdet_lite.ops import places
+from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
-from ppdet_lite.ops.nms import grouped_nms, surviving
-from ppdet_lite.ops.relu import relu
+from ppdet_lite.ops.layers import relu
+from ppdet_lite.ops.nms import nms_mask
 from ppdet_lite.structures import Rois, Targets
 
 DEAD = -1e30  # score of a candidate that NMS removed or that has no area: below any logit
@@ -104,12 +104,12 @@ class RPN(nn.Layer):
         """
         pre_nms = self.pre_nms_train if self.training else self.pre_nms_test
         best = [_best_of_level(*level, pre_nms) for level in zip(anchors, logits, deltas)]
-        if not paddle.in_dynamic_mode():
-            levels = [self._candidates(*level, image_sizes) for level in best]
-            return self._best_per_image(*self._suppress_in_graph(levels))
-        boxes, scores = self._candidates(*(paddle.concat(parts, axis=1) for parts in zip(*best)), image_sizes)
-        suppress = self._suppress_by_level if places.on_cpu(scores) else self._suppress_by_image
-        return self._best_per_image(boxes, suppress(boxes, scores, [part.shape[1] for *_, part in best]))
+        if paddle.in_dynamic_mode():
+            candidates = self._candidates(*(paddle.concat(parts, axis=1) for parts in zip(*best)), image_sizes)
+            boxes, scores = self._suppress_by_image(*candidates, [part.shape[1] for *_, part in best])
+        else:
+            boxes, scores = self._suppress_by_level([self._candidates(*level, image_sizes) for level in best])
+        return self._best_per_image(boxes, scores)
 
     def _candidates(
         self, anchors: Tensor, deltas: Tensor, scores: Tensor, image_sizes: Tensor
@@ -122,33 +122,32 @@ class RPN(nn.Layer):
         boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
         return boxes, scores
 
-    def _suppress_in_graph(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """All candidates [N, k, 4] and their logits [N, k], DEAD where NMS inside their level removed them.
+    def _suppress_by_image(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """NMS inside each image and level, of which `sizes` are the numbers of candidates.
 
-        NMS takes the square of how many boxes it is given: a level at a time, as no graph has a loop over images.
+        A call's cost grows with the square of its boxes, so a CPU makes one per image and level. A GPU makes one per
+        image: each call waits for its result, and a batch has fewer images than levels.
         """
+        parts = sizes if dispatch.on_cpu(scores) else [sum(sizes)]
+        level = paddle.concat([paddle.full([size], i, dtype="int64") for i, size in enumerate(sizes)])
+        rows = []
+        for image in zip(boxes, scores):
+            split = (tensor.split(parts) for tensor in (*image, level))
+            rows.append(paddle.concat([self._suppress(*part) for part in zip(*split)]))
+        return boxes, paddle.stack(rows)
+
+    def _suppress_by_level(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The same for a traced graph, which has no loop over images: a call per level for the whole batch."""
         scores = []
-        for boxes, of_level in levels:
-            image = paddle.arange(of_level.shape[0], dtype="int64").unsqueeze(1).expand_as(of_level)
-            scores.append(self._suppress(boxes, of_level, image))
+        for boxes, logits in levels:
+            image = paddle.arange(logits.shape[0], dtype="int64").unsqueeze(1).expand_as(logits)
+            scores.append(self._suppress(boxes, logits, image))
         return paddle.concat([boxes for boxes, _ in levels], axis=1), paddle.concat(scores, axis=1)
 
-    def _suppress_by_level(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The same logits from candidates of all levels, so many of each: a CPU takes an image and level at a time."""
-        levels = zip(boxes.split(sizes, axis=1), scores.split(sizes, axis=1))
-        alive = paddle.concat([surviving(*level, self.nms_iou) for level in levels], axis=1)
-        return paddle.where(alive, scores, paddle.full_like(scores, DEAD))
-
-    def _suppress_by_image(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
-        """The same an image at a time: a GPU is waited for with each, and few images are fewer than levels."""
-        level = paddle.concat([paddle.full([size], i, dtype="int64") for i, size in enumerate(sizes)])
-        return paddle.stack([self._suppress(*image, level) for image in zip(boxes, scores)])
-
     def _suppress(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
-        """Scores of any shape, DEAD where a better box of the same group covers theirs."""
-        kept = grouped_nms(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
-        alive = paddle.scatter(paddle.zeros_like(scores.flatten()), kept, paddle.ones_like(kept, dtype=scores.dtype))
-        return paddle.where(alive.reshape(scores.shape) > 0, scores, paddle.full_like(scores, DEAD))
+        """Scores of any shape, DEAD where a better box of the same group overlaps theirs too much."""
+        alive = nms_mask(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
+        return paddle.where(alive.reshape(scores.shape), scores, paddle.full_like(scores, DEAD))
 
     def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:
         scores, index = _top(scores, self.post_nms_train if self.training else self.post_nms_test)

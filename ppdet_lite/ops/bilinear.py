@@ -8,12 +8,8 @@ multiplying is what a CPU does well, unlike sampling one channel at a time.
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
-from paddle.autograd import PyLayer
 
-from ppdet_lite.ops.once import once
-
-# Values gathered at a time (8 MB in float32): it bounds the memory, and gather and product still meet in the cache.
-_CHUNK_VALUES = 1 << 21
+from ppdet_lite.ops.cpu.row_sums import chunked_row_sums
 
 Taps = tuple[Tensor, Tensor]  # index int64 [..., K] and weight [..., K] of the K pixels that a sum reads
 
@@ -76,7 +72,7 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     The [B, K, C] of gathered rows never exists as a whole: it is made in chunks, and again for the gradient.
     """
     if paddle.in_dynamic_mode():
-        return once(_SumRows.apply(rows, *[tensor for pair in taps for tensor in pair]))
+        return chunked_row_sums(rows, *[tensor for pair in taps for tensor in pair])
 
     # In a graph being exported B is unknown, so the chunks run along K; F.embedding wants to know M.
     def chunk(index: Tensor, weight: Tensor) -> Tensor:
@@ -86,50 +82,3 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     return paddle.concat(
         [sum(chunk(i[:, k : k + 4], w[:, k : k + 4]) for k in range(0, i.shape[1], 4)) for i, w in taps]
     )
-
-
-def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return paddle.bmm(weight.unsqueeze(1), F.embedding(index, rows)).squeeze(1)
-
-
-class _SumRows(PyLayer):
-    """sum_rows with index, weight, index, weight, ... as its arguments."""
-
-    @staticmethod
-    def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
-        ctx.wanted = not rows.stop_gradient, not taps[1].stop_gradient
-        rows, *taps = (t.contiguous() for t in (rows, *taps))  # a view would be copied anew for every chunk
-        ctx.save_for_backward(rows, *taps)
-        return paddle.concat(
-            [
-                _weighted_sum(rows, index[part], weight[part])
-                for index, weight in zip(taps[::2], taps[1::2], strict=True)
-                for part in _parts(rows, index)
-            ]
-        )
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *taps = ctx.saved_tensor()
-        rows_wanted, weights_wanted = ctx.wanted
-        rows_grad = paddle.zeros_like(rows) if rows_wanted else None
-        taps_grad = []
-        grad = grad.contiguous().unsqueeze(1)
-        for index, weight in zip(taps[::2], taps[1::2], strict=True):
-            group_grad, grad = grad[: len(index)], grad[len(index) :]
-            weight_grad = []
-            for part in _parts(rows, index):
-                if weights_wanted:
-                    taken = F.embedding(index[part], rows)
-                    weight_grad.append(paddle.matmul(group_grad[part], taken, transpose_y=True).squeeze(1))
-                if rows_wanted:
-                    given = paddle.bmm(weight[part].unsqueeze(-1), group_grad[part]).flatten(0, 1)
-                    paddle.index_add_(rows_grad, index[part].flatten(), 0, given)
-            taps_grad += [None, paddle.concat(weight_grad) if weights_wanted else None]
-        return rows_grad, *taps_grad
-
-
-def _parts(rows: Tensor, index: Tensor) -> list[slice]:
-    """Slices of the sums that read about _CHUNK_VALUES each; at least one."""
-    length = max(1, _CHUNK_VALUES // max(1, index.shape[1] * rows.shape[1]))
-    return [slice(start, start + length) for start in range(0, max(1, index.shape[0]), length)]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.ops import places
+from ppdet_lite.ops import dispatch
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # dw, dh are clamped here before exp: a box grows at most 62.5 fold
 
@@ -52,7 +52,7 @@ def _pairs(first: Tensor, second: Tensor) -> Sequence[Tensor]:
     A CPU combines two of equal shape ten times faster, the copies included, than it broadcasts both; a GPU needs none.
     """
     pair = first.unsqueeze(1), second
-    return paddle.broadcast_tensors(pair) if places.on_cpu(first) else pair
+    return paddle.broadcast_tensors(pair) if dispatch.on_cpu(first) else pair
 
 
 def _safe_ratio(part: Tensor, whole: Tensor) -> Tensor:

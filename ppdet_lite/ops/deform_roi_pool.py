@@ -10,7 +10,7 @@ from paddle.vision.ops import roi_align
 
 from ppdet_lite.ops.bilinear import Taps, cross_taps, linear_taps, run_taps, sum_rows
 from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
-from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
+from ppdet_lite.ops.roi_levels import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
 

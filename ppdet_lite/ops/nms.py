@@ -1,7 +1,7 @@
 """Non-maximum suppression over groups, and the best entries of each group, without a loop over images.
 
-All but `surviving` are written in operators whose shapes may be unknown when the graph is traced, so that one code
-serves training, inference and export for any batch size.
+They use operators whose shapes may be unknown while a graph is traced, so that the same code serves training, inference
+and export for any batch size.
 """
 
 import paddle
@@ -25,18 +25,10 @@ def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     return paddle.gather(order, kept)
 
 
-def surviving(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Which boxes greedy NMS leaves inside each row: boxes [N, k, 4], scores [N, k] -> bool [N, k].
-
-    A row at a time, since NMS takes the square of how many boxes it is given; in float64, as `grouped_nms`. Not for a
-    graph being exported, in which N is unknown.
-    """
-    batch, count = scores.shape
-    order = paddle.argsort(scores, axis=1, descending=True, stable=True) + paddle.arange(batch).unsqueeze(1) * count
-    ranked = paddle.gather(boxes.reshape([-1, 4]), order.flatten()).astype("float64").reshape([batch, count, 4])
-    kept = paddle.concat([paddle.gather(*row) for row in zip(order, (nms(row, iou_threshold) for row in ranked))])
-    alive = paddle.scatter(paddle.zeros([batch * count]), kept, paddle.ones([kept.shape[0]]))
-    return alive.reshape([batch, count]) > 0
+def nms_mask(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Which boxes `grouped_nms` keeps: boxes [D, 4], scores [D], groups [D] int64 -> bool [D]."""
+    kept = grouped_nms(boxes, scores, groups, iou_threshold)
+    return paddle.scatter(paddle.zeros_like(scores), kept, paddle.ones_like(kept, dtype=scores.dtype)) > 0
 
 
 def rank_in_group(groups: Tensor, group_count: Tensor | int) -> Tensor:

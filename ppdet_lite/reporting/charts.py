@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.reporting.curves import RECALLS, Curve
-from ppdet_lite.storage.embedding import chart
+from ppdet_lite.reporting.html import chart
 
 MOST_POINTS = 400  # of a line; more cannot be seen
 

@@ -9,18 +9,18 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
 from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
+from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
+from ppdet_lite.reporting.html import fill
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
-from ppdet_lite.reporting.page import TEMPLATES, mean_precision
+from ppdet_lite.reporting.page import mean_precision
 from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
-from ppdet_lite.storage.csv_text import csv_text
-from ppdet_lite.storage.embedding import fill
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
@@ -95,7 +95,7 @@ def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[
         for letter, analysis in zip("AB", analyses, strict=True)
     }
     return fill(
-        TEMPLATES / "comparison.html",
+        "comparison.html",
         title="Two runs compared",
         told=comparison,
         facts=[*zip("AB", comparison["runs"], strict=True), ("data", dataset.file), ("images", len(dataset))],

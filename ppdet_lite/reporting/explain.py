@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.reporting.matching import AT_HALF, Found, Truth, match, overlapping_pairs
 from ppdet_lite.reporting.summary import Analysis
 

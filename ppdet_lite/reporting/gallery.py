@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.evaluation.drawing import draw_overlay
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.images.drawing import draw_overlay
 from ppdet_lite.reporting.errors import Kind
+from ppdet_lite.reporting.html import jpeg
 from ppdet_lite.reporting.matching import AT_HALF
 from ppdet_lite.reporting.summary import Analysis, file_name
-from ppdet_lite.storage.embedding import jpeg
 
 MOST_OF_AN_IMAGE = 2  # so that one bad image does not fill the page
 CONTEXT, LEAST_SIDE = 2.2, 96.0  # the cut: so many times the box, at least so many pixels

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import Results
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # as pycocotools computes them

@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.evaluation.drawing import class_colour
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.images.drawing import class_colour
 from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.averages import ranked_classes
 from ppdet_lite.reporting.curves import RECALLS, Ranked, at_recalls, curve
 from ppdet_lite.reporting.gallery import show_false_positives, show_misses, worst_false_positives, worst_misses
+from ppdet_lite.reporting.html import fill
 from ppdet_lite.reporting.matching import AT_HALF, IOU_THRESHOLDS
 from ppdet_lite.reporting.summary import Analysis, object_counts, pooled
-from ppdet_lite.storage.embedding import fill
 
-TEMPLATES = Path(__file__).with_name("templates")
 SHOWN_IOUS = (0, 5, 8)  # 0.5, 0.75, 0.9
 MOST_CLASS_CHARTS = 100
 LARGEST_TABLE = 20  # classes that are told one by one: in the confusion matrix, by their colours
@@ -59,7 +58,7 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     missed = show_misses(dataset, analysis, worst_misses(analysis, score, PICTURES), score)
     worst_first = sorted(images, key=lambda row: -(row["false_positives"] + row["missed"]))
     return fill(
-        TEMPLATES / "report.html",
+        "report.html",
         title=f"Detection report: {' + '.join(Path(file).name for file in dataset.file.split(' + '))}",
         report=report,
         sections=[item for item in SECTIONS.items() if item[0] != "explanation" or report["explanation"]],

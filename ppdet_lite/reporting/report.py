@@ -6,12 +6,12 @@ from typing import Any
 
 from ppdet_lite import __version__
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.explain import explain
 from ppdet_lite.reporting.page import curve_rows, render
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
-from ppdet_lite.storage.csv_text import csv_text
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES, CURVES, IMAGES = "report.html", "report.json", "classes.csv", "curves.csv", "images.csv"

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import SUMMARY
 from ppdet_lite.evaluation.results_file import Results
 from ppdet_lite.reporting import averages, curves

@@ -7,9 +7,9 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
+from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import STATISTICS
 from ppdet_lite.optimization.optimizer import clip_gradients
 

@@ -15,16 +15,16 @@ from ppdet_lite.assembly.setup import (
     log_notes,
     use_device,
 )
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core import log, runtime
 from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
-from ppdet_lite.data.statistics import format_statistics
+from ppdet_lite.data.annotations.statistics import format_statistics
 from ppdet_lite.evaluation.coco_metric import require_backend
-from ppdet_lite.modeling.half import require_half
-from ppdet_lite.ops import onednn
+from ppdet_lite.modeling.amp import require_half
+from ppdet_lite.ops import dispatch
 from ppdet_lite.training.memory import exhaustion_told
 from ppdet_lite.training.run import Run
 from ppdet_lite.training.state import clear_folder, hold_folder
@@ -116,7 +116,7 @@ def _prepare(
     if resume == "auto" and start is None:
         get_logger().info("nothing to resume in %s: a new run", folder)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
-    for setting in (*runtime.applied(), onednn.description()):
+    for setting in (*runtime.applied(), dispatch.describe_convolution()):
         get_logger().info("%s", setting)
     for dataset in (train_set, val_set):
         log_notes(dataset)

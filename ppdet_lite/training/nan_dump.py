@@ -17,12 +17,12 @@ from paddle import nn
 
 from ppdet_lite.assembly.run_files import describe_checkpoint
 from ppdet_lite.assembly.setup import build_model, state_shapes, use_device
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import NotFinite, RunFailed, UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.modeling.amp import require_half
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.half import require_half
 from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint, save_checkpoint
 from ppdet_lite.storage.files import write_text

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.optimization.duration import to_iterations

@@ -8,18 +8,19 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.transforms import Preprocess, collate, image_sample
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.images.drawing import draw_strip
+from ppdet_lite.data.loading.transforms import Preprocess, collate, image_sample
 from ppdet_lite.deployment.detect import TrainedNetwork, detect
-from ppdet_lite.evaluation.drawing import draw_comparison, draw_strip
-from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
+from ppdet_lite.evaluation.infer import draw_comparison
+from ppdet_lite.evaluation.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.structures import Patches
-from ppdet_lite.training.board import Board
 from ppdet_lite.training.curves import draw_curves
 from ppdet_lite.training.metrics_file import MetricsWriter, read_metrics
 from ppdet_lite.training.progress import Progress
 from ppdet_lite.training.step import Step
+from ppdet_lite.training.visualdl_log import Board
 
 SHOWN_PATCHES = 16
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import paddle
 
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.transforms import Batch
+from ppdet_lite.data.loading.transforms import Batch
+from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import STATISTICS
 from ppdet_lite.optimization.optimizer import ACCUMULATORS
 from ppdet_lite.training.memory import exhaustion_told, peak_memory_mb

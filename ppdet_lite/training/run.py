@@ -13,21 +13,20 @@ from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
 from ppdet_lite.assembly.run_files import describe_run
 from ppdet_lite.assembly.setup import TrainedModel
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import NotFinite, RunFailed, TornStep
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
-from ppdet_lite.data.largest import largest_batch
-from ppdet_lite.data.loader import TrainBatches
-from ppdet_lite.data.transforms import Batch
+from ppdet_lite.data.loading.largest_batch import largest_batch
+from ppdet_lite.data.loading.loader import TrainBatches
+from ppdet_lite.data.loading.transforms import Batch
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
-from ppdet_lite.training.advice import warn_about_batch, warn_about_norms, warn_about_sizes
 from ppdet_lite.training.diagnosis import StepInput
 from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.memory import peak_memory_mb
@@ -35,6 +34,7 @@ from ppdet_lite.training.nan_dump import dump_step
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
+from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_norms, warn_about_sizes
 from ppdet_lite.training.state import Progression, restore_state, save_state
 from ppdet_lite.training.step import batch_seed, train_step, updating
 

@@ -13,13 +13,13 @@ import yaml
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.run_files import describe_checkpoint
 from ppdet_lite.assembly.setup import state_shapes
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.yaml_nodes import flow
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.modeling.amp import LossScale
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.half import LossScale
 from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.storage.checkpoint import (
     checkpoint_meta,

@@ -10,10 +10,10 @@ import paddle
 from paddle import Tensor, nn
 
 from ppdet_lite.assembly import ranks
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.errors import NotFinite, TornStep
+from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
-from ppdet_lite.modeling.half import HalfName, half_forward, half_layers
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
 from ppdet_lite.structures import Patches

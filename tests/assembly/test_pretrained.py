@@ -12,8 +12,8 @@ from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.peers.names.classifiers import caffe2_classifier, ppdet_classifier
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.storage.peers.classifiers import caffe2_classifier, ppdet_classifier
 from tests.oracles import manifest
 
 ROOT = Path(__file__).resolve().parents[2]

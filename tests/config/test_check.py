@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ppdet_lite.config import registry
 from ppdet_lite.config.check import check
-from ppdet_lite.config.checked import to_plain
+from ppdet_lite.config.checked_config import to_plain
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.config.yaml_nodes import parse
 from ppdet_lite.core.errors import UserError

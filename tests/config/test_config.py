@@ -12,7 +12,7 @@ import pytest
 
 from ppdet_lite.config import registry
 from ppdet_lite.config.check import check
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.load import load_tree
 from ppdet_lite.config.registry import Derived, build, register
 from ppdet_lite.config.yaml_nodes import flow, parse

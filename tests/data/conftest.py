@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "cow"}]
 

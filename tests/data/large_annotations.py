@@ -21,7 +21,7 @@ CORNERS = 24  # of a polygon, the mean
 READ = """
 import sys, time
 from ppdet_lite.core.runtime import peak_rss_mb
-from ppdet_lite.data.coco_file import read_coco
+from ppdet_lite.data.annotations.coco_file import read_coco
 before, began = peak_rss_mb(), time.perf_counter()
 content = read_coco(sys.argv[1])
 seconds = time.perf_counter() - began

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.augment import Augment
-from ppdet_lite.data.bad_images import JUDGED, NAMED, BadImages
-from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.augment import Augment
+from ppdet_lite.data.loading.bad_images import JUDGED, NAMED, BadImages
+from ppdet_lite.data.loading.loader import EvalBatches, Loader, TrainBatches
+from ppdet_lite.data.loading.transforms import Preprocess
 
 COUNT = 8
 PREPROCESS = Preprocess(short_side=8, stride=8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset, load_image
+from ppdet_lite.data.annotations.dataset import CocoDataset, load_image
 
 COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny"
 needs_coco_tiny = pytest.mark.skipif(not COCO_TINY.is_dir(), reason="shared/data/coco_tiny is not here")

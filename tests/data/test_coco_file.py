@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data import coco_file
-from ppdet_lite.data.coco_file import read_coco
-from ppdet_lite.data.coco_repair import read_with_repairs
+from ppdet_lite.data.annotations import coco_file
+from ppdet_lite.data.annotations.coco_file import read_coco
+from ppdet_lite.data.annotations.repair import read_with_repairs
 
 COCO_TINY = Path(__file__).parents[3] / "shared" / "data" / "coco_tiny"
 

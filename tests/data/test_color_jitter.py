@@ -7,7 +7,7 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.color_jitter import ColorJitter, turn_hue
+from ppdet_lite.data.loading.color_jitter import ColorJitter, turn_hue
 from tests.tiny_run import QUICKSTART
 
 PIXELS = np.array([[[10, 100, 200], [0, 0, 0], [255, 255, 255]]], np.uint8)  # 1x3

@@ -6,12 +6,12 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.augment import Augment, train_sample
-from ppdet_lite.data.coco import Objects
-from ppdet_lite.data.color_jitter import ColorJitter
-from ppdet_lite.data.crops import RandomCrop, ScaleJitter, Window, cut, staying
-from ppdet_lite.data.loader import Loader, TrainBatches
-from ppdet_lite.data.transforms import Preprocess, collate
+from ppdet_lite.data.annotations.dataset import Objects
+from ppdet_lite.data.loading.augment import Augment, train_sample
+from ppdet_lite.data.loading.color_jitter import ColorJitter
+from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter, Window, cut, staying
+from ppdet_lite.data.loading.loader import Loader, TrainBatches
+from ppdet_lite.data.loading.transforms import Preprocess, collate
 from tests.tiny_run import QUICKSTART
 
 

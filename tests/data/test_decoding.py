@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ppdet_lite.data.decoding import decode
+from ppdet_lite.data.images.decoding import decode
 
 
 def picture(height: int, width: int) -> np.ndarray:

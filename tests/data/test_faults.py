@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data import coco
-from ppdet_lite.data.checks import training_problems
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.problems import Problem, Refused
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.problems import Problem, Refused
+from ppdet_lite.data.annotations.training_checks import training_problems
 
 
 def told(problems: list[Problem]) -> dict[str, tuple[int, int]]:
@@ -136,7 +135,7 @@ def test_swapped_sizes_that_only_files_show(files, monkeypatch):
         files.add(number, [1, 1, 30, 30])
     dataset = files.read()
     assert dataset.problems == []
-    monkeypatch.setattr(coco, "SAMPLED", 2)
+    monkeypatch.setattr(dataset, "SAMPLED", 2)
     dataset.check_images()
     assert dataset.sizes.tolist() == [[40, 60]] * 5 and told(dataset.problems) == {"size_swapped": (5, 5)}
 

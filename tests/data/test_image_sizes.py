@@ -6,7 +6,7 @@ import threading
 import cv2
 import numpy as np
 
-from ppdet_lite.data.image_sizes import read_header
+from ppdet_lite.data.images.sizes import read_header
 
 
 def test_the_header_of_a_pipe_is_not_waited_for(tmp_path):

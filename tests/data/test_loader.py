@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data.augment import Augment
-from ppdet_lite.data.loader import EvalBatches, Loader, TrainBatches
-from ppdet_lite.data.transforms import Preprocess, View
+from ppdet_lite.data.loading.augment import Augment
+from ppdet_lite.data.loading.loader import EvalBatches, Loader, TrainBatches
+from ppdet_lite.data.loading.transforms import Preprocess, View
 
 SIZES = [(16, 24), (24, 16), (16, 20), (28, 16), (18, 24), (16, 16), (24, 18)]  # 3 of 7 are portraits
 PREPROCESS = Preprocess(short_side=16, long_side=40, stride=8)
@@ -284,9 +284,9 @@ def test_loading_ahead_is_bounded(dataset, monkeypatch):
 
 SCRIPT = """
 import os, signal, sys, threading, time
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
+from ppdet_lite.data.loading.transforms import Preprocess
 dataset = CocoDataset(sys.argv[1], sys.argv[2])
 load = dataset.load
 dataset.load = lambda index: time.sleep(60) if index > 1 else load(index)

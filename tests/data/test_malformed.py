@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.problems import Refused
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.problems import Refused
 
 HUGE = int("9" * 400)
 IMAGE, CATEGORY, OBJECT = "images", "categories", "annotations"  # image 100 (0.png), category 7, annotation 1

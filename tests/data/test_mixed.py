@@ -8,10 +8,10 @@ import pytest
 
 from ppdet_lite.assembly.setup import build_dataset, load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.augment import Augment
-from ppdet_lite.data.loader import Loader, TrainBatches
-from ppdet_lite.data.mixed import MixedDataset
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.mixed import MixedDataset
+from ppdet_lite.data.loading.augment import Augment
+from ppdet_lite.data.loading.loader import Loader, TrainBatches
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.coco_metric import coco_results, score_file
 from ppdet_lite.training.loop import train

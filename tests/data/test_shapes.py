@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data import painting, shapes
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.data.shapes import CATEGORIES, generate, scene
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.synthetic import painting, shapes
+from ppdet_lite.data.synthetic.shapes import CATEGORIES, generate, scene
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_shapes.py"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ppdet_lite.data.statistics import Statistics, format_statistics
+from ppdet_lite.data.annotations.statistics import Statistics, format_statistics
 
 
 def test_a_set_counted_by_hand(coco_files):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.augment import Augment, train_sample
-from ppdet_lite.data.transforms import Preprocess, collate, flip_boxes, image_sample
+from ppdet_lite.data.loading.augment import Augment, train_sample
+from ppdet_lite.data.loading.transforms import Preprocess, collate, flip_boxes, image_sample
 
 
 def noise(height, width, seed=0):

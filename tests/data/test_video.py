@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data import video as module
-from ppdet_lite.data.video import Video, is_video
+from ppdet_lite.data.images import video as module
+from ppdet_lite.data.images.video import Video, is_video
 from tests.videos import cut, write_video
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.description import DESCRIPTION, Description, from_folder, from_json
 from ppdet_lite.modeling.postprocess import Postprocess
 from tests.tiny import detector

@@ -12,7 +12,7 @@ import pytest
 import ppdet_lite
 from ppdet_lite.assembly.setup import load_config, load_trained
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import load_image
+from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.deployment.description import DESCRIPTION
 from ppdet_lite.deployment.detector import Detections, Detector, chosen
 from ppdet_lite.deployment.export import export

@@ -20,7 +20,7 @@ import ppdet_lite
 from ppdet_lite.assembly.setup import TrainedModel, build_model, load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data.shapes import scene
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment import detector as detector_module
 from ppdet_lite.deployment import export as export_module
 from ppdet_lite.deployment.description import Description

@@ -8,13 +8,13 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import RunFailed
-from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.data.loading.transforms import collate, image_sample
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.export import compare, export, operators
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.inspection.offsets import deformable_parts, offset_statistics
+from ppdet_lite.evaluation.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.deform import DeformConv2D
 from tests.random_detector import random_detector
 from tests.tiny_run import WITHOUT_STAGE_5

@@ -17,8 +17,8 @@ from paddle import nn
 import ppdet_lite
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.transforms import Preprocess
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment import export as export_module
 from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import SECTION, Description, from_json

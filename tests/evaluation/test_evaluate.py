@@ -15,14 +15,14 @@ from pycocotools.cocoeval import COCOeval
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.loader import EvalBatches, Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.loader import EvalBatches, Loader
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.evaluation import evaluate as module
-from ppdet_lite.evaluation import in_turn
+from ppdet_lite.evaluation import progress
 from ppdet_lite.evaluation.coco_metric import SUMMARY, format_metrics, score_file
 from ppdet_lite.evaluation.evaluate import evaluate
-from ppdet_lite.evaluation.in_turn import in_order
+from ppdet_lite.evaluation.progress import in_order
 from tests.tiny_run import (
     SIZES,
     Oracle,
@@ -276,9 +276,9 @@ def test_missing_results_are_named(tmp_path):
 def test_progress_is_told_at_intervals(monkeypatch, caplog):
     caplog.set_level("INFO", "ppdet_lite")
     clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
-    monkeypatch.setattr(in_turn.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     images = [ImageDetections(i, np.empty((0, 4)), np.empty(0), np.empty(0)) for i in range(4)]
-    assert [image.image_id for image in in_turn.tell_progress(iter(images), 6)] == [0, 1, 2, 3]
+    assert [image.image_id for image in progress.tell_progress(iter(images), 6)] == [0, 1, 2, 3]
     assert caplog.messages == ["image 2/6  eta 0:00:22  0.18 images/s", "image 4/6  eta 0:00:11  0.18 images/s"]
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data.coco import Objects, load_image
-from ppdet_lite.data.loader import Loader
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.annotations.dataset import Objects
+from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.images.drawing import draw_detections
+from ppdet_lite.data.loading.loader import Loader
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.evaluation.drawing import draw_comparison, draw_detections
-from ppdet_lite.evaluation.infer import infer
+from ppdet_lite.evaluation.infer import draw_comparison, infer
 from ppdet_lite.storage import files as storage
 from tests.tiny_run import Oracle
 

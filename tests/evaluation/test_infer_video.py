@@ -13,11 +13,11 @@ import pytest
 
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
-from ppdet_lite.data import video as video_module
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.images import video as video_module
+from ppdet_lite.data.images.drawing import draw_detections
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation import infer_video as module
-from ppdet_lite.evaluation.drawing import draw_detections
 from ppdet_lite.evaluation.infer_video import infer_video
 from tests.data.test_video import Camera
 from tests.tiny_run import Oracle, describe_tiny_run, tiny_checkpoint

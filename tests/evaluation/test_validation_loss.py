@@ -4,12 +4,12 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.assembly.tensors import training_arguments
-from ppdet_lite.data.augment import Augment, train_sample
-from ppdet_lite.data.loader import Loader
-from ppdet_lite.data.transforms import Preprocess, collate
+from ppdet_lite.data.loading.augment import Augment, train_sample
+from ppdet_lite.data.loading.loader import Loader
+from ppdet_lite.data.loading.transforms import Preprocess, collate
 from ppdet_lite.evaluation.coco_metric import format_metrics
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.evaluation.validation_loss import validation_losses

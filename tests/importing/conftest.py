@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.importing.convert import import_data
+from ppdet_lite.data.importing.convert import import_data
 
 
 class Source:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.coco import CocoDataset
-from ppdet_lite.importing.convert import import_data
+from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.importing.convert import import_data
 
 TOOL = Path(__file__).parents[2] / "tools/import_data.py"
 NAMES = ["ant", "bee", "cat"]

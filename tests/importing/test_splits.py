@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.importing.records import Found, Picture
-from ppdet_lite.importing.splits import parse_shares, split
+from ppdet_lite.data.importing.records import Found, Picture
+from ppdet_lite.data.importing.splits import parse_shares, split
 
 
 def found(*names, **more):

@@ -7,13 +7,13 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppdet_lite.assembly.batch_tensors import detection_arguments, training_arguments
 from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.assembly.tensors import detection_arguments, training_arguments
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.inspection.offsets import recorded
+from ppdet_lite.evaluation.offsets import recorded
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests import tiny
 from tests.onnx_files import onnx_predictor

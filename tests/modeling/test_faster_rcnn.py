@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.matching import Sampler

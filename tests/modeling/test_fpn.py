@@ -5,8 +5,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppdet_lite.modeling.fpn import FPN, upsample_twice
-from ppdet_lite.ops import places
+from ppdet_lite.modeling.fpn import FPN
+from ppdet_lite.ops import dispatch
+from ppdet_lite.ops.layers import upsample_twice
 from tests.tiny import float32
 
 
@@ -20,7 +21,7 @@ def constant(layer: nn.Conv2D, value: float, bias: float) -> None:
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_upsampling_repeats_each_value(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "on_cpu", lambda _: on_cpu)
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: on_cpu)
     values = np.random.default_rng(0).normal(size=(2, 3, 2, 5)).astype(np.float32)
     x = float32(values)
     x.stop_gradient = False

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.modeling.box_head import ConvFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.fpn import FPN

@@ -12,7 +12,7 @@ import paddle
 
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.roi_pool import DeformRoIPool
-from ppdet_lite.storage.peers.mmdet import mmdet
+from ppdet_lite.peers.names.mmdet import mmdet
 from tests import tiny
 from tests.ops.test_deform_roi_pool import aligned_loop
 

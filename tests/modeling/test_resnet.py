@@ -7,7 +7,8 @@ from paddle.vision import models
 
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import FrozenBatchNorm, GroupNorm
-from ppdet_lite.modeling.resnet import ResNet, _pool
+from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.ops.layers import max_pool
 
 PARTS = ["stem", "res2", "res3", "res4", "res5"]  # in the order in which they are frozen
 
@@ -233,7 +234,7 @@ def test_pooling_and_its_gradient_are_paddles(size: tuple[int, int]) -> None:
     paddle.seed(0)
     image = paddle.nn.functional.relu(paddle.randint(-3, 3, [2, 5, *size]).astype("float32"))
     found = []
-    for pool in (_pool, lambda x: paddle.nn.functional.max_pool2d(x, 3, 2, 1)):
+    for pool in (max_pool, lambda x: paddle.nn.functional.max_pool2d(x, 3, 2, 1)):
         x = image.clone().detach()
         x.stop_gradient = False
         out = pool(x)

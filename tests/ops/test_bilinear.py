@@ -2,8 +2,8 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.ops import bilinear
 from ppdet_lite.ops.bilinear import cross_taps, linear_taps, run_taps, sum_rows
+from ppdet_lite.ops.cpu import row_sums
 
 
 def tensor(values, dtype="float64", wants_grad: bool = False) -> paddle.Tensor:
@@ -66,7 +66,7 @@ def test_cross_taps() -> None:
 @pytest.mark.parametrize("chunk", [1, 60, 1 << 21])
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_sum_rows(monkeypatch: pytest.MonkeyPatch, chunk: int, wanted: tuple[bool, bool]) -> None:
-    monkeypatch.setattr(bilinear, "_CHUNK_VALUES", chunk)
+    monkeypatch.setattr(row_sums, "CHUNK_VALUES", chunk)
     rng = np.random.default_rng(1)
     table = rng.normal(size=(5, 9))
     indices = [rng.integers(0, 9, (7, 4)), rng.integers(0, 9, (1, 2)), np.zeros((0, 3), int)]

@@ -8,8 +8,9 @@ import paddle.nn.functional as F
 import pytest
 
 from ppdet_lite.core import runtime
-from ppdet_lite.ops import onednn, places
-from ppdet_lite.ops.convolution import conv2d
+from ppdet_lite.ops import dispatch
+from ppdet_lite.ops.cpu import onednn
+from ppdet_lite.ops.layers import conv2d
 
 needs_onednn = pytest.mark.skipif(onednn.loaded() is None, reason="Paddle without oneDNN 3")
 RNG = np.random.default_rng(0)
@@ -109,7 +110,7 @@ def paddles_own() -> tuple[list[np.ndarray], np.ndarray]:
 
 def test_elsewhere_and_without_the_library_it_is_paddles_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(places, "on_cpu", lambda _: False)
+        patch.setattr(dispatch, "on_cpu", lambda _: False)
         np.testing.assert_array_equal(*paddles_own())
     monkeypatch.setattr(onednn, "loaded", lambda: None)
     np.testing.assert_array_equal(*paddles_own())

@@ -2,8 +2,8 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.ops.cpu.deform_conv_graph import gather_in_graph
 from ppdet_lite.ops.deform_conv import deform_conv2d
-from ppdet_lite.ops.deform_conv_graph import gather_in_graph
 
 CASES = [  # stride, padding, dilation, deformable groups, whether there is a mask, a bias
     ((1, 1), (1, 1), (1, 1), 1, True, False),

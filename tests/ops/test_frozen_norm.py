@@ -8,7 +8,7 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppdet_lite.ops.frozen_norm import frozen_norm
+from ppdet_lite.ops.layers import frozen_norm
 
 RNG = np.random.default_rng(0)
 X, GRAD = RNG.normal(2.0, 3.0, (2, 2, 6, 5, 7)).astype(np.float32)

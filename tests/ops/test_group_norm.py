@@ -5,8 +5,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppdet_lite.ops import places
-from ppdet_lite.ops.group_norm import group_norm
+from ppdet_lite.ops import dispatch
+from ppdet_lite.ops.layers import group_norm
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3.0, 2.0, (3, 12, 5, 7))
@@ -58,7 +58,7 @@ def test_no_images() -> None:
 
 
 def test_elsewhere_it_is_paddles_operator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "on_cpu", lambda _: False)
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)
     for ours, theirs in zip(
         with_gradients(group_norm, "float32", 3), with_gradients(paddles, "float32", 3), strict=True
     ):

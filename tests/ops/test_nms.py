@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.ops.nms import count_groups, grouped_nms, rank_in_group, surviving
+from ppdet_lite.ops.nms import count_groups, grouped_nms, nms_mask, rank_in_group
 from tests.tiny import boxes, float32, int64, iou, random_boxes
 
 
@@ -68,16 +68,15 @@ def test_a_far_group_is_as_exact_as_the_first() -> None:
     assert near == far == greedy_nms(rows, scores, np.zeros(200), 0.3)
 
 
-@pytest.mark.parametrize(("batch", "count"), [(1, 50), (3, 40), (2, 1)])
-def test_rows_against_a_greedy_loop(batch: int, count: int) -> None:
+@pytest.mark.parametrize(("group_count", "count"), [(1, 50), (3, 120), (2, 2)])
+def test_the_mask_of_what_is_kept(group_count: int, count: int) -> None:
     """Scores in any order, some equal."""
     rng = np.random.default_rng(14)
-    rows = np.stack([random_boxes(rng, count, size=50) for _ in range(batch)])
-    scores = rng.integers(0, 30, (batch, count)).astype(np.float32)
-    found = surviving(float32(rows), float32(scores), 0.4)
+    rows, groups = random_boxes(rng, count, size=50), np.arange(count) % group_count
+    scores = rng.integers(0, 30, count).astype(np.float32)
+    found = nms_mask(float32(rows), float32(scores), int64(groups), 0.4)
     assert found.dtype == paddle.bool
-    for alive, row, of_row in zip(found.numpy(), rows, scores, strict=True):
-        assert np.flatnonzero(alive).tolist() == sorted(greedy_nms(row, of_row, np.zeros(count), 0.4))
+    assert np.flatnonzero(found.numpy()).tolist() == sorted(greedy_nms(rows, scores, groups, 0.4))
 
 
 def test_groups_do_not_meet_at_their_borders() -> None:

@@ -4,13 +4,13 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppdet_lite.ops import places
-from ppdet_lite.ops.relu import add_relu, relu
+from ppdet_lite.ops import dispatch
+from ppdet_lite.ops.layers import add_relu, relu
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
 def test_numbers_gradients_and_place(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "on_cpu", lambda _: on_cpu)
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: on_cpu)
     found = []
     for activate, add_and_activate in ((relu, add_relu), (F.relu, lambda a, b: F.relu(a + b))):
         paddle.seed(0)

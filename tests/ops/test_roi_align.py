@@ -8,7 +8,8 @@ import paddle
 import pytest
 
 from ppdet_lite.modeling.roi_pool import RoIAlign
-from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level, pyramid_level, pyramid_roi_align, square_level
+from ppdet_lite.ops.roi_align import pyramid_roi_align
+from ppdet_lite.ops.roi_levels import image_of_roi, pool_by_level, pyramid_level, square_level
 from ppdet_lite.structures import Rois
 from tests.tiny import boxes, float32, int32, int64, rois
 

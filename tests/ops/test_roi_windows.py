@@ -3,10 +3,10 @@ import paddle
 import pytest
 from paddle.vision.ops import roi_align
 
-from ppdet_lite.ops import roi_windows
+from ppdet_lite.ops.cpu import roi_windows
+from ppdet_lite.ops.cpu.roi_windows import window_roi_align
 from ppdet_lite.ops.nms import count_groups
-from ppdet_lite.ops.roi_align import image_of_roi, pool_by_level
-from ppdet_lite.ops.roi_windows import window_roi_align
+from ppdet_lite.ops.roi_levels import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
 
 SCALES = (0.25, 0.125)

@@ -12,7 +12,8 @@ from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher
 from ppdet_lite.ops.boxes import box_iou, clip_boxes, decode_boxes, encode_boxes
 from ppdet_lite.ops.nms import grouped_nms
-from ppdet_lite.ops.roi_align import pyramid_level, pyramid_roi_align
+from ppdet_lite.ops.roi_align import pyramid_roi_align
+from ppdet_lite.ops.roi_levels import pyramid_level
 from ppdet_lite.structures import Rois, Targets
 from tests.goldens import inputs
 

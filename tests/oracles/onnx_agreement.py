@@ -17,16 +17,16 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppdet_lite.assembly.batch_tensors import detection_arguments
 from ppdet_lite.assembly.setup import TrainedModel, build_model
-from ppdet_lite.assembly.tensors import detection_arguments
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
-from ppdet_lite.data.coco import load_image
-from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.loading.transforms import collate, image_sample
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment.export import export
-from ppdet_lite.inspection.offsets import deformable_parts
+from ppdet_lite.evaluation.offsets import deformable_parts
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests.test_configs import RECIPES, name_of, small

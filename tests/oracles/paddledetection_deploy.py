@@ -23,11 +23,11 @@ import numpy as np
 
 from ppdet_lite import Detector
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.data.coco import load_image
-from ppdet_lite.data.shapes import scene
-from ppdet_lite.data.transforms import collate, image_sample
+from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.images.drawing import write_picture
+from ppdet_lite.data.loading.transforms import collate, image_sample
+from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment.export import export
-from ppdet_lite.evaluation.drawing import write_picture
 from tests.random_detector import random_detector
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -12,9 +12,9 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
+from ppdet_lite.benchmarks.model import exported  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
-from ppdet_lite.data.transforms import Sample, collate  # noqa: E402
-from ppdet_lite.inspection.benchmark import exported  # noqa: E402
+from ppdet_lite.data.loading.transforms import Sample, collate  # noqa: E402
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.matching import Found, Truth, found_of, truth_of
 from tests.reporting.random_scene import CATEGORIES, IDS

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ppdet_lite.data.mixed import MixedDataset
+from ppdet_lite.data.annotations.mixed import MixedDataset
 from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.reporting.page import SECTIONS
 from ppdet_lite.reporting.report import write_report

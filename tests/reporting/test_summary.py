@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppdet_lite.data.coco import CocoDataset
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.matching import found_of

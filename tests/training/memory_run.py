@@ -15,9 +15,9 @@ from typing import Any
 from unittest import mock
 
 from ppdet_lite.assembly.setup import build_dataset, load_config
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
-from ppdet_lite.data.loader import TrainBatches
+from ppdet_lite.data.loading.loader import TrainBatches
 from ppdet_lite.training import loop
 from tests.tiny_run import QUICKSTART, small_shapes
 

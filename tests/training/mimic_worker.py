@@ -10,7 +10,7 @@ import paddle
 
 import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
 from ppdet_lite.assembly import ranks
-from ppdet_lite.assembly.tensors import training_arguments
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests import tiny
 

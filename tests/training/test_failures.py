@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import RunFailed, TornStep
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.checkpoint import load_checkpoint

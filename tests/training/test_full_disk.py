@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
-from ppdet_lite.config.checked import Config
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import configure, get_logger, note_in_file
 from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint

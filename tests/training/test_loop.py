@@ -13,15 +13,15 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.assembly.tensors import training_arguments
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.training.advice import warn_about_batch, warn_about_norms
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
+from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_norms
 from ppdet_lite.training.step import train_step
 from tests.tiny_run import QUICKSTART, small_shapes
 

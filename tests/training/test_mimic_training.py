@@ -17,20 +17,20 @@ from visualdl import LogReader
 
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.setup import build_model, load_config, load_trained
+from ppdet_lite.benchmarks.loader import bench_data
+from ppdet_lite.benchmarks.model import bench_train
 from ppdet_lite.core.errors import RunFailed, UserError
-from ppdet_lite.data import loader
-from ppdet_lite.data.shapes import generate
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.images.drawing import draw_strip
+from ppdet_lite.data.loading import loader
+from ppdet_lite.data.loading.transforms import Preprocess
+from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.deployment.export import save_graph
-from ppdet_lite.evaluation.drawing import draw_strip
-from ppdet_lite.inspection.bench_loader import bench_data
-from ppdet_lite.inspection.benchmark import bench_train
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.structures import Patches
-from ppdet_lite.training.advice import warn_about_norms
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.recorder import Recorder
+from ppdet_lite.training.setting_warnings import warn_about_norms
 from tests import tiny
 from tests.tiny_run import WITHOUT_STAGE_5
 from tests.training import mimic_worker

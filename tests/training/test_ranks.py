@@ -20,7 +20,7 @@ import pytest
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
-from ppdet_lite.data.loader import Loader, TrainBatches
+from ppdet_lite.data.loading.loader import Loader, TrainBatches
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint
 from ppdet_lite.training import loop

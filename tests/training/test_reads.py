@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.ops import places
+from ppdet_lite.ops import dispatch
 from ppdet_lite.training.step import train_step
 from tests import tiny
 from tests.training.reads import counted
@@ -42,7 +42,7 @@ def reads(options: dict[str, Any], batches: Any, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_as_a_gpu_takes_it(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most six reads and two for each image."""
-    monkeypatch.setattr(places, "on_cpu", lambda _: False)
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)
     found = reads(MODELS[name], images(count), monkeypatch)
     assert found["nms"] == count and "nonzero" not in found
     assert sum(found.values()) <= 6 + 2 * count, found
@@ -78,7 +78,7 @@ def test_a_gpus_ways_give_what_a_cpus_do(monkeypatch: pytest.MonkeyPatch) -> Non
     """Losses and gradients to rounding: NMS by image, native operators in place of gathers."""
     steps = []
     for on_cpu in (True, False):
-        monkeypatch.setattr(places, "on_cpu", lambda _, answer=on_cpu: answer)
+        monkeypatch.setattr(dispatch, "on_cpu", lambda _, answer=on_cpu: answer)
         model = tiny.detector()
         model.rpn.min_size = 16.0  # Paddle's gradient is wrong for RoIs smaller than a cell (docs/performance.md)
         model.train()

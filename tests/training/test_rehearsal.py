@@ -11,11 +11,11 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import RunFailed
-from ppdet_lite.data.augment import Augment
-from ppdet_lite.data.crops import RandomCrop, ScaleJitter
-from ppdet_lite.data.largest import largest_batch
-from ppdet_lite.data.loader import Loader, TrainBatches
-from ppdet_lite.data.transforms import Preprocess
+from ppdet_lite.data.loading.augment import Augment
+from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter
+from ppdet_lite.data.loading.largest_batch import largest_batch
+from ppdet_lite.data.loading.loader import Loader, TrainBatches
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.optimization.optimizer import SGD, AdamW
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.loop import train

@@ -1,0 +1,321 @@
+"""Does a device compute what another one does? Operator by operator, then whole training steps.
+
+`tools/env_check.py --gpu` compares a GPU with the CPU. Where the house has a way of its own for CPUs (`ops.places`),
+the comparison is one of two implementations as well.
+"""
+
+import functools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from ppdet_lite.assembly.batch_tensors import training_arguments
+from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.data.synthetic.shapes import generate
+from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
+from ppdet_lite.modeling.anchors import AnchorGenerator
+from ppdet_lite.modeling.matching import Matcher, Sampler
+from ppdet_lite.modeling.rpn import RPN
+from ppdet_lite.ops import deform_conv2d, deform_roi_pool
+from ppdet_lite.ops.crop import crop_and_resize
+from ppdet_lite.ops.nms import grouped_nms
+from ppdet_lite.ops.roi_align import pyramid_roi_align
+from ppdet_lite.structures import Rois, Targets
+
+Numbers = dict[str, np.ndarray]
+CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/shapes_r18_fpn.yml"
+SIZE = (64, 96)  # of the images of a step
+
+
+class Check(NamedTuple):
+    """Something to be computed on both devices."""
+
+    run: Callable[[], Numbers]
+    tolerance: float  # of the largest difference, as a share of the largest number; whole numbers must be equal
+
+
+class Result(NamedTuple):
+    """How far two devices are apart."""
+
+    difference: float
+    worst: str  # the output that differs most
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they compute the same."""
+        return self.difference <= self.tolerance  # of NaN it is false
+
+
+def compare(name: str, device: str, reference: str = "cpu") -> Result:
+    """Run one of CHECKS on both devices; the current one stays what it is."""
+    check, current = CHECKS[name], paddle.device.get_device()
+    found = []
+    try:
+        for place in (reference, device):
+            paddle.set_device(place)
+            paddle.seed(0)
+            found.append(check.run())
+    finally:
+        paddle.set_device(current)
+    differences = {key: _difference(value, found[1][key]) for key, value in found[0].items()}
+    worst = max(differences, key=lambda key: np.nan_to_num(differences[key], nan=np.inf))
+    return Result(differences[worst], worst, check.tolerance)
+
+
+def _difference(expected: np.ndarray, found: np.ndarray) -> float:
+    if expected.shape != found.shape:
+        return np.inf
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(expected, found) else np.inf
+    apart = np.abs(expected - found).max(initial=0.0)
+    return float(apart / max(np.abs(expected).max(initial=0.0), 1e-6))
+
+
+def _noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _boxes(seed: int, count: int, height: float = 60.0, width: float = 90.0) -> np.ndarray:
+    corners = np.random.default_rng(seed).uniform(0, 1, (count, 2, 2)) * (width, height)
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1) + 1], axis=1).astype(np.float32)
+
+
+def _with_gradients(function: Callable[..., Tensor], **inputs: np.ndarray) -> Numbers:
+    """A function's result, and the gradients of all its inputs under noise from above."""
+    leaves = {name: paddle.to_tensor(value, stop_gradient=False) for name, value in inputs.items()}
+    result = function(**leaves)
+    gradients = paddle.grad(result, list(leaves.values()), paddle.to_tensor(_noise(99, *result.shape)))
+    named = {f"gradient of {name}": gradient.numpy() for name, gradient in zip(leaves, gradients, strict=True)}
+    return {"result": result.numpy(), **named}
+
+
+def _convolution() -> Numbers:
+    return _with_gradients(
+        functools.partial(F.conv2d, stride=2, padding=1), x=_noise(0, 2, 16, 33, 40), weight=_noise(1, 24, 16, 3, 3)
+    )
+
+
+def _norms() -> Numbers:
+    x, scale, shift = _noise(0, 2, 32, 13, 17), _noise(1, 32), _noise(2, 32)
+
+    def frozen(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        statistics = paddle.zeros([32]), paddle.full([32], 2.0)
+        return F.batch_norm(x, *statistics, weight, bias, training=False, use_global_stats=True)
+
+    def batch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.batch_norm(x, paddle.zeros([32]), paddle.ones([32]), weight, bias, training=True)
+
+    def group(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.group_norm(x, 8, weight=weight, bias=bias)
+
+    return {
+        f"{norm.__name__} norm, {key}": value
+        for norm in (frozen, batch, group)
+        for key, value in _with_gradients(norm, x=x, weight=scale, bias=shift).items()
+    }
+
+
+def _matching() -> Numbers:
+    boxes = paddle.to_tensor(_boxes(0, 500))
+    targets = Targets(paddle.to_tensor(_boxes(1, 6)), paddle.arange(6), paddle.to_tensor(_boxes(2, 2)))
+    labels, index = Matcher(0.5, 0.4, keep_best=True)(boxes, targets)
+    ((foreground, background),) = Sampler(1000, 0.5)([labels])  # all there are
+    parts = {"labels": labels, "index": index, "foreground": foreground, "background": background}
+    return {name: part.numpy() for name, part in parts.items()}
+
+
+def _nms() -> Numbers:
+    scores = np.random.default_rng(3).permutation(3000).astype(np.float32)
+    groups = np.random.default_rng(4).integers(0, 5, 3000)
+    boxes = _boxes(0, 3000)
+    return {"kept": grouped_nms(*map(paddle.to_tensor, (boxes, scores, groups)), 0.5).numpy()}
+
+
+def _proposals() -> Numbers:
+    rpn = RPN(8, [4, 8], AnchorGenerator((8, 16)), pre_nms_train=150, post_nms_train=100)
+    shapes = [(2, 8, 15, 22), (2, 8, 8, 11)]
+    anchors = rpn.make_anchors([paddle.zeros(shape) for shape in shapes])
+    scores = np.random.default_rng(0).permutation(2 * sum(len(a) for a in anchors)).astype(np.float32)
+    logits = paddle.to_tensor(scores.reshape(2, -1)).split([len(a) for a in anchors], axis=1)
+    deltas = [paddle.to_tensor(0.3 * _noise(i, 2, len(a), 4)) for i, a in enumerate(anchors)]
+    found = rpn.propose(anchors, logits, deltas, paddle.to_tensor([[60.0, 88.0], [50.0, 80.0]]))
+    return {"boxes": found.boxes.numpy(), "counts": found.counts.numpy()}
+
+
+def _rois() -> tuple[Rois, Tensor]:
+    boxes = np.concatenate([_boxes(5, 20, 60, 90), _boxes(6, 10, 60, 90)])
+    level = np.random.default_rng(7).integers(0, 2, 30)
+    return Rois(paddle.to_tensor(boxes), paddle.to_tensor([20, 10], dtype="int32")), paddle.to_tensor(level)
+
+
+def _roi_align() -> Numbers:
+    def pool(fine: Tensor, coarse: Tensor) -> Tensor:
+        rois, level = _rois()
+        return pyramid_roi_align([fine, coarse], [4, 8], rois, level, 3, 0, True)
+
+    return _with_gradients(pool, fine=_noise(0, 2, 8, 15, 23), coarse=_noise(1, 2, 8, 8, 12))
+
+
+def _deform_conv() -> Numbers:
+    inputs = {
+        "x": _noise(0, 2, 8, 13, 15),
+        "offset": 2 * _noise(1, 2, 36, 13, 15),
+        "weight": _noise(2, 6, 8, 3, 3),
+        "mask": np.abs(_noise(3, 2, 18, 13, 15)),
+    }
+    return _with_gradients(functools.partial(deform_conv2d, padding=1, deformable_groups=2), **inputs)
+
+
+def _deform_roi_pool() -> Numbers:
+    def pool(fine: Tensor, coarse: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        rois, level = _rois()
+        scales = [1 / 4, 1 / 8]
+        return deform_roi_pool([fine, coarse], *rois[:2], 3, scales, 0, 0.1, offset, mask, level=level)
+
+    maps = {"fine": _noise(0, 2, 8, 15, 23), "coarse": _noise(1, 2, 8, 8, 12)}
+    return _with_gradients(pool, **maps, offset=_noise(2, 30, 2, 3, 3), mask=np.abs(_noise(3, 30, 1, 3, 3)))
+
+
+def _crop() -> Numbers:
+    boxes = np.concatenate([_boxes(0, 5), _boxes(1, 1)[:, [2, 1, 0, 3]]])  # the last one is mirrored
+    return {"patches": crop_and_resize(paddle.to_tensor(_noise(2, 3, 60, 90)), paddle.to_tensor(boxes), 16).numpy()}
+
+
+def _step(amp: HalfName | None) -> Numbers:
+    """Losses and gradients of a small deformable detector; all anchors and RoIs are sampled, so that none is drawn."""
+    options = [
+        "model.backbone={norm: gn, frozen_stages: 0, deformable: {stages: [5]}}",
+        "model.neck.out_channels=64",
+        "model.box_head.width=64",
+        "model.rpn={sampler: {count: 100000}, pre_nms_train: 200, post_nms_train: 100}",
+        "model.roi_sampler={sampler: {count: 100000, foreground_share: 1.0}}",
+        "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 32}",
+    ]
+    model = build_model(load_config(CONFIG, options), ["square", "circle", "triangle"])
+    for i, parameter in enumerate(model.parameters()):  # the generators of two devices differ
+        if parameter.ndim > 1:
+            scale = float(np.sqrt(1 / np.prod(parameter.shape[1:])))
+            parameter.set_value(scale * _noise(i, *parameter.shape))
+    model.train()
+    if amp == "float16" and paddle.device.get_device() == "cpu":
+        amp = None  # a CPU has none: the reference is float32
+    with half_layers(model, amp):
+        with half_forward(amp):
+            losses = model(*training_arguments(_batch())).losses
+        sum(losses.values()).backward()
+    parts = {"backbone": model.backbone, "neck": model.neck, "rpn": model.rpn, "box head": model.box_head}
+    norms = {f"gradient norm of {name}": _gradient_norm(part.parameters()) for name, part in parts.items()}
+    return {**{name: loss.numpy() for name, loss in losses.items()}, **norms}
+
+
+def _gradient_norm(parameters: Sequence[Tensor]) -> np.ndarray:
+    squares = [np.square(p.grad.astype("float32").numpy()).sum() for p in parameters if p.grad is not None]
+    return np.sqrt(np.float32(sum(squares)))
+
+
+def _batch() -> dict[str, Any]:
+    height, width = SIZE
+    objects = {"boxes": _boxes(3, 4, height, width), "classes": np.arange(4) % 3, "is_crowd": np.zeros(4, bool)}
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros(0, int), "is_crowd": np.zeros(0, bool)}
+    return {
+        "images": _noise(0, 2, 3, height, width),
+        "image_sizes": np.float32([[height, width], [height - 14, width]]),
+        "scales": np.ones((2, 2), np.float32),
+        "targets": [objects, nothing],
+    }
+
+
+CHECKS = {
+    "convolution": Check(_convolution, 1e-4),
+    "norms": Check(_norms, 1e-4),
+    "matching": Check(_matching, 0.0),
+    "nms": Check(_nms, 0.0),
+    "proposals": Check(_proposals, 1e-5),
+    "roi_align": Check(_roi_align, 1e-4),
+    "deform_conv": Check(_deform_conv, 1e-4),
+    "deform_roi_pool": Check(_deform_roi_pool, 1e-4),
+    "crop": Check(_crop, 1e-5),
+    "step": Check(functools.partial(_step, None), 1e-3),
+    "bfloat16": Check(functools.partial(_step, "bfloat16"), 0.1),
+    "float16": Check(functools.partial(_step, "float16"), 0.1),
+}
+PROCESSES = "processes"  # the check that compares nothing: two of them train together
+
+
+def require_gpu() -> None:
+    """Raise UserError, which says how to mend it, where Paddle has no GPU."""
+    if not paddle.is_compiled_with_cuda():
+        raise UserError("this Paddle is a CPU build: make setup GPU=cu126, or see requirements-gpu.txt")
+    if not paddle.device.cuda.device_count():
+        raise UserError("Paddle sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+
+
+def check_device(names: Sequence[str], device: str, reference: str = "cpu") -> Iterator[str]:
+    """Make the named checks, all if there are no names, and tell of each as it is done.
+
+    Raises UserError for a name that is none, RunFailed in the end if devices differed or processes failed.
+    """
+    known = [*CHECKS, PROCESSES]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{unknown[0]}: no such check; there are {', '.join(known)}")
+    failed = []
+    for name in names or known:
+        result = _told(name, device, reference)
+        yield f"{name:<16} {result}"
+        if not result.startswith(("same", "left out")):
+            failed.append(name)
+    if failed:
+        raise RunFailed(f"{device} failed {len(failed)} of {len(names or known)} checks: {', '.join(failed)}")
+
+
+def _told(name: str, device: str, reference: str) -> str:
+    """What came of a check: "same", "left out" or what is wrong, with the numbers."""
+    if name == PROCESSES:
+        return train_two(device)
+    if name in ("bfloat16", "float16") and device != "cpu" and not _has(name):
+        return f"left out: {device} has no {name}"
+    try:  # what Paddle raises of a kernel that fails or is not there is a finding: it is told, and counts as a failure
+        result = compare(name, device, reference)
+    except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
+        return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
+    verdict = "same" if result.agrees else f"DIFFERS in {result.worst}"
+    return f"{verdict}: {result.difference:.1e} apart, {result.tolerance:g} allowed"
+
+
+def _has(name: str) -> bool:
+    return paddle.amp.is_bfloat16_supported() if name == "bfloat16" else paddle.amp.is_float16_supported()
+
+
+def train_two(device: str) -> str:
+    """Train two iterations in two processes, each on a GPU of its own, and tell what came of it."""
+    if device != "cpu" and paddle.device.cuda.device_count() < 2:
+        return "left out: there is one GPU"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        generate(folder / "shapes", train=4, val=1)
+        shapes, annotations = folder / "shapes", folder / "shapes/annotations"
+        sets = [
+            f"data.{part}={{images: {shapes}/{part}, annotations: {annotations}/instances_{part}.json}}"
+            for part in ("train", "val")
+        ]
+        command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", name]
+        command += ["--backend", "gloo"] if device == "cpu" else []
+        command += [str(CONFIG.parents[2] / "tools/train.py"), "-c", str(CONFIG), "-o", f"output={folder}"]
+        command += [*sets, "data.preprocess={short_side: 64, long_side: 96}", "train.rehearse=false"]
+        command += ["data.loader={batch_size: 1, threads: 0}", "train={length: 2 iterations, evaluate_every: null}"]
+        done = subprocess.run([*command, f"runtime.device={device}"], capture_output=True, text=True)
+        if done.returncode:
+            logs = [line for log in sorted(folder.glob("workerlog.*")) for line in log.read_text().splitlines()]
+            told = [line for line in logs if "rror: " in line] or logs or done.stderr.splitlines()
+            return f"fails: {told[0]}"
+    return "same: two processes trained two iterations"

@@ -1,0 +1,226 @@
+"""Benchmarks: a training step and its parts, inference before and after export, and the loader.
+
+Images are noise, and models have random weights unless the config names some: they do the work of real ones, but for
+the last NMS, which has next to nothing to do.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import paddle
+
+from ppdet_lite.assembly.batch_tensors import training_arguments
+from ppdet_lite.assembly.setup import build_model, load_trained, use_device
+from ppdet_lite.benchmarks.loader import bench_data
+from ppdet_lite.benchmarks.timing import WARM_UP, summary
+from ppdet_lite.config.checked_config import Config
+from ppdet_lite.config.registry import build
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.runtime import peak_rss_mb
+from ppdet_lite.data.loading.transforms import Preprocess, Sample, collate
+from ppdet_lite.deployment import onnx_export
+from ppdet_lite.deployment.description import Description
+from ppdet_lite.deployment.export import save_graph
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
+from ppdet_lite.deployment.predictor import Predictor
+from ppdet_lite.modeling.amp import half_forward, half_layers, require_half
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.optimization.optimizer import clip_gradients
+
+BOXES = 8  # objects in a synthetic image, about COCO's mean
+PAUSE = 0.3  # seconds, in which the threads of the way that has finished fall asleep
+PHASES = ("data", "forward", "backward", "optimizer")
+Report = dict[str, Any]
+
+
+def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
+    """Time training steps on synthetic images of a size (h, w), from uint8 pixels to updated weights.
+
+    Returns `step_seconds` and, for each of PHASES, `<phase>_seconds`: median, min and max; and the peak memory.
+    "data" is normalising, padding and handing over, without decoding a file. Of a model that mimics an R-CNN, also
+    `mimic_rois`, how many patches an image had: with random weights few RoIs are foreground, model.mimic.rois=both
+    gives it all it may have.
+    """
+    model = build_model(config, _class_names(classes))
+    model.train()
+    optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
+    samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
+    preprocess = build(config["data"]["preprocess"])
+    patch_counts, amp = [], config["train"]["amp"]
+    require_half(amp, config.origin("train.amp"))
+
+    def step() -> list[float]:
+        marks = [_now()]
+        arguments = training_arguments(collate(samples, preprocess))
+        marks.append(_now())
+        with half_layers(model, amp):
+            with half_forward(amp):
+                output = model(*arguments)
+            loss = sum(output.losses.values())
+            marks.append(_now())
+            loss.backward()
+        marks.append(_now())
+        clip_gradients(model, None)  # as training does, which checks the norm
+        optimizer.step()
+        optimizer.clear_grad(set_to_zero=False)
+        marks.append(_now())
+        if "mimic_rois" in output.metrics:
+            patch_counts.append(output.metrics["mimic_rois"].item())
+        return marks
+
+    marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
+    phases = dict(zip(PHASES, np.diff(marks, axis=1).T, strict=True))
+    return {
+        "step_seconds": summary(marks[:, -1] - marks[:, 0]),
+        **{f"{name}_seconds": summary(seconds) for name, seconds in phases.items()},
+        **({"mimic_rois": float(np.median(patch_counts))} if patch_counts else {}),
+        **_surroundings(size, batch, iterations),
+    }
+
+
+def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
+    """Time detection by the model as it is trained, exported, and exported as ONNX, all on the CPU; size is (h, w).
+
+    They take turns, so that whatever else the machine does slows all. Returns `training_side`, `exported` and `onnx`,
+    each with `step_seconds`; `ratio` and `onnx_ratio`, of the medians to training-side's; and the peak memory of all
+    together. Where the packages for ONNX are missing, `onnx` says which.
+    """
+    paddle.set_device("cpu")
+    if config["weights"] is None:
+        model = build_model(config, _class_names(classes), for_training=False)
+        model.eval()
+    else:
+        model = load_trained(config).model
+    samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
+    preprocess = build(config["data"]["preprocess"])
+    network_input = collate(samples, preprocess)
+    arrays = [network_input[key] for key in ("images", "image_sizes", "scales")]
+    missing = {}
+    try:
+        onnx_export.require_packages()
+    except UserError as error:
+        missing["onnx"] = str(error)
+    ways = {"training_side": partial(_detect, model), **exported(model, preprocess, onnx=not missing)}
+    summaries = _in_turns({name: partial(way, *arrays) for name, way in ways.items()}, iterations)
+    ratios = {name: times["median"] / summaries["training_side"]["median"] for name, times in summaries.items()}
+    return {
+        **{name: {"step_seconds": times} for name, times in summaries.items()},
+        **missing,
+        "ratio": ratios["exported"],
+        **({} if missing else {"onnx_ratio": ratios["onnx"]}),
+        **_surroundings(size, batch, iterations),
+    }
+
+
+def exported(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Predictor | OnnxPredictor]:
+    """The graph of a model in evaluation mode: `exported`, and, if wanted, `onnx`; no file of it stays."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_graph(model, folder)
+        predictors: dict[str, Predictor | OnnxPredictor] = {"exported": Predictor(folder)}
+        if onnx:
+            classes = _class_names(model.predictor.num_classes)
+            description = Description(classes, list(range(len(classes))), preprocess, model.postprocess, {})
+            onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
+            predictors["onnx"] = OnnxPredictor(folder / ONNX_FILE)
+        return predictors
+
+
+def _in_turns(ways: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:
+    """A summary of the seconds that each way takes."""
+    seconds = {name: [] for name in ways}
+    for _ in range(WARM_UP + iterations):
+        for name, run in ways.items():
+            time.sleep(PAUSE)
+            began = _now()
+            run()
+            seconds[name].append(_now() - began)
+    return {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
+
+
+def run(
+    what: Literal["train", "infer", "data", "ops"],
+    config: Config | None,
+    iterations: int,
+    size: tuple[int, int] | None = None,
+    batch: int = 1,
+    classes: int = 80,
+    workers: int = 0,
+) -> Report:
+    """Run a benchmark by its name on the config's device; `ops` needs no config.
+
+    A size of None is 320x427 for training and 640x640 for inference.
+    """
+    if what == "ops":
+        from ppdet_lite.benchmarks import operators
+
+        return operators.run(iterations)
+    use_device(config)
+    if what == "data":
+        return bench_data(config, iterations, workers=workers)
+    if what == "train":
+        return bench_train(config, size or (320, 427), batch, iterations, classes)
+    return bench_infer(config, size or (640, 640), batch, iterations, classes)
+
+
+def format_report(report: Report, indent: str = "") -> str:
+    """A report as aligned lines: seconds in milliseconds, the rest as it is."""
+    lines = []
+    for name, value in report.items():
+        if isinstance(value, dict) and "median" in value:
+            numbers = "  ".join(f"{key} {seconds * 1e3:.1f}" for key, seconds in value.items())
+            lines.append(f"{indent}{name.removesuffix('_seconds'):<26} {numbers}  ms")
+        elif isinstance(value, dict):
+            lines += [f"{indent}{name}", format_report(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name:<26} {f'{value:.3g}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def _class_names(count: int) -> list[str]:
+    return [f"c{i}" for i in range(count)]
+
+
+def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_original: bool = False) -> Sample:
+    """Noise with boxes on it, as the loader would make it."""
+    corners = rng.uniform(0, 1, (BOXES, 2, 2)) * size[::-1]
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    return {
+        "image": image,
+        "image_id": 0,
+        "image_size": np.array(size, np.float32),
+        "scale": np.ones(2, np.float32),
+        "gt_boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32),
+        "gt_classes": rng.integers(0, classes, BOXES),
+        "gt_is_crowd": np.zeros(BOXES, bool),
+        **({"original_image": image, "flipped": False} if keep_original else {}),
+    }
+
+
+def _detect(model: FasterRCNN, *arrays: np.ndarray) -> np.ndarray:
+    with paddle.no_grad():
+        return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
+
+
+def _now() -> float:
+    """Seconds, once the device has done all it was given."""
+    if paddle.get_device() != "cpu":
+        paddle.device.synchronize()
+    return time.perf_counter()
+
+
+def _surroundings(size: tuple[int, int], batch: int, iterations: int) -> Report:
+    return {
+        "peak_rss_mb": peak_rss_mb(),
+        "size": list(size),
+        "batch": batch,
+        "iterations": iterations,
+        "device": paddle.get_device(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+    }

@@ -1,0 +1,76 @@
+"""COCO files and their images, written into a folder that appears whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.importing.records import Box, Picture
+from ppdet_lite.data.importing.splits import Splits
+from ppdet_lite.storage.files import write_json
+
+ANNOTATIONS = "annotations"  # the folder of the COCO files
+
+
+def write_splits(
+    splits: Splits, names: Sequence[str], output: Path, transfer: str, difficult: str
+) -> dict[str, tuple[Path, Path]]:
+    """Write a folder that appears whole; the image folder and the annotation file of each split are returned."""
+    partial = Path(os.path.abspath(output))
+    partial = partial.with_name(f".{partial.name}.{os.getpid()}.partial")
+    files = {}
+    try:
+        for name, pictures in splits.items():
+            root = Path(os.path.commonpath([os.path.abspath(picture.path.parent) for picture in pictures]))
+            file_names = [os.path.relpath(os.path.abspath(p.path), root).replace(os.sep, "/") for p in pictures]
+            file = Path(ANNOTATIONS, f"instances_{name}.json")
+            write_json(partial / file, _content(pictures, file_names, names, difficult))
+            if transfer != "leave":
+                _transfer([root / file_name for file_name in file_names], partial / name, root, transfer)
+            files[name] = (root if transfer == "leave" else output / name, output / file)
+        if output.exists():
+            output.rmdir()  # empty; Windows would not replace it
+        partial.rename(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror}; free space or choose another output") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return files
+
+
+def _transfer(paths: Sequence[Path], folder: Path, root: Path, transfer: str) -> None:
+    for path in paths:
+        target = folder / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if transfer == "link":
+            target.symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, target)
+
+
+def _content(
+    pictures: Sequence[Picture], file_names: Sequence[str], names: Sequence[str], difficult: str
+) -> dict[str, Any]:
+    """One COCO file."""
+    categories = {name: number for number, name in enumerate(names, start=1)}
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": number, "name": name} for name, number in categories.items()]
+    for image_id, (picture, file_name) in enumerate(zip(pictures, file_names, strict=True), start=1):
+        height, width = picture.size or (0, 0)
+        content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for box in picture.boxes:
+            if box.difficult and difficult == "drop":
+                continue
+            record = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": categories[box.name]}
+            content["annotations"].append(record | _object(box, difficult))
+    return content
+
+
+def _object(box: Box, difficult: str) -> dict[str, Any]:
+    x1, y1, x2, y2 = box.corners
+    width, height = x2 - x1, y2 - y1
+    crowd = int(bool(box.difficult) and difficult == "crowd")
+    record = {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": crowd}
+    return record | ({"difficult": 1} if box.difficult else {})

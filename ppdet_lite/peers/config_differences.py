@@ -1,0 +1,68 @@
+"""What other projects compute differently, as overrides for a config of ours."""
+
+from collections.abc import Callable
+
+from ppdet_lite.config.checked_config import Config
+
+
+def _ppdet_differences(config: Config) -> list[str]:
+    """PaddleDetection resizes by cubic interpolation, does not pad for C4, and drops proposals below a pixel."""
+    differences = ["data.preprocess.interpolation=cubic", "model.rpn.min_size=1.0"]
+    if config["model"]["neck"] is None:
+        differences.append("data.preprocess.stride=1")
+    else:
+        differences.append("model.rpn.train_limit_over=batch")
+    if config["model"]["backbone"]["depth"] < 50:
+        differences.append("model.backbone.project_stage_2=true")
+    return differences
+
+
+def _torchvision_differences(config: Config) -> list[str]:
+    """torchvision resizes floating-point pixels, measures strides, rounds anchors, and pools RoIs unaligned."""
+    smooth = "{box_loss: smooth_l1, beta: 0.1111111111111111}"
+    return [
+        "data.preprocess={sizing: floor, resize_in: float}",
+        "model.rpn={anchors: {rounded: true, measured_strides: true}, min_size: 0.001, post_nms_train: 2000}",
+        "model.roi_pool={sampling_ratio: 2, aligned: false}",
+        f"model.rpn={smooth}",
+        f"model.predictor={smooth}",
+    ]
+
+
+def _mmdet_differences(config: Config) -> list[str]:
+    """mmdetection rounds sizes; its deformable poolings have a branch for each level."""
+    pool = ["model.roi_pool.per_level=true"] if config["model"]["roi_pool"]["type"] == "DeformRoIPool" else []
+    return ["data.preprocess.sizing=nearest", *pool]
+
+
+CAFFE = "channels: bgr, pixel_range: 255, mean: [103.53, 116.28, 123.675]"
+
+
+def _mmdet_caffe_differences(config: Config) -> list[str]:
+    """Its `caffe` configs go on from Caffe's ResNets: BGR pixels, the stride in the first 1x1."""
+    return [*_mmdet_differences(config), f"data.preprocess={{{CAFFE}, std: [1, 1, 1]}}", "model.backbone.variant=a"]
+
+
+def _detectron2_differences(config: Config) -> list[str]:
+    """detectron2 resizes as Pillow does; its ResNets are Caffe's, its ResNeXts not; only FPN's images are padded."""
+    is_resnext = config["model"]["backbone"]["groups"] > 1
+    std = "[57.375, 57.12, 58.395]" if is_resnext else "[1, 1, 1]"
+    differences = [f"data.preprocess={{sizing: nearest, interpolation: antialias, {CAFFE}, std: {std}}}"]
+    differences += [] if is_resnext else ["model.backbone.variant=a"]
+    if config["model"]["backbone"]["dilated"]:  # its DC5 has RPN and RoIs on stage 5 itself
+        differences += ["model.backbone.out_stages=[5]", "model.neck=null"]
+    if config["model"]["neck"] is None or config["model"]["backbone"]["dilated"]:
+        differences.append("data.preprocess.stride=1")
+    if config["model"]["box_head"]["type"] == "Res5Head":
+        differences.append("model.box_head.variant=a")
+    return differences
+
+
+DIFFERENCES: dict[str, Callable[[Config], list[str]]] = {
+    "ppdet": _ppdet_differences,
+    "torchvision": _torchvision_differences,
+    "mmdet": _mmdet_differences,
+    "mmdet-caffe": _mmdet_caffe_differences,
+    "detectron2": _detectron2_differences,
+}
+"""Per project: overrides under which a config of ours computes what theirs does."""

@@ -1,0 +1,42 @@
+"""mmdetection 2.x and 3.x, whose Faster R-CNNs have the same names."""
+
+from ppdet_lite.peers.names.rules import STATISTICS, TRANSPOSED, Peer, Rule, Shapes, in_torch_resnet
+
+
+def mmdet(shapes: Shapes) -> Peer:
+    """The naming for a model of these weights of ours."""
+    has_statistics = "backbone.stem.norm._mean" in shapes or not shapes
+    return Peer(
+        "mmdetection",
+        [
+            *in_torch_resnet("backbone.", "bn" if has_statistics else "gn"),
+            *_convs(r"neck\.lateral\.(\d)", "neck.lateral_convs.{}", shapes),
+            *_convs(r"neck\.output\.(\d)", "neck.fpn_convs.{}", shapes),
+            Rule(r"rpn\.conv\.(.+)", r"rpn_head.rpn_conv.\1"),
+            Rule(r"rpn\.objectness\.(.+)", r"rpn_head.rpn_cls.\1"),
+            Rule(r"rpn\.regress\.(.+)", r"rpn_head.rpn_reg.\1"),
+            *_convs(r"box_head\.convs\.(\d)", "roi_head.bbox_head.shared_convs.{}", shapes),
+            Rule(r"box_head\.fc(?:1)?\.(.+)", r"roi_head.bbox_head.shared_fcs.0.\1", TRANSPOSED),
+            Rule(r"box_head\.fc2\.(.+)", r"roi_head.bbox_head.shared_fcs.1.\1", TRANSPOSED),
+            Rule(
+                r"roi_pool\.branches\.(\d)\.(offset|mask)\.(.+)",
+                r"roi_head.bbox_roi_extractor.roi_layers.\1.\2_fc.\3",
+                TRANSPOSED,
+            ),
+            Rule(r"predictor\.classify\.(.+)", r"roi_head.bbox_head.fc_cls.\1", TRANSPOSED),
+            Rule(r"predictor\.regress\.(.+)", r"roi_head.bbox_head.fc_reg.\1", TRANSPOSED),
+        ],
+        classifier="roi_head.bbox_head.fc_cls.bias",
+        ignored=[r".*num_batches_tracked"],
+        signs=["roi_head.bbox_head.fc_cls.bias", "rpn_head.rpn_cls.weight"],
+        older=[(r"\.conv2_offset\.", ".conv2.conv_offset.")],
+    )
+
+
+def _convs(ours: str, theirs: str, shapes: Shapes) -> list[Rule]:
+    """A convolution and its norm, named as its kind."""
+    kind = "bn" if any(name.startswith("neck.") and name.endswith("_mean") for name in shapes) else "gn"
+    return [
+        Rule(rf"{ours}\.conv\.(.+)", lambda m: f"{theirs.format(m[1])}.conv.{m[2]}"),
+        Rule(rf"{ours}\.norm\.(.+)", lambda m: f"{theirs.format(m[1])}.{kind}.{STATISTICS[m[2]]}"),
+    ]

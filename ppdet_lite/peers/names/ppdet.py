@@ -1,0 +1,62 @@
+"""PaddleDetection 2.x: its Faster R-CNNs, and the ResNets that they start from."""
+
+import re
+from collections.abc import Mapping
+
+from ppdet_lite.peers.names.rules import Peer, Rule
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MANY_BLOCKS = 10  # a longer stage 4 is numbered a, b1, b2, ...
+
+
+def ppdet(shapes: Mapping[str, tuple[int, ...]]) -> Peer:
+    """The naming for a model of these weights of ours."""
+    return Peer(
+        "PaddleDetection",
+        [
+            Rule(r"(backbone|box_head)\.(res\d)\.(\d+)\.(.+)", lambda match: _in_block(match, shapes)),
+            Rule(r"backbone\.stem\.conv(\d)\.(conv|norm)\.(.+)", r"backbone.conv1.conv1_\1.\2.\3"),
+            Rule(r"backbone\.stem\.(conv|norm)\.(.+)", rf"backbone.conv1.{_stem(shapes)}.\1.\2"),
+            Rule(r"neck\.(lateral|output)\.(\d)\.(.+)", lambda match: _in_pyramid(match, shapes)),
+            Rule(r"rpn\.conv\.(.+)", r"rpn_head.rpn_feat.rpn_conv.\1"),
+            Rule(r"rpn\.objectness\.(.+)", r"rpn_head.rpn_rois_score.\1"),
+            Rule(r"rpn\.regress\.(.+)", r"rpn_head.rpn_rois_delta.\1"),
+            Rule(r"box_head\.fc1\.(.+)", r"bbox_head.head.fc6.\1"),
+            Rule(r"box_head\.fc2\.(.+)", r"bbox_head.head.fc7.\1"),
+            Rule(r"box_head\.convs\.(\d)\.(.+)", r"bbox_head.head.bbox_head_conv\1.\2"),
+            Rule(r"box_head\.fc\.(.+)", r"bbox_head.head.fc6.\1"),
+            Rule(r"predictor\.classify\.(.+)", r"bbox_head.bbox_score.\1"),
+            Rule(r"predictor\.regress\.(.+)", r"bbox_head.bbox_delta.\1"),
+        ],
+        classifier="bbox_head.bbox_score.bias",
+        signs=["bbox_head.bbox_score.weight", "rpn_head.rpn_feat.rpn_conv.weight"],
+    )
+
+
+def _in_block(match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A weight of a residual block: res4.2.conv2.conv.weight is theirs as res4.res4c.branch2b.conv.weight."""
+    part, stage, number, rest = match[1], match[2], int(match[3]), match[4]
+    many = f"{part}.{stage}.{MANY_BLOCKS}.conv1.conv.weight" in shapes and stage == "res4"
+    letter = (f"b{number}" if number else "a") if many else LETTERS[number]
+    rest = re.sub(r"^conv(\d)\.", lambda conv: f"branch2{LETTERS[int(conv[1]) - 1]}.", rest)
+    rest = rest.replace(".conv.offset.", ".conv_offset.")
+    pools = part == "backbone" and f"{part}.stem.conv1.conv.weight" in shapes and stage != "res2"
+    rest = re.sub(r"^shortcut\.", "short.conv." if pools else "short.", rest)
+    owner = "backbone" if part == "backbone" else "bbox_head.head"
+    return f"{owner}.{stage}.{stage}{letter}.{rest}"
+
+
+def _stem(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The name of the one convolution: a ResNeXt has another, known by its grouped 3x3."""
+    outputs, inputs = shapes.get("backbone.res2.0.conv2.conv.weight", (1, 1))[:2]
+    return "conv1" if outputs == inputs else "res_conv1"
+
+
+def _in_pyramid(match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """A weight of the pyramid; without a norm the convolution itself has the level's name."""
+    kind, level, rest = match[1], int(match[2]) + 2, match[3]
+    coarsest = f"neck.lateral.{level - 1}.conv.weight" not in shapes
+    inner = f"fpn_inner_res{level}_sum" + ("" if coarsest else "_lateral")
+    name = inner if kind == "lateral" else f"fpn_res{level}_sum"
+    has_norm = f"neck.{kind}.{match[2]}.norm.weight" in shapes
+    return f"neck.{name}.{rest if has_norm else rest.removeprefix('conv.')}"

@@ -1,0 +1,91 @@
+"""The comparison of two devices, made of the CPU and itself: it runs, and it finds what is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+
+from ppdet_lite.benchmarks import device_check
+from ppdet_lite.benchmarks.device_check import CHECKS, Check, check_device, compare
+from ppdet_lite.core.errors import RunFailed, UserError
+from ppdet_lite.ops import dispatch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ("step", "float16")])
+def test_a_cpu_computes_the_same_as_itself(name: str) -> None:
+    result = compare(name, "cpu")
+    assert result.difference == 0 and result.agrees
+
+
+@pytest.mark.parametrize("name", ["proposals", "roi_align", "deform_conv", "step"])
+def test_a_cpus_ways_and_a_gpus_are_told_to_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time everything runs as on a GPU: another NMS, Paddle's own operators."""
+    check, answers = CHECKS[name], iter([True, False])
+
+    def run() -> device_check.Numbers:
+        on_cpu = next(answers)
+        monkeypatch.setattr(dispatch, "on_cpu", lambda _: on_cpu)
+        return check.run()
+
+    monkeypatch.setitem(CHECKS, name, check._replace(run=run))
+    result = compare(name, "cpu")
+    assert result.agrees, result
+
+
+@pytest.mark.parametrize(
+    ("second", "difference", "agrees"),
+    [
+        ({"x": np.float32([1, 2.02]), "n": np.array([3])}, 0.01, True),
+        ({"x": np.float32([1, 2.2]), "n": np.array([3])}, 0.1, False),
+        ({"x": np.float32([1, np.nan]), "n": np.array([3])}, np.nan, False),
+        ({"x": np.float32([1]), "n": np.array([3])}, np.inf, False),
+        ({"x": np.float32([1, 2]), "n": np.array([4])}, np.inf, False),
+    ],
+)
+def test_how_far_two_results_are_apart(
+    second: dict, difference: float, agrees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a share of the largest number; whole numbers must be equal, shapes too."""
+    results = iter([{"x": np.float32([1, 2]), "n": np.array([3])}, second])
+    monkeypatch.setitem(CHECKS, "nms", Check(lambda: next(results), 0.05))
+    result = compare("nms", "cpu")
+    np.testing.assert_allclose(result.difference, difference, rtol=1e-5)
+    assert result.agrees == agrees
+
+
+def test_what_differs_or_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> device_check.Numbers:
+        raise RuntimeError("Error Message:\nno such kernel")
+
+    values = iter([1.0, 2.0])
+    monkeypatch.setitem(CHECKS, "nms", Check(lambda: {"kept": np.float32(next(values))}, 0.1))
+    monkeypatch.setitem(CHECKS, "crop", Check(fails, 0.1))
+    lines = check_device(["nms", "crop", "matching"], "cpu")
+    assert [next(lines) for _ in range(3)] == [
+        "nms              DIFFERS in kept: 1.0e+00 apart, 0.1 allowed",
+        "crop             fails: no such kernel",
+        "matching         same: 0.0e+00 apart, 0 allowed",
+    ]
+    with pytest.raises(RunFailed, match="cpu failed 2 of 3 checks: nms, crop"):
+        next(lines)
+
+
+def test_an_unknown_check_is_refused() -> None:
+    with pytest.raises(UserError, match=r"roialign: no such check; there are convolution, .*processes"):
+        next(check_device(["roialign"], "cpu"))
+
+
+def test_two_processes_train() -> None:
+    assert device_check.train_two("cpu") == "same: two processes trained two iterations"
+
+
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this Paddle may have a GPU")
+def test_without_a_gpu_the_tool_ends_with_a_line() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools/env_check.py"), "--gpu"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: this Paddle is a CPU build: make setup GPU=cu126, or see requirements-gpu.txt\n"

@@ -1,0 +1,205 @@
+"""Other projects' weights files: torch's in both formats, detectron2's pickles; code in them does not run."""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.peers.files import read_peer_file
+from ppdet_lite.peers.torch_files import LEGACY_MAGIC
+
+FILES = Path(__file__).parent / "files"
+BASE = (np.arange(24, dtype=np.float32) / 7).reshape(4, 6)
+EXPECTED = {
+    "float": BASE,
+    "half": np.array([1.5, -2.0], np.float16),
+    "bfloat16": np.array([1.0, 3.140625], np.float32),
+    "long": np.array(2**40),
+    "bool": np.array([True, False]),
+    "transposed": BASE.T,
+    "row": BASE[2],
+    "shared": BASE,
+    "empty": np.zeros((0, 4), np.float32),
+    "parameter": np.array([[2.0]], np.float32),
+    "double": np.array([0.1]),
+    "uint8": np.array([200], np.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("zip", ["cat", "dog"]), ("legacy", None), ("legacy_mmdet", ["cat", "dog"])]
+)
+def test_what_torch_has_written(name: str, classes: list[str] | None) -> None:
+    found = read_peer_file(FILES / f"{name}.pth")
+    assert found.arrays.keys() == EXPECTED.keys() and found.class_names == classes
+    for key, expected in EXPECTED.items():
+        np.testing.assert_array_equal(found.arrays[key], expected, err_msg=key, strict=True)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_detectron2_has_written(tmp_path: Path, protocol: int) -> None:
+    content = {"model": {"stem.w": BASE, "n": np.float32(3)}, "__author__": "x", "matching_heuristics": True}
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(content, protocol))
+    found = read_peer_file(tmp_path / "model.pkl")
+    assert found.arrays.keys() == {"stem.w", "n"} and found.class_names is None
+    np.testing.assert_array_equal(found.arrays["stem.w"], BASE, strict=True)
+
+
+def test_newer_mmdetection_names_its_classes_elsewhere(tmp_path: Path) -> None:
+    content = {"meta": {"dataset_meta": {"classes": ("a", "b")}}, "state_dict": {"w": BASE}}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
+    assert read_peer_file(tmp_path / "m.pkl").class_names == ["a", "b"]
+
+
+class Global:
+    """Pickles as a name that a file may ask for."""
+
+    def __init__(self, name: str, arguments: tuple) -> None:
+        self.name, self.arguments = name, arguments
+
+    def __reduce__(self) -> tuple:
+        return _ByName(self.name), self.arguments
+
+
+class _ByName:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *_: object) -> None: ...
+
+
+class TorchPickler(pickle._Pickler):
+    """Writes names of torch without torch, and `Storage` tuples as persistent references."""
+
+    def persistent_id(self, thing: object) -> object:
+        return thing[1:] if isinstance(thing, tuple) and thing[:1] == ("REFERENCE",) else None
+
+    def save(self, thing: object, save_persistent_id: bool = True) -> None:
+        if isinstance(thing, _ByName):
+            module, _, name = thing.name.rpartition(".")
+            self.write(b"c" + module.encode() + b"\n" + name.encode() + b"\n")
+            return
+        super().save(thing, save_persistent_id)
+
+
+def dumped(content: object) -> bytes:
+    stream = io.BytesIO()
+    TorchPickler(stream, 2).dump(content)
+    return stream.getvalue()
+
+
+def tensor(count: int = 4, offset: int = 0, shape: tuple = (2, 2), strides: tuple = (2, 1)) -> Global:
+    storage = ("REFERENCE", "storage", _ByName("torch.FloatStorage"), "0", "cpu", count)
+    return Global("torch._utils._rebuild_tensor_v2", (storage, offset, shape, strides, False, OrderedDict()))
+
+
+def zip_file(path: Path, content: object, data: bytes = np.arange(4, dtype=np.float32).tobytes()) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", dumped(content))
+        archive.writestr("model/data/0", data)
+    return path
+
+
+def test_a_crafted_tensor(tmp_path: Path) -> None:
+    found = read_peer_file(zip_file(tmp_path / "m.pth", {"w": tensor()}))
+    assert found.arrays["w"].tolist() == [[0, 1], [2, 3]]
+    turned = read_peer_file(zip_file(tmp_path / "t.pth", {"w": tensor(offset=1, shape=(3,), strides=(1,))}))
+    assert turned.arrays["w"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        tensor(offset=1),
+        tensor(shape=(2, 3)),
+        tensor(shape=(10**9, 10**9), strides=(0, 1)),
+        tensor(strides=(-1, 1)),
+        tensor(offset=-1),
+        tensor(shape=(-2, 2)),
+        tensor(count=5),
+        tensor(count=10**12),
+        tensor(strides=(1,)),
+    ],
+    ids=["offset", "shape", "huge", "stride", "before", "negative", "count", "huge count", "ranks"],
+)
+def test_a_tensor_that_leaves_its_storage_is_damage(tmp_path: Path, broken: Global) -> None:
+    with pytest.raises(UserError, match=r"m\.pth: damaged, or no weights file"):
+        read_peer_file(zip_file(tmp_path / "m.pth", {"w": broken}))
+
+
+def evil(mark: Path) -> Global:
+    return Global("posix.system", (f"touch {mark}",))
+
+
+@pytest.mark.parametrize("where", ["state", "meta", "top", "key"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_code_does_not_run(tmp_path: Path, where: str, form: str) -> None:
+    mark, weights = tmp_path / "ran", {"w": np.arange(4.0)}
+    content: object = {
+        "state": {"state_dict": {**weights, "x": evil(mark)}},
+        "meta": {"state_dict": weights, "meta": evil(mark), "hooks": [evil(mark)]},
+        "top": evil(mark),
+        "key": {"state_dict": weights, "nested": {"deep": (evil(mark), [evil(mark)])}},
+    }[where]
+    path = tmp_path / f"m.{'pkl' if form == 'pickle' else 'pth'}"
+    if form == "zip":
+        zip_file(path, content)
+    elif form == "legacy":
+        heads = [dumped(part) for part in (LEGACY_MAGIC, 1001, {"little_endian": True})]
+        path.write_bytes(b"".join([*heads, dumped(content), dumped([])]))
+    else:
+        path.write_bytes(dumped(content))
+    if where in ("meta", "key"):
+        np.testing.assert_array_equal(read_peer_file(path).arrays["w"], weights["w"])
+    else:
+        with pytest.raises(UserError, match=r"posix\.system"):
+            read_peer_file(path)
+    assert not mark.exists()
+
+
+def test_names_that_lead_elsewhere_are_inert(tmp_path: Path) -> None:
+    """A chain of getattr over builtins, and states that are set on what stands for a name."""
+    raw = b"".join(
+        [
+            b"\x80\x02",
+            b"cbuiltins\ngetattr\ncbuiltins\n__import__\nX\x08\x00\x00\x00__call__\x86R",
+            b"}X\x01\x00\x00\x00aK\x01sb.",
+        ]
+    )
+    (tmp_path / "m.pkl").write_bytes(raw)
+    with pytest.raises(UserError, match="not a dict of arrays"):
+        read_peer_file(tmp_path / "m.pkl")
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "legacy_mmdet.pth"])
+def test_a_truncated_file_is_told(tmp_path: Path, name: str) -> None:
+    whole = (FILES / name).read_bytes()
+    for tenth in range(10):
+        (tmp_path / name).write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(UserError, match="damaged, or no weights file"):
+            read_peer_file(tmp_path / name)
+
+
+def test_altered_bytes_of_a_storage_are_told(tmp_path: Path) -> None:
+    path = zip_file(tmp_path / "m.pth", {"w": tensor()})
+    data = path.read_bytes().replace(struct.pack("<f", 2.0), struct.pack("<f", 9.0))
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="CRC"):
+        read_peer_file(path)
+
+
+def test_what_is_missing_or_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_peer_file(tmp_path / "none.pth")
+    (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
+    with pytest.raises(UserError, match="a list, not a dict of arrays"):
+        read_peer_file(tmp_path / "list.pkl")
+    (tmp_path / "text.pth").write_text("<html>404</html>")
+    with pytest.raises(UserError, match="damaged, or no weights file"):
+        read_peer_file(tmp_path / "text.pth")
