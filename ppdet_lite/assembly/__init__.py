@@ -1,4 +1,4 @@
-"""What a config may say (`recipe`), and from a config to dataset, model and weights (`setup`).
+"""The schema of a config (`recipe`), and the functions that build datasets and models from it (`setup`).
 
 May import optimization, modeling, data and below.
 """

@@ -1,4 +1,4 @@
-"""A batch of the loader as the arguments of a detector's forward."""
+"""Conversion of a loader's batch (NumPy arrays) to the arguments of a detector's `forward` (tensors)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ from ppdet_lite.structures import Originals, Targets
 
 
 def detection_arguments(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Images [N, 3, H, W], image sizes [N, 2] and scales [N, 2], see `FasterRCNN.forward`."""
+    """Return images [N, 3, H, W], image sizes [N, 2] and scales [N, 2]; see `FasterRCNN.forward`."""
     return tuple(paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales"))
 
 
 def training_arguments(
     batch: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor, list[Targets], Originals | None]:
-    """`detection_arguments`, then the targets and, where the batch has them, the original images."""
+    """Return `detection_arguments`, the targets and, if the batch contains them, the original images (else None)."""
     originals = None
     if "original_images" in batch:
         images = [paddle.to_tensor(image) for image in batch["original_images"]]
@@ -27,7 +27,7 @@ def training_arguments(
 
 
 def _targets(part: Mapping[str, np.ndarray]) -> Targets:
-    """Objects and crowds are told apart here: on a GPU it would have to be waited for."""
+    """Convert the targets of one image. Crowds are separated on the host: on a GPU this would synchronize."""
     is_crowd = np.asarray(part["is_crowd"], bool)
     boxes = np.asarray(part["boxes"], np.float32).reshape(-1, 4)
     classes = np.asarray(part["classes"], np.int64)

@@ -1,4 +1,4 @@
-"""The data of a config, checked as its training would meet them."""
+"""The check of a config's data sets, with the options that its training would use."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,23 +9,24 @@ from ppdet_lite.data.checking.check import Check, check, check_set, tell
 
 
 def check_config(config: Config) -> Check:
-    """Look at the training and the validation set of a config, and print what is found.
+    """Check the training and the validation set of a config, print the problems and return them.
 
-    Whether they are refused is what training itself says: options of the data sets and classes are the config's.
+    The data is refused exactly when training would refuse it: the checks before the first step run with the config's
+    data set options and classes.
     """
 
     def training() -> None:
         train = build_dataset(config, "train")
         check_training_data(config, train, build_dataset(config, "val", train.class_names))
 
-    sets = [check_set(*source) for source in files_of(config["data"])]
+    sets = [check_set(*source) for source in dataset_files(config["data"])]
     found = check(sets, training, config["data"]["loader"]["on_bad_image"] == "skip")
     tell(found)
     return found
 
 
-def files_of(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name, image folder and annotation file of both splits, or of each of their parts where they have some."""
+def dataset_files(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield (name, image folder, annotation file) of both splits, or of each part of a split that has parts."""
     for split in ("train", "val"):
         parts = data[split]["parts"] if "parts" in data[split] else [data[split]]
         for number, part in enumerate(parts, start=1):

@@ -1,4 +1,4 @@
-"""A trained detector's class layers for other classes: what both know is carried over by name."""
+"""Transfer of a trained detector's class layers to other classes: outputs of shared classes are copied by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,49 +12,51 @@ REGRESSOR = "predictor.regress"  # 4 K outputs, class by class; 4 when class-agn
 
 
 class ClassMatch(NamedTuple):
-    """Class layers fitted to a model, and which of its classes they bring."""
+    """A detector's arrays whose class layers fit another model's classes."""
 
     arrays: dict[str, np.ndarray]
-    kept: list[str]
-    new: list[str]
+    kept: list[str]  # the model's classes whose outputs were copied
+    new: list[str]  # its other classes, which keep their initial values
 
 
 def match_classes(
     arrays: Mapping[str, np.ndarray],
-    theirs: Sequence[str],
-    ours: Sequence[str],
-    fresh: Mapping[str, np.ndarray],
+    source_classes: Sequence[str],
+    target_classes: Sequence[str],
+    initial: Mapping[str, np.ndarray],
     renames: Mapping[str, str] | None = None,
 ) -> ClassMatch:
-    """Fit the class layers among arrays of a detector of the classes `theirs` to one of the classes `ours`.
+    """Convert the class layers in `arrays`, a detector of `source_classes`, to layers for `target_classes`.
 
-    Outputs of a class that both have, and of the background, are theirs; those of other classes stay `fresh`, the
-    model's own. renames: their name -> the name it has here. Raises UserError for a rename of or to no class.
+    Outputs of the background and of classes in both lists are copied; those of other classes are taken from `initial`,
+    the target model's own arrays. renames: name of a source class -> its name in the target; UserError if there is no
+    such class.
     """
     renames = renames or {}
     for old, new in renames.items():
-        if old not in theirs or new not in ours:
-            where, known = ("the weights have", theirs) if old not in theirs else ("the data have", ours)
-            raise UserError(f"pretrain_class_map: {old}: {new}: {where} {', '.join(known)}")
-    places = {renames.get(name, name): i for i, name in enumerate(theirs)}
-    pairs = [(places[name], i) for i, name in enumerate(ours) if name in places]
-    classes = np.array([*pairs, (len(theirs), len(ours))])  # the background too
+        if old not in source_classes or new not in target_classes:
+            owner, known = ("weights", source_classes) if old not in source_classes else ("data", target_classes)
+            raise UserError(f"pretrain_class_map: {old}: {new}: the {owner} have {', '.join(known)}")
+    indices = {renames.get(name, name): i for i, name in enumerate(source_classes)}
+    pairs = [(indices[name], i) for i, name in enumerate(target_classes) if name in indices]
+    classes = np.array([*pairs, (len(source_classes), len(target_classes))])  # the background is last in both
     coordinates = 4 * np.repeat(np.array(pairs, int).reshape(-1, 1, 2), 4, axis=1) + np.arange(4).reshape(1, 4, 1)
+    source, target = len(source_classes), len(target_classes)
     fitted = dict(arrays)
     for name, array in arrays.items():
         layer, count = name.rpartition(".")[0], array.shape[-1] if array.ndim else 0
-        if name not in fresh:
+        if name not in initial:
             continue
-        if layer in CLASSIFIERS and count == len(theirs) + 1:
-            fitted[name] = _carried(array, fresh[name], classes)
-        elif layer == REGRESSOR and count == 4 * len(theirs) and fresh[name].shape[-1] == 4 * len(ours):
-            fitted[name] = _carried(array, fresh[name], coordinates.reshape(-1, 2))
-    kept = [ours[i] for _, i in pairs]
-    return ClassMatch(fitted, kept, [name for name in ours if name not in kept])
+        if layer in CLASSIFIERS and count == source + 1:
+            fitted[name] = _copy_outputs(array, initial[name], classes)
+        elif layer == REGRESSOR and count == 4 * source and initial[name].shape[-1] == 4 * target:
+            fitted[name] = _copy_outputs(array, initial[name], coordinates.reshape(-1, 2))
+    kept = [target_classes[i] for _, i in pairs]
+    return ClassMatch(fitted, kept, [name for name in target_classes if name not in kept])
 
 
-def _carried(array: np.ndarray, fresh: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """The fresh array with outputs (last axis) of the other in place: pairs [P, 2] of (from, to)."""
-    result = fresh.copy()
+def _copy_outputs(array: np.ndarray, initial: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return a copy of `initial` with outputs (last axis) replaced by those of `array`; pairs [P, 2] of (from, to)."""
+    result = initial.copy()
     result[..., pairs[:, 1]] = array[..., pairs[:, 0]]
     return result

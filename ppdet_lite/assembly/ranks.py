@@ -1,8 +1,8 @@
-"""Processes that work as one, each on a device of its own, as `paddle.distributed.launch` starts them.
+"""Distributed processes (ranks), one per device, as `paddle.distributed.launch` starts them.
 
-Tensors go Paddle's way (NCCL, gloo). What is said beside them, such as losses, failures and a wish to stop, goes over
-sockets of our own between rank 0 and each other rank: gloo gives up waiting after 30 seconds, which an evaluation
-exceeds, and a closed socket tells at once which rank has ended. A single process pays for none of it.
+Tensors are reduced by Paddle (NCCL or gloo). Python objects, such as losses, errors and stop requests, are exchanged
+over separate sockets between rank 0 and each other rank, for two reasons: gloo has a timeout of 30 seconds, which an
+evaluation exceeds, and a closed socket shows immediately which rank has ended. A single process opens no socket.
 """
 
 import ctypes
@@ -23,32 +23,35 @@ from paddle import distributed as dist
 from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 
 T = TypeVar("T")
-BUCKET = 1 << 23  # elements that are reduced together: many small ones at once, without a copy of the whole model
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a dead machine shows in 25 s
+BUCKET = 1 << 23  # elements per all-reduce: few calls, without a copy of the whole model
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a dead machine is detected after 25 s
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
-WHERE = "the file workerlog.N of each rank N, in the launcher's --log_dir, says more"
+SEE_LOGS = "see the log of each rank N, workerlog.N in the launcher's --log_dir"
 
-_links: list[Connection] = []  # of rank 0 to each other rank, in their order; of another one to rank 0
+_links: list[Connection] = []  # on rank 0: to ranks 1, 2, ...; on any other rank: to rank 0
 
 
 def rank() -> int:
-    """The number of this process among those that work together."""
+    """Return the rank of this process."""
     return dist.get_rank()
 
 
 def world() -> int:
-    """How many processes work together."""
+    """Return the number of ranks."""
     return dist.get_world_size()
 
 
 def start() -> None:
-    """Meet the other processes, if there are any; once is enough. From now on this one ends with its launcher."""
+    """Connect to the other ranks, if there are any. Further calls do nothing.
+
+    A process that a launcher started receives SIGTERM when the launcher ends (on Linux).
+    """
     if "PADDLE_TRAINER_ID" in os.environ:  # Paddle's launchers set it
         _end_with_parent()
     if world() == 1 or _links:
         return
     dist.init_parallel_env()
-    place: list[Any] = [None]
+    received: list[Any] = [None]
     if rank() == 0:
         host = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rpartition(":")[0]
         key = secrets.token_bytes(32)
@@ -58,19 +61,19 @@ def start() -> None:
         by_rank = {link.recv(): link for link in links}
         _links.extend(by_rank[number] for number in range(1, world()))
     else:
-        dist.broadcast_object_list(place, src=0)
-        address, key = place[0]
+        dist.broadcast_object_list(received, src=0)
+        address, key = received[0]
         _links.append(Client(address, authkey=key))
         _links[0].send(rank())
     for link in _links:
         _keep_alive(link)
 
 
-def together(work: Callable[[], T]) -> list[T]:
-    """Do this rank's share of something; return what every rank's share gave, by rank. Results are small.
+def on_all_ranks(work: Callable[[], T]) -> list[T]:
+    """Call `work` on every rank and return the results of all ranks, in their order. Results are small (pickled).
 
-    What fails on one rank is raised on all of them: there as it is, elsewhere as UserError, RunFailed or Stopped that
-    says where. Raises RunFailed when another rank has ended.
+    An exception of one rank is raised on all ranks: unchanged on that rank; elsewhere as UserError, NotFinite,
+    RunFailed or Stopped, with the rank in the message. Raises RunFailed when another rank has ended.
     """
     if world() == 1:
         return [work()]
@@ -80,25 +83,25 @@ def together(work: Callable[[], T]) -> list[T]:
     except (Exception, Stopped) as error:
         failure = error
     try:
-        answers = _exchange((result, None if failure is None else _told(failure)))
+        answers = _exchange((result, None if failure is None else _describe_error(failure)))
     except RunFailed as lost:
         raise failure or lost from None
     if failure is not None:
         raise failure
-    for number, (_, told) in enumerate(answers):
-        if told is not None:
-            raise _from_elsewhere(number, *told)
+    for number, (_, description) in enumerate(answers):
+        if description is not None:
+            raise _error_of_rank(number, *description)
     return [result for result, _ in answers]
 
 
-def first(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; return its result on all ranks, when it is done."""
-    return together(lambda: work() if rank() == 0 else None)[0]
+def on_rank0(work: Callable[[], T]) -> T:
+    """Call `work` on rank 0 only and return its result on all ranks, which wait for it."""
+    return on_all_ranks(lambda: work() if rank() == 0 else None)[0]
 
 
 @paddle.no_grad()
-def average(tensors: Sequence[Tensor]) -> None:
-    """Put into each float32 tensor its mean over the ranks, which bring equal shapes in the same order.
+def average_tensors(tensors: Sequence[Tensor]) -> None:
+    """Replace each float32 tensor by its mean over ranks. All ranks pass the same shapes in the same order.
 
     Raises RunFailed when another rank has ended.
     """
@@ -118,41 +121,43 @@ def _average_bucket(tensors: Sequence[Tensor]) -> None:
     flat = paddle.concat([tensor.flatten() for tensor in tensors])
     try:
         dist.all_reduce(flat)
-    except (RuntimeError, OSError) as error:  # gloo's and NCCL's; their words name addresses only
-        raise RunFailed(f"another rank has ended in the middle of a step; {WHERE}") from error
+    except (RuntimeError, OSError) as error:  # from gloo or NCCL, whose messages contain addresses only
+        raise RunFailed(f"another rank has ended during a step; {SEE_LOGS}") from error
     for tensor, mean in zip(tensors, (flat / world()).split([tensor.size for tensor in tensors]), strict=True):
         paddle.assign(mean.reshape(tensor.shape), tensor)
 
 
 def _exchange(message: Any) -> list[Any]:
-    """The messages of all ranks, by rank."""
+    """Send this rank's message to all ranks; return the messages of all, in the order of ranks."""
     if rank() != 0:
-        return _listening(0, lambda: (_links[0].send(message), _links[0].recv())[1])
+        return _call_link(0, lambda: (_links[0].send(message), _links[0].recv())[1])
     messages = {0: message}
     while waiting := [link for number, link in enumerate(_links, start=1) if number not in messages]:
         for link in wait(waiting):
             number = _links.index(link) + 1
-            messages[number] = _listening(number, link.recv)
+            messages[number] = _call_link(number, link.recv)
     answer = pickle.dumps([messages[number] for number in range(world())])
     for number, link in enumerate(_links, start=1):
-        _listening(number, lambda link=link: link.send_bytes(answer))
+        _call_link(number, lambda link=link: link.send_bytes(answer))
     return [messages[number] for number in range(world())]
 
 
-def _listening(number: int, talk: Callable[[], T]) -> T:
+def _call_link(number: int, transfer: Callable[[], T]) -> T:
+    """Send or receive; a closed connection is reported as the end of rank `number`."""
     try:
-        return talk()
+        return transfer()
     except (EOFError, OSError) as error:
-        raise RunFailed(f"rank {number} has ended without a word to the others; {WHERE}") from error
+        raise RunFailed(f"rank {number} has ended without an error message; {SEE_LOGS}") from error
 
 
-def _told(error: BaseException) -> tuple[str, str, int]:
-    """An error as others are told of it: its kind, what it says, an exit code."""
+def _describe_error(error: BaseException) -> tuple[str, str, int]:
+    """Return an error's class name, message and exit code, to be sent to other ranks."""
     known = isinstance(error, (UserError, RunFailed, Stopped))
     return type(error).__name__, str(error) if known else f"{type(error).__name__}: {error}", getattr(error, "code", 0)
 
 
-def _from_elsewhere(number: int, kind: str, text: str, code: int) -> BaseException:
+def _error_of_rank(number: int, kind: str, text: str, code: int) -> BaseException:
+    """Return the exception to raise here for an error that `_describe_error` described on rank `number`."""
     if kind == Stopped.__name__:
         return Stopped(text, code)
     kinds = {known.__name__: known for known in (UserError, NotFinite)}
@@ -168,6 +173,6 @@ def _keep_alive(link: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have SIGTERM sent to this process when the one that started it has ended, however that ends (Linux only)."""
+    """Have the kernel send SIGTERM to this process when its parent ends for any reason (Linux only)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The root of a config: what may stand in a recipe, section by section."""
+"""The schema of a config: its root `Recipe` and the sections that are not components of their own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from ppdet_lite.optimization.schedule import Schedule
 
 BestMetric = Literal[
     "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "loss"
-]  # COCO's twelve and the loss
+]  # the twelve COCO metrics and the validation loss
 
 
 @register
 @dataclass(frozen=True)
 class Data:
-    """Where the images come from and how they become batches."""
+    """The data sets, and how their images become batches."""
 
     train: CocoDataset
     val: CocoDataset
@@ -36,24 +36,26 @@ class Data:
 @register
 @dataclass(frozen=True)
 class Train:
-    """The course of training.
+    """The training loop.
 
-    length: of the whole run.
+    length: duration of the whole run.
     log_every: iterations between two log lines.
-    checkpoint_every, evaluate_every: a checkpoint and an evaluation; both also happen at the end. Null: only there.
-    keep_last: checkpoints kept, beside the best one.
-    best_metric: by which evaluation tells the best; of `loss` (see Evaluation) the least is.
-    accumulate: batches whose gradients make one step, their mean; an iteration is a step, and the learning rate is that
-        of all their images.
-    ema: keep an average of the weights, and evaluate and export that; null for none.
-    early_stop: evaluations without a better one after which training ends; null for never.
-    freeze: patterns of parameters that are not trained, such as backbone.*; norms there keep their statistics going.
-    amp: precision of convolutions and matrix products; weights, losses, boxes, deformable and RoI operators stay
-        float32, evaluation too. float16, for GPUs alone, scales the loss and leaves out steps whose gradients overflow.
-        On a CPU bfloat16 only rounds, and saves nothing (`modeling/amp.py`).
-    rehearse: before the first iteration, take a step of the largest batch that can come and undo it, so that memory
-        that does not suffice ends the run at once; its results are the same either way.
-    preview_images: validation images drawn into VisualDL, with true and predicted boxes, at every evaluation.
+    checkpoint_every, evaluate_every: durations between checkpoints and evaluations. Both also happen at the end; null:
+        only there.
+    keep_last: number of latest checkpoints to keep, in addition to the best one.
+    best_metric: metric that selects the best checkpoint: the highest, or the lowest `loss` (see `Evaluation.loss`).
+    accumulate: batches per step, whose gradients are averaged. An iteration is one step; the learning rate is scaled
+        for all images of a step.
+    ema: keep an exponential moving average of the weights, which is evaluated and exported; null for none.
+    early_stop: number of evaluations without improvement after which training ends; null for never.
+    freeze: patterns of parameters that are not trained, such as backbone.*; norm layers there still update their
+        running statistics.
+    amp: precision of convolutions and matrix products. Weights, losses, boxes, deformable and RoI operators, and all of
+        evaluation stay float32. float16 requires a GPU, scales the loss and skips steps whose gradients overflow. On a
+        CPU bfloat16 only rounds values and is not faster (`modeling/amp.py`).
+    rehearse: before the first iteration, run one step on the largest possible batch and undo it, so that a run that
+        would go out of memory ends at once. Results are the same either way.
+    preview_images: number of validation images with true and predicted boxes written to VisualDL at every evaluation.
     """
 
     length: Duration
@@ -74,13 +76,14 @@ class Train:
 @register
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model is evaluated, while it trains and afterwards. Inference and export take the image as it is.
+    """Evaluation during and after training. Test-time augmentation is not used by inference and export.
 
-    short_sides: sizes at which every image is looked at, in place of the preprocessing's, its long side in proportion;
-        null for that one alone. What is found at all of them goes through one NMS.
-    flip: look at the mirrored image too.
-    loss: tell the training losses on the validation images, not augmented; mimicking's only while it trains.
-    backend: who scores: pycocotools, or `faster`, which needs the package faster-coco-eval beside the requirements.
+    short_sides: short sides in pixels to which every image is resized, instead of the one in `preprocess`; its limit
+        of the long side is scaled in proportion. Detections of all sizes go through one NMS. Null: only `preprocess`.
+    flip: also detect in the horizontally flipped image.
+    loss: also compute the training losses on validation images, without augmentation; that of mimicking only during
+        training.
+    backend: `pycocotools`, or `faster`, which requires the package faster-coco-eval.
     """
 
     short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
@@ -92,9 +95,9 @@ class Evaluation:
 @register
 @dataclass(frozen=True)
 class Runtime:
-    """Where it runs, and the seed of everything random.
+    """The device, and the seed of all random numbers.
 
-    device: auto takes a GPU if this Paddle and this machine have one, else the CPU.
+    device: auto uses a GPU if the installed Paddle and the machine support one, else the CPU.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -104,14 +107,14 @@ class Runtime:
 @register
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a config says.
+    """The root of a config.
 
     weights: a trained model for evaluation, inference and export: a run or checkpoint folder, .safetensors, .pdparams.
-    pretrain_weights: what training starts from: a local path, or https://...#sha256=... (also #md5=...); null for
-        random initialisation.
-    pretrain_class_map: {their name: our name} for classes that have another name in pretrain_weights, a trained
-        detector's, than in the data; equal names need none.
-    output: the folder below which each run has a folder named after its config.
+    pretrain_weights: initial weights for training: a local path, or https://...#sha256=... (also #md5=...); null for
+        random initialization.
+    pretrain_class_map: {name in pretrain_weights: name in the data} for classes of a trained detector whose names
+        differ.
+    output: the parent folder of run folders, each of which has the name of its config file.
     """
 
     model: FasterRCNN

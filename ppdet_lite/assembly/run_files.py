@@ -1,4 +1,4 @@
-"""What a run's folder and its checkpoints say of themselves, for whoever uses them later."""
+"""Metadata in run folders and checkpoints: config, classes and versions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from ppdet_lite.storage.files import write_json, write_text
 
 
 def describe_checkpoint(config: Config, class_names: Sequence[str], category_ids: Sequence[int]) -> dict[str, Any]:
-    """The part of a checkpoint's meta by which its model can be built and its classes named."""
+    """Return the part of a checkpoint's metadata that is needed to build its model and name its classes."""
     return {
         "class_names": list(class_names),
         "category_ids": list(category_ids),
@@ -21,8 +21,8 @@ def describe_checkpoint(config: Config, class_names: Sequence[str], category_ids
     }
 
 
-def describe_run(folder: Path, config: Config, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-    """Write config.yml and classes.json. Raises UserError when they cannot be written."""
+def write_run_files(folder: Path, config: Config, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
+    """Write config.yml and classes.json into a run folder. Raises UserError if they cannot be written."""
     write_text(folder / "config.yml", config.dump())
     ids_and_names = zip(category_ids, class_names, strict=True)
     write_json(folder / "classes.json", [{"id": category, "name": name} for category, name in ids_and_names])

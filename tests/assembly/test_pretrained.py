@@ -50,7 +50,7 @@ def shapes_of(arrays: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 def assert_all_loaded(model: FasterRCNN, path: Path, expected: dict[str, np.ndarray]) -> None:
     report = load_pretrained(model, str(path))
-    assert not report.missing and not report.mis_shaped and set(report.matched) == set(expected)
+    assert not report.missing and not report.mismatched and set(report.matched) == set(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), array, err_msg=name)
 
@@ -105,14 +105,14 @@ def test_a_detector_of_other_classes_brings_those_that_are_shared(
     fresh = model.predictor.classify.bias.numpy()
     with caplog.at_level(logging.INFO):
         report = load_pretrained(model, str(tmp_path / "ckpt"), CLASSES)
-    assert not report.mis_shaped and not report.missing
+    assert not report.mismatched and not report.missing
     assert model.predictor.classify.bias.tolist() == [fresh[0], 1, fresh[2], 3]
-    assert "kept by name: dog; starting anew: cat, cow" in caplog.text
+    assert "copied by name: dog; randomly initialized: cat, cow" in caplog.text
     load_pretrained(model, str(tmp_path / "ckpt"), CLASSES, {"bird": "cow"})
     assert model.predictor.classify.bias.tolist() == [fresh[0], 1, 2, 3]
 
 
 def test_a_class_map_needs_class_names(tmp_path: Path) -> None:
     save_file(trunk_of(model_of()), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match=r"pretrain_class_map: .*w\.safetensors names no classes"):
+    with pytest.raises(UserError, match=r"pretrain_class_map: .*w\.safetensors has no class names"):
         load_pretrained(model_of(), str(tmp_path / "w.safetensors"), CLASSES, {"bird": "cow"})

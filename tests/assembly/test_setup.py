@@ -186,7 +186,7 @@ class TestModel:
         config = load(tmp_path, "data.preprocess.stride=8")
         with pytest.raises(UserError) as error:
             build_model(config, CLASSES)
-        assert "stride 8 is no multiple of 16, which the model's coarsest feature map needs" in message(error)
+        assert "stride 8 is not a multiple of 16, the stride of the model's coarsest feature map" in message(error)
         build_model(load(tmp_path, "data.preprocess.stride=16"), CLASSES)
 
     def test_a_size_is_needed_for_every_level(self, tmp_path: Path) -> None:
@@ -216,8 +216,8 @@ class TestDataset:
         with caplog.at_level(logging.INFO):
             dataset = build_dataset(load(tmp_path), "train")
             log_notes(dataset)
-        assert dataset.notes
-        assert [record.getMessage() for record in caplog.records] == dataset.notes
+        assert dataset.problem_messages
+        assert [record.getMessage() for record in caplog.records] == dataset.problem_messages
         levels = {
             problem.kind: record.levelname for problem, record in zip(dataset.problems, caplog.records, strict=True)
         }
@@ -272,7 +272,7 @@ class TestDetector:
         detector = load_trained(load(tmp_path, f"weights={tmp_path}/bare.safetensors"))
         assert (detector.class_names, detector.category_ids) == (CLASSES, [3, 5, 9])
         assert same(arrays(detector.model), arrays(trained))
-        assert "bare.safetensors names no classes; taking those of" in caplog.text
+        assert "bare.safetensors has no class names; using those of" in caplog.text
 
     def test_no_weights(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no weights given; add -o weights="):
@@ -309,7 +309,7 @@ class TestPretrained:
             after["backbone.res4.0.shortcut.norm._variance"], theirs["layer3.0.downsample.1._variance"]
         )
         assert set(report.matched) == {name for name in after if name.startswith("backbone.")}
-        assert (report.missing, report.mis_shaped) == ([], [])
+        assert (report.missing, report.mismatched) == ([], [])
         assert {name.split(".")[1] for name in report.unexpected} == {"res5", "fc"}
         assert all((after[name] == before[name]).all() for name in after if name not in report.matched)
         assert "backbone.fc.weight" in caplog.text
@@ -322,29 +322,27 @@ class TestPretrained:
         report = load_pretrained(model, str(tmp_path / "detector.safetensors"))
         after = arrays(model)
         misfits = {"predictor.classify.weight", "predictor.classify.bias"}
-        assert {item.name for item in report.mis_shaped} == misfits
+        assert {item.name for item in report.mismatched} == misfits
         assert (report.missing, report.unexpected) == ([], [])
         assert all((after[name] == before[name]).all() for name in misfits)
         assert same({k: v for k, v in after.items() if k not in misfits}, report.matched)
 
-    def test_a_backbone_that_is_partly_left_to_chance_is_told(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_partly_filled_backbone_is_warned_about(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         theirs = arrays(models.resnet18())
         whole = {name: array for name, array in theirs.items() if not name.startswith("fc.")}
         save_file(whole, tmp_path / "whole.safetensors")
         deformable = ["model.backbone.norm=frozen_bn", "model.backbone.deformable={version: 2, stages: [4]}"]
         load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "whole.safetensors"))
-        assert "of the backbone" not in caplog.text  # offsets start at zero, whatever the weights
+        assert "backbone arrays" not in caplog.text  # offsets start at zero, whatever the weights
         part = {name: array for name, array in whole.items() if not name.startswith("layer2.")}
         save_file(part, tmp_path / "part.safetensors")
         load_pretrained(build_model(load(tmp_path, *deformable), CLASSES), str(tmp_path / "part.safetensors"))
-        assert re.search(r"lacks \d+ arrays of the backbone, such as backbone\.res3\.0\..*at random", caplog.text)
-        assert "or pretrain_weights: null to start at random" in caplog.text
+        assert re.search(r"lacks \d+ backbone arrays, such as backbone\.res3\.0\..*randomly initialized", caplog.text)
+        assert "or pretrain_weights: null for random initialization" in caplog.text
 
     def test_nothing_that_fits(self, tmp_path: Path) -> None:
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / "w.safetensors")
-        with pytest.raises(UserError, match="or pretrain_weights: null to start at random"):
+        with pytest.raises(UserError, match="or pretrain_weights: null for random initialization"):
             load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "w.safetensors"), CLASSES)
 
     def test_class_layers_without_names_are_taken_by_number_and_told(
@@ -352,10 +350,10 @@ class TestPretrained:
     ) -> None:
         save_file(arrays(trained), tmp_path / "w.safetensors")
         load_pretrained(build_model(load(tmp_path), ["one", "two"]), str(tmp_path / "w.safetensors"), ["one", "two"])
-        assert "names no classes" not in caplog.text  # theirs are three, and start anew
+        assert "no class names" not in caplog.text  # the file has three classes, its layers are not used
         model = build_model(load(tmp_path), ["a", "b", "c"])
         load_pretrained(model, str(tmp_path / "w.safetensors"), ["a", "b", "c"])
-        assert "w.safetensors names no classes: the layers of its classes, which are as many" in caplog.text
+        assert "w.safetensors has no class names: its class layers have the right number of classes" in caplog.text
         np.testing.assert_array_equal(model.predictor.classify.bias.numpy(), trained.predictor.classify.bias.numpy())
 
     def test_what_only_training_had_is_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
