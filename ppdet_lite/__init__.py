@@ -1,11 +1,11 @@
 """Faster R-CNN on PaddlePaddle, exact and small.
 
-Importing the package tunes the process for Paddle (see core/runtime.py) and loads nothing heavy; what it offers
-brings in the rest on first use:
+Importing the package configures the process for Paddle (see core/runtime.py) and loads no heavy dependency. The
+public names import the rest of the package on first use:
 
-Detector                           a trained or exported model, images in and detections out
-load_config, build_model           from a YAML file to a checked config, and to the model that it describes
-deform_conv2d, deform_roi_pool     the operators
+Detector                           runs a trained or exported model: images in, detections out
+load_config, build_model           read a YAML file into a checked config; build the model that it describes
+deform_conv2d, deform_roi_pool     the deformable operators
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ from ppdet_lite.core import runtime
 __version__ = "0.1.0"
 __all__ = ["Detector", "__version__", "build_model", "deform_conv2d", "deform_roi_pool", "load_config"]
 
-_HOME = {
+_MODULE_OF = {
     "Detector": "ppdet_lite.deployment.detector",
     "build_model": "ppdet_lite.assembly.setup",
     "load_config": "ppdet_lite.assembly.setup",
@@ -28,11 +28,11 @@ runtime.prepare()
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch one of the names above from where it lives, when it is asked for."""
-    if name not in _HOME:
+    """Import a public name from its module on first access."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with runtime.quiet_import():
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What every part may import: errors, log lines, the process's settings, the command line.
+"""Errors, logging, process settings and command-line arguments, used by every other part.
 
 Imports nothing of the package.
 """

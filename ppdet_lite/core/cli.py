@@ -1,4 +1,4 @@
-"""What the command-line tools share: the -c and -o arguments, and errors as exit codes."""
+"""Shared by the command-line tools: the -c and -o arguments, and the conversion of errors to exit codes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ppdet_lite.core import log
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 
 RUN_FAILED = 1
-USER_CAN_MEND = 2
+USER_ERROR = 2
 INTERRUPTED = 130
-UNREAD = 141  # as a shell has it for SIGPIPE
-PACKAGES = {  # what is imported -> the distributions that may bring it
+BROKEN_PIPE = 141  # a shell's exit code for SIGPIPE: 128 + 13
+PACKAGES = {  # imported module -> the distributions that may provide it
     "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     "yaml": ("PyYAML",),
@@ -24,9 +24,9 @@ PACKAGES = {  # what is imported -> the distributions that may bring it
 
 
 def config_parser(description: str, required: bool = True) -> argparse.ArgumentParser:
-    """A parser with -c/--config, -o/--override and --print-config; a tool adds its own arguments.
+    """Return a parser with -c/--config, -o/--override and --print-config, to which a tool adds its own arguments.
 
-    required: whether it can do nothing without a config.
+    required: whether the tool requires a config.
     """
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("-c", "--config", required=required, metavar="FILE", help="the config, a YAML file")
@@ -37,48 +37,48 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set a value of the config, for example -o model.backbone.depth=101; many at once, and repeatable",
+        help="set a value of the config, for example -o model.backbone.depth=101; takes several, and may be repeated",
     )
-    parser.add_argument("--print-config", action="store_true", help="print the config with all origins, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print all values with their origins, and exit")
     return parser
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    """All -o arguments in the order given."""
+    """Return all -o arguments in the order given."""
     return [text for group in args.override for text in group]
 
 
-def stop_if_printed(args: argparse.Namespace, config: Any) -> None:
-    """With --print-config: print a checked config, each value with its origin, and end; None goes on."""
+def handle_print_config(args: argparse.Namespace, config: Any) -> None:
+    """With --print-config, print the checked config with the origin of each value and exit; do nothing for None."""
     if config is not None and args.print_config:
         print(config.dump(origins=True), end="")
         sys.exit(0)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool: UserError becomes one line and exit code 2, RunFailed code 1, Ctrl-C code 130.
+    """Run a tool. Print UserError as one line with exit code 2, RunFailed as one line with code 1.
 
-    A required package that is not installed is the user's to mend too. Output that nobody reads ends it with code 141.
-    Other errors are bugs and keep their traceback.
+    A required package that is not installed also gives one line and code 2. Ctrl-C gives code 130, and a standard
+    output closed by its reader code 141. Any other error is a bug and keeps its traceback.
     """
     try:
         main()
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_CAN_MEND if isinstance(error, UserError) else RUN_FAILED)
-    except Stopped as stopped:  # the log has told
+        sys.exit(USER_ERROR if isinstance(error, UserError) else RUN_FAILED)
+    except Stopped as stopped:  # logged already
         sys.exit(stopped.code)
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise
         print(
             f"error: {sys.executable} has no {error.name}: pip install -r requirements.txt, "
-            "or activate what make has set up, . .venv/bin/activate",
+            "or activate the environment created by make: . .venv/bin/activate",
             file=sys.stderr,
         )
-        sys.exit(USER_CAN_MEND)
-    except BrokenPipeError:  # who read what is printed has gone, as `| head` does
-        log.drop_output()
-        sys.exit(UNREAD)
+        sys.exit(USER_ERROR)
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
+        log.discard_stdout()
+        sys.exit(BROKEN_PIPE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

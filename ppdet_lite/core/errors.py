@@ -1,12 +1,12 @@
-"""The ways in which a run ends with one line instead of a traceback."""
+"""Exceptions that end a run with a one-line message instead of a traceback."""
 
 
 class UserError(Exception):
-    """A mistake in a config, a file or a command, told in one line that says what and how to mend it.
+    """A mistake in a config, a file or a command. The message is one line: the place, what is wrong and the remedy.
 
     The command-line tools print it without a traceback and exit with code 2.
 
-    key: the argument of a component that is to be changed; whoever builds it from a config adds where that was set.
+    key: name of the component argument to change. `config.registry.build` adds the place where it was set.
     """
 
     def __init__(self, message: str, key: str | None = None) -> None:
@@ -14,10 +14,10 @@ class UserError(Exception):
         self.key = key
 
 
-class Misfit(ValueError):
-    """Arguments of a component that do not go together, each right by itself.
+class IncompatibleArguments(ValueError):
+    """Arguments of a component that are each valid but incompatible with each other.
 
-    key: dotted, below the component, names the one to change; `build_model` tells where a config says it.
+    key: dotted path, relative to the component, of the argument to change. `build_model` adds where the config sets it.
     """
 
     def __init__(self, key: str, reason: str) -> None:
@@ -26,9 +26,9 @@ class Misfit(ValueError):
 
 
 class Stopped(BaseException):
-    """A run that was asked to stop, and has: what it did is saved. The command-line tools exit with its code.
+    """A run that stopped on request, with its progress saved. The command-line tools exit with `code`.
 
-    No Exception, as KeyboardInterrupt is none: a library that passes over whatever its reading raises lets it through.
+    Derives from BaseException, as KeyboardInterrupt does, so that `except Exception` in a library does not swallow it.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -37,15 +37,15 @@ class Stopped(BaseException):
 
 
 class RunFailed(Exception):
-    """A run that cannot go on though nothing was asked wrongly: a loss that is not finite, a failed comparison.
+    """A run that failed without a mistake of the user: a loss that is not finite, a failed comparison.
 
     The command-line tools print it without a traceback and exit with code 1.
     """
 
 
 class NotFinite(RunFailed):
-    """A step whose loss or gradient is not finite, before any weight was updated."""
+    """A loss or gradient is not finite. Raised before any weight is updated."""
 
 
-class TornStep(RunFailed):
-    """A step that broke off while weights were being updated: they are neither those before nor those after it."""
+class InterruptedUpdate(RunFailed):
+    """An error during the weight update of a step, which leaves some weights updated and others not."""

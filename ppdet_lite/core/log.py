@@ -1,4 +1,4 @@
-"""Log lines, on the standard output and in a run's train.log."""
+"""Logging to the standard output and to a run's train.log."""
 
 import contextlib
 import logging
@@ -11,24 +11,24 @@ from typing import TextIO
 
 from ppdet_lite.core.errors import RunFailed, UserError
 
-ROOT = "ppdet_lite"
+PACKAGE = "ppdet_lite"
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
 class _Stdout(logging.Handler):
-    """Writes to the standard output of the moment, above a progress bar if one is shown."""
+    """Writes to the current `sys.stdout`, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print_above_bars(self.format(record), sys.stdout)
-        except BrokenPipeError:  # who read it has gone, as `| head` does: the program goes on, train.log has all lines
-            drop_output()
-        except (OSError, ValueError):  # logging's own rule is not to stop the program
+        except BrokenPipeError:  # closed by its reader, as `| head` does: continue, train.log has all lines
+            discard_stdout()
+        except (OSError, ValueError):  # logging must not stop the program
             self.handleError(record)
 
 
 class _LogFile(logging.FileHandler):
-    """Appends to a file. A full disk raises UserError: the run that is logged could not be saved either."""
+    """Appends to a file. Raises UserError on a full disk, where the run could not save its checkpoints either."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -39,33 +39,33 @@ class _LogFile(logging.FileHandler):
         raise UserError(f"{self.baseFilename}: {reason}") from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of lines that could not be written, which has been told
+        with contextlib.suppress(OSError):  # lines that could not be written: reported by handleError
             super().close()
 
 
-def get_logger(name: str = ROOT) -> logging.Logger:
-    """The package's logger or a child of it (a bare `x` means `ppdet_lite.x`).
+def get_logger(name: str = PACKAGE) -> logging.Logger:
+    """Return the package's logger or a child of it: `x` is short for `ppdet_lite.x`.
 
-    Lines go to stdout, or to the root logger's handlers where an application has set some.
+    Lines go to stdout, or to the root logger's handlers if the application has set any.
     """
-    root = logging.getLogger(ROOT)
+    root = logging.getLogger(PACKAGE)
     if not root.handlers and not logging.getLogger().handlers:
         _add(root, _Stdout())
         root.setLevel(logging.INFO)
-    return logging.getLogger(name if name == ROOT or name.startswith(f"{ROOT}.") else f"{ROOT}.{name}")
+    return logging.getLogger(name if name == PACKAGE or name.startswith(f"{PACKAGE}.") else f"{PACKAGE}.{name}")
 
 
 def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
-    """Configure the package's logger for a command-line tool: stdout and, appended to, `file`.
+    """Configure the package's logger for a command-line tool: log to stdout and append to `file`.
 
-    Processes of a rank above 0 log warnings only, and to stdout only. May be called again; then it starts afresh.
-    Raises UserError when the file cannot be written.
+    Ranks above 0 log warnings only, to stdout only. Another call replaces the configuration. Raises UserError if the
+    file cannot be written.
     """
-    root = logging.getLogger(ROOT)
+    root = logging.getLogger(PACKAGE)
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    root.propagate = False  # other libraries configure the root logger: every line would come twice
+    root.propagate = False  # other libraries configure the root logger: every line would appear twice
     root.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     _add(root, _Stdout())
     if file is not None and rank == 0:
@@ -77,35 +77,36 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
     return root
 
 
-def note_in_file(error: Exception) -> None:
-    """Write an error that the command line shows by itself into the log file alone, where there is one.
+def log_error_to_file(error: Exception) -> None:
+    """Write an error to the log file only, if there is one; the command line prints it by itself.
 
-    One that nobody foresaw has its traceback. That it cannot be written is not told: the error may say so already.
+    Errors other than UserError and RunFailed are written with their traceback. A failure to write is ignored: `error`
+    may be that failure.
     """
-    foreseen = isinstance(error, (UserError, RunFailed))
-    text = str(error) if foreseen else "".join(traceback.format_exception(error)).rstrip()
+    expected = isinstance(error, (UserError, RunFailed))
+    text = str(error) if expected else "".join(traceback.format_exception(error)).rstrip()
     with contextlib.suppress(UserError):
-        _write_in_file(logging.ERROR, text)
+        _write_to_file(logging.ERROR, text)
 
 
-def line_in_file(line: str) -> None:
-    """Write a line into the log file alone, where there is one: what the console shows in another way."""
-    _write_in_file(logging.INFO, line)
+def log_line_to_file(line: str) -> None:
+    """Write a line to the log file only, if there is one: the console shows the same in another form."""
+    _write_to_file(logging.INFO, line)
 
 
 def format_eta(seconds: float) -> str:
-    """Seconds as `h:mm:ss`, or `2 d 3:04:05` from a day on; `--` when they are not known (NaN, infinite, negative)."""
+    """Format seconds as `h:mm:ss`, from one day as `2 d 3:04:05`, and unknown (NaN, infinite, negative) as `--`."""
     if not math.isfinite(seconds) or seconds < 0:
         return "--"
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+    days, seconds = divmod(round(seconds), 86400)
+    clock = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     return f"{days} d {clock}" if days else clock
 
 
-def _write_in_file(level: int, text: str) -> None:
-    for handler in logging.getLogger(ROOT).handlers:
+def _write_to_file(level: int, text: str) -> None:
+    for handler in logging.getLogger(PACKAGE).handlers:
         if isinstance(handler, _LogFile):
-            handler.emit(logging.LogRecord(ROOT, level, "", 0, text, None, None))
+            handler.emit(logging.LogRecord(PACKAGE, level, "", 0, text, None, None))
 
 
 def _add(logger: logging.Logger, handler: logging.Handler) -> None:
@@ -113,14 +114,14 @@ def _add(logger: logging.Logger, handler: logging.Handler) -> None:
     logger.addHandler(handler)
 
 
-def drop_output() -> None:
-    """Have what is still written to the standard output go nowhere: nobody reads it any more."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+def discard_stdout() -> None:
+    """Redirect the standard output to the null device, after its reader has closed it."""
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), sys.stdout.fileno())
 
 
 def print_above_bars(line: str, stream: TextIO) -> None:
-    """Print a line at once, above a progress bar where one is shown."""
+    """Print a line and flush, above a progress bar if one is shown."""
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(line, file=stream)
     else:

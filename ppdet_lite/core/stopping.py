@@ -1,4 +1,4 @@
-"""Being asked to stop, by Ctrl-C or a scheduler: a run ends where it can be gone on with."""
+"""Stopping on Ctrl-C or a scheduler's signal, at a point from which the run can be resumed."""
 
 import contextlib
 import os
@@ -10,74 +10,75 @@ from types import FrameType
 
 from ppdet_lite.core.errors import Stopped
 
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # a scheduler's wish, once met, is no failure
-SAME_REQUEST = 5.0  # seconds within which Paddle's launcher says it three times
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # stopping for a scheduler is not a failure
+SAME_REQUEST = 5.0  # seconds; Paddle's launcher sends SIGTERM three times within this time
 
 
 class StopRequest:
-    """Notes the first SIGINT or SIGTERM while it is entered; a second one ends the process at once.
+    """A context manager that records the first SIGINT or SIGTERM; a second one ends the process at once.
 
-    Only the main thread can hear signals; entered in another one, it hears none.
+    Only the main thread can receive signals; entered in another thread, the context manager does nothing.
 
-    alone: whether this process is the whole run. Of several, each notes what it has `heard`; the request is made on all
-    of them once they `agree`, at the same step, else one would wait for another that has left.
+    single_process: whether the run has one process. With several, signals within SAME_REQUEST seconds count as one.
+        Each process records it in `received`, and `agree` makes the request in all of them at the same step: otherwise
+        one would wait for another that has already stopped.
     """
 
-    def __init__(self, alone: bool = True) -> None:
-        self.heard: signal.Signals | None = None
+    def __init__(self, single_process: bool = True) -> None:
+        self.received: signal.Signals | None = None
         self.signal: signal.Signals | None = None
-        self._alone, self._first = alone, 0.0
-        self._breaks_off = False
-        self._before: dict[signal.Signals, object] = {}
+        self._single_process, self._received_at = single_process, 0.0
+        self._is_interruptible = False
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in EXIT_CODES}
+            self._previous_handlers = {number: signal.signal(number, self._receive) for number in EXIT_CODES}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @property
-    def is_made(self) -> bool:
-        """Whether the run is asked to stop."""
+    def is_requested(self) -> bool:
+        """Whether the run has to stop."""
         return self.signal is not None
 
-    def agree(self, heard: Sequence[signal.Signals | None]) -> None:
-        """Make the request that any of the processes has heard."""
-        self.signal = self.signal or next((number for number in heard if number is not None), None)
+    def agree(self, received: Sequence[signal.Signals | None]) -> None:
+        """Request the stop if any process received a signal; `received` has one entry per process."""
+        self.signal = self.signal or next((number for number in received if number is not None), None)
 
-    def check(self) -> None:
-        """Raise `Stopped` if this process has heard a request, where the others are told of what it raises."""
-        if self.heard is not None:
-            raise _stopped(self.heard)
+    def raise_if_received(self) -> None:
+        """Raise `Stopped` if this process received a signal. Call it only where exceptions reach all ranks."""
+        if self.received is not None:
+            raise _stopped(self.received)
 
     @contextlib.contextmanager
-    def breaking_off(self) -> Iterator[None]:
-        """Inside this block a request raises `Stopped` at once: what is done there can be done again.
+    def interruptible(self) -> Iterator[None]:
+        """Raise `Stopped` at once on a request inside this block, whose work can be repeated.
 
-        Of several processes, only one that is made before raises it.
+        With several processes, only a request that exists on entry raises it.
         """
-        self._breaks_off = True
+        self._is_interruptible = True
         try:
-            if self.is_made:
+            if self.is_requested:
                 raise _stopped(self.signal)
             yield
         finally:
-            self._breaks_off = False
+            self._is_interruptible = False
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        if self.heard is None:
-            self.heard, self._first = signal.Signals(number), time.monotonic()
-        elif self._alone or time.monotonic() - self._first > SAME_REQUEST:
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), time.monotonic()
+        elif self._single_process or time.monotonic() - self._received_at > SAME_REQUEST:
             os._exit(128 + number)
-        if self._alone:
-            self.signal = self.heard
-            if self._breaks_off:
+        if self._single_process:
+            self.signal = self.received
+            if self._is_interruptible:
                 raise _stopped(self.signal)
 
 
 def _stopped(number: signal.Signals) -> Stopped:
-    """What ends the program, with the exit code that fits the signal."""
+    """Return the exception that ends the program with the signal's exit code."""
     return Stopped(f"stopped by {number.name}", EXIT_CODES[number])

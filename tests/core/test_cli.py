@@ -32,7 +32,7 @@ def test_ctrl_c_is_quiet_and_code_130(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_package_that_is_not_installed_is_told_in_one_line(capsys):
+def test_a_missing_package_is_reported_in_one_line(capsys):
     with pytest.raises(SystemExit) as caught:
         run(raising(ModuleNotFoundError("No module named 'paddle'", name="paddle")))
     assert caught.value.code == 2
@@ -42,7 +42,7 @@ def test_a_package_that_is_not_installed_is_told_in_one_line(capsys):
         run(raising(ModuleNotFoundError("No module named 'ppdet_lite.x'", name="ppdet_lite.x")))
 
 
-def test_other_errors_stay():
+def test_other_errors_propagate():
     with pytest.raises(ZeroDivisionError):
         run(raising(ZeroDivisionError()))
 
@@ -84,7 +84,7 @@ def test_usage_errors_are_code_2(arguments, message, capsys):
         ("log.configure().info('a' * 100000); log.configure().info('b'); print('c')", 0),  # a run goes on
     ],
 )
-def test_output_that_nobody_reads_ends_quietly(main, code):
+def test_a_closed_stdout_ends_the_program_quietly(main, code):
     """As `| head` does; a traceback for each line helps nobody."""
     program = f"from ppdet_lite.core import cli, log\ndef main(): {main}\ncli.run(main)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -28,7 +28,7 @@ def test_setup_writes_short_lines_once(tmp_path, capsys, logger):
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in lines] == ["T INFO one", "T WARNING two 2"]
     assert (tmp_path / "run" / "log.txt").read_text().splitlines() == lines
-    assert get_logger("ppdet_lite.data.annotations.dataset") is get_logger("data.coco")
+    assert get_logger("ppdet_lite.data.coco") is get_logger("data.coco")
 
 
 def test_other_ranks_only_warn(tmp_path, capsys):

@@ -25,11 +25,11 @@ def machine(monkeypatch):
             calls.append((number, value))
             return 1
 
-    monkeypatch.setattr(runtime, "_applied", runtime.applied())
+    monkeypatch.setattr(runtime, "_applied", runtime.applied_settings())
     monkeypatch.setattr(runtime, "usable_cores", lambda: 12)
     monkeypatch.setattr(runtime, "cpu_info", lambda: {"vendor_id": "AuthenticAMD"})
     monkeypatch.setattr(runtime, "_is_glibc", lambda: True)
-    monkeypatch.setattr(runtime, "_too_late", lambda: False)
+    monkeypatch.setattr(runtime, "_paddle_is_imported", lambda: False)
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: Library)
     return calls
 
@@ -42,7 +42,7 @@ def test_everything_is_set_on_a_bare_machine(machine):
     settings = runtime.prepare(environ)
     assert environ == {"HOME": "/home/me", "OMP_NUM_THREADS": "12", "MKL_DEBUG_CPU_TYPE": "5"}
     assert machine == MALLOPT
-    assert runtime.applied() == settings
+    assert runtime.applied_settings() == settings
     assert [str(setting) for setting in settings] == [
         "OMP_NUM_THREADS=12 (usable cores: 12)",
         "MKL_DEBUG_CPU_TYPE=5 (an AMD processor)",
@@ -59,9 +59,9 @@ def test_what_the_user_set_is_left_alone(machine, name):
     settings = runtime.prepare(environ)
     assert environ == before and machine == []
     assert [str(setting) for setting in settings] == [
-        "OMP_NUM_THREADS left alone (the user has set 3)",
-        "MKL_DEBUG_CPU_TYPE left alone (the user has set 4)",
-        f"malloc left alone (the user has set {name})",
+        "OMP_NUM_THREADS left unchanged (the user has set 3)",
+        "MKL_DEBUG_CPU_TYPE left unchanged (the user has set 4)",
+        f"malloc left unchanged (the user has set {name})",
     ]
 
 
@@ -98,9 +98,9 @@ def test_the_switch(machine, words, threads, mkl, malloc):
 
 
 @pytest.mark.parametrize("words", ["thread", "threads,on", "off,malloc"])
-def test_an_unknown_word_is_told(machine, words):
+def test_an_unknown_word_is_refused(machine, words):
     environ = {"PPDET_LITE_RUNTIME": words}
-    with pytest.raises(UserError, match="is not known; say off or some of threads,malloc,mkl"):
+    with pytest.raises(UserError, match=r"unknown value '(thread|on|off)'; use off, or any of threads,malloc,mkl"):
         runtime.prepare(environ)
     assert environ == {"PPDET_LITE_RUNTIME": words} and machine == []
 
@@ -136,14 +136,14 @@ def test_an_old_glibc_gets_the_largest_threshold_it_takes(monkeypatch):
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: Old)
     settings = runtime.prepare({"PPDET_LITE_RUNTIME": "malloc"})
     assert [setting.value for setting in settings] == [str(32 << 20), str(2**31 - 1), None]
-    assert str(settings[2]) == "M_TOP_PAD left alone (refused)"
+    assert str(settings[2]) == "M_TOP_PAD left unchanged (refused by glibc)"
 
 
 def test_after_paddle_it_is_too_late(machine, monkeypatch):
-    monkeypatch.setattr(runtime, "_too_late", lambda: True)
+    monkeypatch.setattr(runtime, "_paddle_is_imported", lambda: True)
     environ = {"OMP_NUM_THREADS": "1"}  # as importing paddle leaves it
     with pytest.warns(
-        RuntimeWarning, match="is not set: paddle was imported first; import ppdet_lite before"
+        RuntimeWarning, match="is not set: paddle is already imported; import ppdet_lite before"
     ) as caught:
         settings = runtime.prepare(environ)
     assert len(caught) == 2 and [setting.value for setting in settings[:2]] == [None, None]
@@ -201,7 +201,7 @@ def test_importing_the_package_is_light_and_sets_the_threads():
 
 def test_importing_the_package_after_paddle_warns():
     code = "import sys, types; sys.modules['paddle'] = types.ModuleType('paddle'); import ppdet_lite"
-    assert "RuntimeWarning: OMP_NUM_THREADS is not set: paddle was imported first" in python(code).stderr
+    assert "RuntimeWarning: OMP_NUM_THREADS is not set: paddle is already imported" in python(code).stderr
     assert python(code, PPDET_LITE_RUNTIME="off").stderr == ""
 
 
@@ -231,7 +231,12 @@ def test_env_check_reports_and_ends_well():
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    for text in ("paddle: paddlepaddle", "numpy: numpy", "OMP_NUM_THREADS left alone (the user has set 2)", "GFLOP/s"):
+    for text in (
+        "paddle: paddlepaddle",
+        "numpy: numpy",
+        "OMP_NUM_THREADS left unchanged (the user has set 2)",
+        "GFLOP/s",
+    ):
         assert text in done.stdout
 
 
