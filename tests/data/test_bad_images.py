@@ -1,4 +1,4 @@
-"""Bad images in training: each replaced by the next good one of its epoch, told once; most of them bad is an end."""
+"""Bad training images: each is logged once and replaced by the next good one; too many of them end the run."""
 
 import itertools
 import logging
@@ -9,7 +9,7 @@ import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.loading.augment import Augment
-from ppdet_lite.data.loading.bad_images import JUDGED, NAMED, BadImages
+from ppdet_lite.data.loading.bad_images import MAX_LOGGED, MIN_READ, BadImages
 from ppdet_lite.data.loading.loader import EvalBatches, Loader, TrainBatches
 from ppdet_lite.data.loading.transforms import Preprocess
 
@@ -42,7 +42,7 @@ def ids(found):
 
 
 def replaced_by_hand(batches, bad, iterations):
-    """What is expected: in an epoch's order, wherever a bad image stands, the next good one after it."""
+    """Return the expected ids: the epoch's order with each bad image replaced by the next good one."""
     expected = []
     for epoch in range(iterations // batches.iterations_per_epoch):
         first = epoch * batches.iterations_per_epoch
@@ -83,15 +83,15 @@ def test_without_bad_images_skipping_changes_nothing(files):
     assert plain.bad_images.count == 0
 
 
-def test_each_is_told_once_with_its_reason(files, caplog):
+def test_each_bad_image_is_logged_once_with_its_reason(files, caplog):
     damage(files, 4)
     batches = train_batches(files.read(), threads=3)
     with caplog.at_level(logging.WARNING):
         take(batches, 12)
-        batches.bad_images.tell()
-    told, total = caplog.messages
-    assert told.startswith("replaced by another image: ") and "4.png cannot be decoded" in told
-    assert total == f"1 of {COUNT} training images met could not be used and were replaced"
+        batches.bad_images.log_summary()
+    line, total = caplog.messages
+    assert line.startswith("replaced by another image: ") and "4.png cannot be decoded" in line
+    assert total == f"unusable training images that were replaced: 1 of the {COUNT} read"
 
 
 def test_an_image_of_another_size_is_replaced_too(files, caplog):
@@ -109,15 +109,15 @@ def test_mostly_bad_images_end_the_run(files, threads):
         take(train_batches(files.read(), threads), 8)
 
 
-def test_half_of_them_bad_is_not_most(files):
+def test_half_of_the_images_bad_is_no_majority(files):
     damage(files, *range(COUNT // 2))
     assert len(take(train_batches(files.read()), 8)) == 8
 
 
 def test_all_images_bad(coco_files):
-    files = coco_files([(8, 8)] * (JUDGED + 5))
-    damage(files, *range(JUDGED + 5))
-    with pytest.raises(UserError, match=f"{JUDGED} of {JUDGED} training images cannot be used"):
+    files = coco_files([(8, 8)] * (MIN_READ + 5))
+    damage(files, *range(MIN_READ + 5))
+    with pytest.raises(UserError, match=f"{MIN_READ} of {MIN_READ} training images cannot be used"):
         take(train_batches(files.read()), 1)
 
 
@@ -137,19 +137,19 @@ def test_other_errors_are_not_skipped(files, monkeypatch):
         take(train_batches(dataset), 1)
 
 
-def test_many_are_counted_and_the_first_are_named(caplog):
+def test_all_are_counted_and_the_first_are_logged(caplog):
     bad_images = BadImages(100)
     with caplog.at_level(logging.WARNING):
-        bad_images.note(range(100), {index: f"reason {index}" for index in range(NAMED + 3)})
-        bad_images.note([1], {1: "reason 1"})
-        bad_images.tell()
-    assert len(caplog.messages) == NAMED + 1
-    assert caplog.messages[NAMED - 1].endswith(f"reason {NAMED - 1}; further ones are only counted")
-    assert caplog.messages[-1].startswith(f"{NAMED + 3} of 100 ")
+        bad_images.record(range(100), {index: f"reason {index}" for index in range(MAX_LOGGED + 3)})
+        bad_images.record([1], {1: "reason 1"})
+        bad_images.log_summary()
+    assert len(caplog.messages) == MAX_LOGGED + 1
+    assert caplog.messages[MAX_LOGGED - 1].endswith(f"reason {MAX_LOGGED - 1}; further ones are only counted")
+    assert caplog.messages[-1].endswith(f"replaced: {MAX_LOGGED + 3} of the 100 read")
 
 
-def test_few_images_met_are_not_judged():
+def test_a_majority_among_few_images_does_not_end_the_run():
     bad_images = BadImages(100)
-    bad_images.note(range(JUDGED - 1), dict.fromkeys(range(JUDGED - 1), "why"))
-    with pytest.raises(UserError, match=f"{JUDGED} of {JUDGED} .*the first: why"):
-        bad_images.note([JUDGED - 1], {JUDGED - 1: "and that"})
+    bad_images.record(range(MIN_READ - 1), dict.fromkeys(range(MIN_READ - 1), "why"))
+    with pytest.raises(UserError, match=f"{MIN_READ} of {MIN_READ} .*the first: why"):
+        bad_images.record([MIN_READ - 1], {MIN_READ - 1: "and that"})

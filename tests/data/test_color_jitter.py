@@ -7,7 +7,7 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.loading.color_jitter import ColorJitter, turn_hue
+from ppdet_lite.data.loading.color_jitter import ColorJitter, shift_hue
 from tests.tiny_run import QUICKSTART
 
 PIXELS = np.array([[[10, 100, 200], [0, 0, 0], [255, 255, 255]]], np.uint8)  # 1x3
@@ -47,13 +47,13 @@ def test_hue_turns_as_in_a_slow_loop():
         for y, x in np.ndindex(9, 11):
             h, s, v = colorsys.rgb_to_hsv(*(image[y, x] / 255))
             expected[y, x] = np.array(colorsys.hsv_to_rgb((h + turn) % 1, s, v)) * 255
-        gaps = np.abs(turn_hue(image, turn) - expected)
+        gaps = np.abs(shift_hue(image, turn) - expected)
         assert gaps.max() < 12 and gaps.mean() < 1.5  # a step of 1/256 in hue is 6 levels of a channel
 
 
 def test_red_becomes_green_becomes_blue():
     red = np.array([[[200, 0, 0]]], np.uint8)
-    green, blue = turn_hue(red, 1 / 3), turn_hue(red, -1 / 3)
+    green, blue = shift_hue(red, 1 / 3), shift_hue(red, -1 / 3)
     assert np.abs(green.astype(int) - [0, 200, 0]).max() < 6 and np.abs(blue.astype(int) - [0, 0, 200]).max() < 6
 
 

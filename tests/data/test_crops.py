@@ -9,7 +9,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import Objects
 from ppdet_lite.data.loading.augment import Augment, train_sample
 from ppdet_lite.data.loading.color_jitter import ColorJitter
-from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter, Window, cut, staying
+from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter, Window, clip_objects, kept_objects
 from ppdet_lite.data.loading.loader import Loader, TrainBatches
 from ppdet_lite.data.loading.transforms import Preprocess, collate
 from tests.tiny_run import QUICKSTART
@@ -38,17 +38,17 @@ def test_centres_decide_by_hand():
         [60, 10, 70, 20],  # a crowd that only touches
         crowds=(5, 6),
     )
-    stays = staying(objects, WINDOW)
+    stays = kept_objects(objects, WINDOW)
     assert stays.tolist() == [True, True, False, False, True, True, False]
-    boxes = WINDOW.clip(objects.boxes[stays])
+    boxes = WINDOW.clip_boxes(objects.boxes[stays])
     assert boxes.tolist() == [[5, 5, 15, 15], [0, 0, 24, 14], [0, 0, 10, 10], [0, 0, 1, 1]]
     assert boxes.dtype == np.float32
 
 
 def test_less_than_a_pixel_is_left_out():
-    found = cut(objects_of([0, 0, 21, 50], [0, 0, 20.5, 50], [59.5, 10, 99, 40], [20, 10, 60, 40]), WINDOW)
+    found = clip_objects(objects_of([0, 0, 21, 50], [0, 0, 20.5, 50], [59.5, 10, 99, 40], [20, 10, 60, 40]), WINDOW)
     assert found.boxes.tolist() == [[0, 0, 1, 30], [0, 0, 40, 30]] and found.classes.tolist() == [0, 3]
-    assert cut(objects_of(), WINDOW).boxes.shape == (0, 4)
+    assert clip_objects(objects_of(), WINDOW).boxes.shape == (0, 4)
 
 
 def coordinates(height, width):
@@ -252,5 +252,7 @@ def test_a_config_is_checked(key, value, message):
 
 
 def test_two_ways_to_choose_the_size_are_refused():
-    with pytest.raises(UserError, match=r"command line: data.augment.short_sides: scale_jitter draws the size"):
+    with pytest.raises(
+        UserError, match=r"command line: data.augment.short_sides: cannot be combined with scale_jitter"
+    ):
         load_config(QUICKSTART, ["data.augment.scale_jitter={}", "data.augment.short_sides=[64]"])

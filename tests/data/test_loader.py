@@ -179,7 +179,7 @@ def test_a_batch_comes_once_for_each_view_and_has_one_padded_size_in_all(dataset
 
 
 def test_labelled_batches_are_those_of_training_without_augmentation(dataset):
-    (first, *_) = list(EvalBatches(dataset, PREPROCESS, Loader(batch_size=3)).labelled(keep_original=True))
+    (first, *_) = list(EvalBatches(dataset, PREPROCESS, Loader(batch_size=3)).iterate_with_targets(keep_original=True))
     assert first["image_ids"].tolist() == [100, 102, 104] and not first["flipped"].any()
     assert [target["boxes"].tolist() for target in first["targets"][:2]] == [[[0, 1, 5, 7]], [[2, 1, 7, 7]]]
     assert [image.shape for image in first["original_images"]] == [(3, 16, 24), (3, 16, 20), (3, 18, 24)]

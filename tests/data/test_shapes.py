@@ -75,7 +75,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_impossible_numbers_are_refused(tmp_path):
     for wrong in ({"train": 0}, {"val": -1}, {"seed": -1}, {"size": 10}):
-        with pytest.raises(UserError, match="train and val are 1 or more"):
+        with pytest.raises(UserError, match="train and val must be at least 1"):
             generate(tmp_path / "shapes", **wrong)
 
 
@@ -84,7 +84,7 @@ def test_the_files_are_sound_coco(made):
         dataset = CocoDataset(str(made / split), str(made / "annotations" / f"instances_{split}.json"))
         assert len(dataset) == count and dataset.category_ids.tolist() == sorted(CATEGORIES)
         assert dataset.class_names == list(CATEGORIES.values())
-        assert all("without objects" in note for note in dataset.notes)  # nothing to mend
+        assert all("without objects" in note for note in dataset.problem_messages)  # nothing to repair
         for index in range(count):
             height, width = dataset.load(index).shape[:2]
             assert 192 <= min(height, width) <= 256 <= max(height, width) <= 320
@@ -123,7 +123,7 @@ def test_silhouettes_have_the_asked_size_and_sit_where_they_should():
             contours = painting.silhouette(rng, name, side)
             extent = np.ptp(contours[0], axis=0)
             assert extent.max() == pytest.approx(side)
-            mask = painting.mask_of(contours, np.array([60.0, 50.0]), (100, 120))
+            mask = painting.draw_mask(contours, np.array([60.0, 50.0]), (100, 120))
             x, y, w, h = cv2.boundingRect((mask > 127).astype(np.uint8))
             np.testing.assert_allclose([x + w / 2, y + h / 2], [60, 50], atol=1.6)
             np.testing.assert_allclose([w, h], extent, atol=3.5)  # pointed ends are thinner than a pixel
@@ -135,7 +135,9 @@ def test_silhouettes_have_the_asked_size_and_sit_where_they_should():
 
 def test_only_the_ring_has_a_hole():
     for name in CATEGORIES.values():
-        mask = painting.mask_of(painting.silhouette(np.random.default_rng(1), name, 60), np.array([50, 50]), (100, 100))
+        mask = painting.draw_mask(
+            painting.silhouette(np.random.default_rng(1), name, 60), np.array([50, 50]), (100, 100)
+        )
         assert (mask[50, 50] == 0) == (name == "ring")
 
 

@@ -146,9 +146,9 @@ def test_restoring_undoes_normalising():
     images = np.stack([noise(20, 30), noise(20, 30)])
     preprocess = Preprocess()
     planes = np.stack([preprocess.normalize(image) for image in images])
-    assert np.array_equal(preprocess.restore(planes), images)
-    assert np.array_equal(preprocess.restore(planes[0]), images[0])
-    assert preprocess.restore(planes[0] + 100).min() == 255
+    assert np.array_equal(preprocess.denormalize(planes), images)
+    assert np.array_equal(preprocess.denormalize(planes[0]), images[0])
+    assert preprocess.denormalize(planes[0] + 100).min() == 255
 
 
 def test_collate_pads_right_and_bottom_to_the_stride():
@@ -224,9 +224,9 @@ def test_caffes_pixels():
     image = np.full((1, 1, 3), (200, 100, 50), np.uint8)  # RGB
     planes = caffe.normalize(image)
     np.testing.assert_allclose(planes[:, 0, 0], [50 - 103.53, 100 - 116.28, 200 - 123.675], rtol=1e-6)
-    assert np.array_equal(caffe.restore(planes), image)
+    assert np.array_equal(caffe.denormalize(planes), image)
 
 
 def test_antialias_needs_a_size():
-    with pytest.raises(UserError, match="antialias needs sizing nearest or floor"):
+    with pytest.raises(UserError, match="antialias requires sizing nearest or floor"):
         Preprocess(interpolation="antialias")

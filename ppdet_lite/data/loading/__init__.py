@@ -1,4 +1,4 @@
-"""From images and annotations to batches: augmentation, resizing, and loading by threads.
+"""Batches from images and annotations: augmentation, resizing, and loading in threads.
 
 May import core, config, data.images and data.annotations.
 """

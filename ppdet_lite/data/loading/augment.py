@@ -1,6 +1,7 @@
-"""What varies in training: an image and its objects, augmented by draws of one generator.
+"""Random augmentation of a training image and its objects, with one random generator per sample.
 
-In this order: colours, crop, resizing (to a short side, or by large-scale jitter), mirroring, jitter's window.
+The order is: colors, crop, resize (to a short side or by large-scale jitter), horizontal flip, crop of the
+large-scale jitter.
 """
 
 from collections.abc import Sequence
@@ -11,29 +12,31 @@ import cv2
 import numpy as np
 from pydantic import Field, PositiveInt
 
+from ppdet_lite.config.constrained_types import Fraction
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.loading.color_jitter import ColorJitter
-from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter, cut
+from ppdet_lite.data.loading.crops import RandomCrop, ScaleJitter, clip_objects
 from ppdet_lite.data.loading.transforms import Preprocess, Sample, flip_boxes
 
 
 @register
 @dataclass(frozen=True)
 class Augment:
-    """What varies from epoch to epoch in training.
+    """Random augmentation for training.
 
-    short_sides: candidates for the short side; None keeps that of `Preprocess`.
-    flip: probability of mirroring left to right.
-    sampling: "choice" draws one of short_sides; "range" draws evenly between its smallest and largest.
-    color_jitter, crop: of the image as it is in the file.
-    scale_jitter: sizes from a wide range, in a network input of one size; in place of short_sides, which must be null,
-        and of short and long side of `Preprocess`.
+    short_sides: candidates for the length of the short side; None uses the one of `Preprocess`.
+    flip: probability of a horizontal flip.
+    sampling: "choice" draws one of short_sides; "range" draws an integer uniformly between the smallest and the
+        largest of them.
+    color_jitter, crop: applied to the image in its original resolution.
+    scale_jitter: resizes by a factor from a wide range, into a network input of fixed size. It replaces short_sides,
+        which must then be null, and the short and long side of `Preprocess`.
     """
 
     short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    flip: Fraction = 0.5
     sampling: Literal["choice", "range"] = "choice"
     color_jitter: ColorJitter | None = None
     crop: RandomCrop | None = None
@@ -41,10 +44,13 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.scale_jitter is not None and self.short_sides is not None:
-            raise UserError("scale_jitter draws the size; set this to null, or scale_jitter", key="short_sides")
+            raise UserError(
+                "cannot be combined with scale_jitter, which draws the size itself; set one of the two to null",
+                key="short_sides",
+            )
 
     def draw(self, rng: np.random.Generator) -> tuple[int | None, bool]:
-        """Draw a short side (None: as specified) and whether to flip."""
+        """Draw a short side (None: the one of `Preprocess`) and whether to flip."""
         flipped = bool(rng.random() < self.flip)
         if self.short_sides is None:
             return None, flipped
@@ -61,10 +67,10 @@ def train_sample(
     rng: np.random.Generator,
     keep_original: bool = False,
 ) -> Sample:
-    """Load an image with its objects, augmented by draws from rng alone.
+    """Load an image with its objects and augment both. All randomness comes from rng.
 
-    With keep_original the sample also has `original_image` (uint8 [H, W, 3], before it is resized, never mirrored) and
-    `flipped`; it goes with anything but scale_jitter.
+    With keep_original the sample also contains `original_image` (uint8 [H, W, 3], after colors and crop, but not
+    resized and never flipped) and `flipped`. This is not supported with scale_jitter.
     """
     original, objects = dataset.load(index), dataset.annotations(index)
     short_side, flipped = augment.draw(rng)
@@ -84,7 +90,7 @@ def train_sample(
     objects = objects._replace(boxes=boxes)
     if jitter is not None:
         window = jitter.draw_window((height, width), rng)
-        image, objects = window.of(image), cut(objects, window)
+        image, objects = window.crop(image), clip_objects(objects, window)
     sample = {
         "image": image,
         "image_id": dataset.info(index).id,

@@ -1,4 +1,4 @@
-"""The largest batch that training can meet, to see whether it fits into memory."""
+"""The largest batch that can occur in training, used to check that it fits into memory."""
 
 import numpy as np
 
@@ -10,27 +10,28 @@ from ppdet_lite.data.loading.transforms import Batch, Preprocess, Sample, collat
 def largest_batch(
     dataset: CocoDataset, preprocess: Preprocess, augment: Augment, batch_size: int, keep_original: bool = False
 ) -> Batch:
-    """A batch of noise as large as any of a dataset's, with as many objects in each image as any image has.
+    """Return a batch of noise as large as the largest one of a dataset, with the maximum number of objects per image.
 
-    Of one image it is as large as the largest one. Of more, it has the tallest and the widest one, since an upright
-    image and one that lies meet in a batch, if only once an epoch. No image is read.
+    A batch of one image has the size of the largest image. A larger batch contains both the tallest and the widest
+    image, because a portrait and a landscape image can end up in one batch, at least once per epoch. No image file is
+    read.
     """
     sizes, ratios = _sizes_and_ratios(dataset, preprocess, augment)
     resized = np.ceil(sizes * ratios[:, None] / preprocess.stride)
     chosen = resized.argmax(axis=0) if batch_size > 1 else [resized.prod(axis=1).argmax()]
     rng = np.random.default_rng(0)
     objects = int(dataset.object_counts.max())
-    kinds = [_sample(rng, sizes[i], objects, preprocess, ratios[i], keep_original) for i in chosen]
-    return collate([kinds[i % len(kinds)] for i in range(batch_size)], preprocess)
+    samples = [_sample(rng, sizes[i], objects, preprocess, ratios[i], keep_original) for i in chosen]
+    return collate([samples[i % len(samples)] for i in range(batch_size)], preprocess)
 
 
 def _sizes_and_ratios(dataset: CocoDataset, preprocess: Preprocess, augment: Augment) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes [S, 2] (h, w) of what is resized, and the ratios [S], resized / original, that make most of it."""
+    """Return sizes [S, 2] (h, w) before resizing, and for each the largest possible ratio [S] resized / original."""
     if augment.scale_jitter is not None:  # the network's input has one size
         return np.array([augment.scale_jitter.size]), np.ones(1)
     short, long = max(augment.short_sides or (preprocess.short_side,)), preprocess.long_side
     sizes = np.unique(dataset.sizes, axis=0)
-    if augment.crop is not None:  # the windows that are largest when resized, if an image has them
+    if augment.crop is not None:  # add the crop windows that are largest after resizing
         widest, narrowest = np.clip([long / short, short / long], *augment.crop.aspect)
         sizes = np.concatenate([sizes, np.rint([[short, short * widest], [short / narrowest, short]]).astype(int)])
     return sizes, np.minimum(short / sizes.min(axis=1), long / sizes.max(axis=1))
@@ -44,7 +45,7 @@ def _sample(
     ratio: float,
     keep_original: bool,
 ) -> Sample:
-    """Noise of an image's size (h, w), as `train_sample` would make it of the image, with boxes anywhere."""
+    """Return what `train_sample` returns for an image of the given size (h, w), with noise and random boxes."""
     original = rng.integers(0, 256, (*size, 3), np.uint8)
     image, scale = preprocess.rescale(original, float(ratio))
     corners = rng.uniform(0, 1, (objects, 2, 2)) * image.shape[1::-1]

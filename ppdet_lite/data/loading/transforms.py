@@ -1,6 +1,6 @@
-"""From a picture to network input: resize, flip, then normalise and pad into a batch.
+"""Conversion of images to network input: resize, flip, normalize, and pad into a batch.
 
-`Preprocess` is the one specification that training, evaluation, inference and export share.
+Training, evaluation, inference and export share one specification of it, `Preprocess`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
 
-Sample = dict[str, Any]  # see docs/architecture.md
+Sample = dict[str, Any]  # both are described in docs/architecture.md
 Batch = dict[str, Any]
 
 _INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
@@ -25,18 +25,18 @@ _INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 @register
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes network input. Other projects' ways can be said, so that their weights see what they know.
+    """Conversion of an image to network input. It covers the variants of other projects, for their pretrained weights.
 
-    short_side, long_side: an image is scaled, its aspect kept, until its short side is short_side or its long side
-        long_side, whichever comes first.
+    short_side, long_side: an image is scaled, with its aspect ratio kept, to the largest size whose short side is at
+        most short_side and whose long side is at most long_side.
     mean, std: per channel, in the order of `channels`, for pixels in 0..pixel_range.
-    stride: batches are padded to multiples of it.
-    channels, pixel_range: rgb and 1, but for Caffe's models: bgr and 255.
-    sizing: `exact` samples at exactly the scale and rounds only the number of pixels (PaddleDetection). `nearest`
-        (detectron2, mmdetection) and `floor` (torchvision) round the size, and stretch the image to it.
-    interpolation: `linear`; `cubic` (PaddleDetection); `antialias`, linear over all pixels where an image shrinks
-        (detectron2, through Pillow).
-    resize_in: `float` does not round the resized pixels to whole numbers (torchvision).
+    stride: the height and width of batches are padded to multiples of it.
+    channels, pixel_range: rgb and 1, except for models converted from Caffe: bgr and 255.
+    sizing: `exact` samples at the exact scale and rounds only the number of pixels (PaddleDetection). `nearest`
+        (detectron2, mmdetection) and `floor` (torchvision) round the size and stretch the image to it.
+    interpolation: `linear`; `cubic` (PaddleDetection); `antialias`: linear over all source pixels when an image is
+        downscaled (detectron2, using Pillow).
+    resize_in: `float` does not round the resized pixels to integers (torchvision).
     """
 
     short_side: PositiveInt = 800
@@ -52,17 +52,17 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.interpolation == "antialias" and (self.sizing == "exact" or self.resize_in == "float"):
-            raise UserError("antialias needs sizing nearest or floor, and resize_in uint8", key="interpolation")
+            raise UserError("antialias requires sizing nearest or floor, and resize_in uint8", key="interpolation")
 
     def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Scale an image [H, W, 3] uint8; return it (float32 with resize_in float) and its scale [2] float32 (y, x).
+        """Resize an image [H, W, 3] uint8; return it (float32 with resize_in float) and its scale [2] float32 (y, x).
 
-        short_side replaces the specified one, for training at several scales.
+        short_side overrides the configured one, for multi-scale training.
         """
         return self.rescale(image, self._ratio(*image.shape[:2], short_side))
 
     def rescale(self, image: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
-        """Scale an image by a ratio, resized / original; see `resize`."""
+        """Resize an image by a ratio resized / original; arguments and results as in `resize`."""
         height, width = image.shape[:2]
         if self.resize_in == "float":
             image = image.astype(np.float32)
@@ -71,22 +71,22 @@ class Preprocess:
             scale = np.array([new_height / height, new_width / width], np.float32)
             return self._stretch(image, (new_width, new_height)), scale
         if ratio != 1:
-            # Of a side that shrinks below half a pixel OpenCV would leave none, so its size is then given instead.
+            # OpenCV would round a side of at most half a pixel to 0, so the size is passed instead of the ratio.
             vanishes = min(height, width) * ratio <= 0.5
             size = self._rescaled(height, width, ratio)[::-1] if vanishes else None
             image = cv2.resize(image, size, fx=ratio, fy=ratio, interpolation=_INTERPOLATIONS[self.interpolation])
         return image, np.array([ratio, ratio], np.float32)
 
     def resized_size(self, height: int, width: int, short_side: int | None = None) -> tuple[int, int]:
-        """The size (h, w) that `resize` gives an image of a size."""
+        """Return the size (h, w) of the image that `resize` returns for an image of the given size."""
         return self._rescaled(height, width, self._ratio(height, width, short_side))
 
-    def padded(self, size: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A size (h, w) up to the next multiples of the stride."""
+    def padded_size(self, size: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return a size (h, w) rounded up to multiples of the stride."""
         return -(-np.asarray(size) // self.stride) * self.stride
 
     def _rescaled(self, height: int, width: int, ratio: float) -> tuple[int, int]:
-        if self.sizing == "exact":  # OpenCV rounds as Python does, halves to even
+        if self.sizing == "exact":  # OpenCV rounds halves to even, as Python does
             return max(round(height * ratio), 1), max(round(width * ratio), 1)
         shift = 0.5 if self.sizing == "nearest" else 0.0
         return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
@@ -98,64 +98,64 @@ class Preprocess:
         if image.shape[1::-1] == size:
             return image
         if self.interpolation == "antialias":
-            from PIL import Image  # Paddle brings it; only detectron2's models need it
+            from PIL import Image  # installed with Paddle; required only for detectron2's models
 
             return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
         return cv2.resize(image, size, interpolation=_INTERPOLATIONS[self.interpolation])
 
     def normalize(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Turn RGB [H, W, 3] into float32 [3, H, W] = (x / 255 * pixel_range - mean) / std, written to out if given.
+        """Convert RGB [H, W, 3] to float32 [3, H, W] = (x / 255 * pixel_range - mean) / std, written to out if given.
 
-        A uint8 pixel has 256 values, so a table is exact; it takes half the time of blobFromImage.
+        For uint8 a lookup table with 256 entries per channel is exact and takes half the time of cv2's blobFromImage.
         """
         planes = np.empty((3, *image.shape[:2]), np.float32) if out is None else out
-        parts = cv2.split(image)
-        parts = parts[::-1] if self.channels == "bgr" else parts
+        channels = cv2.split(image)
+        channels = channels[::-1] if self.channels == "bgr" else channels
         if image.dtype == np.uint8:
-            for channel, table, plane in zip(parts, self._tables, planes, strict=True):
+            for channel, table, plane in zip(channels, self._tables, planes, strict=True):
                 cv2.LUT(channel, table, dst=plane)
             return planes
-        for channel, mean, std, plane in zip(parts, self.mean, self.std, planes, strict=True):
+        for channel, mean, std, plane in zip(channels, self.mean, self.std, planes, strict=True):
             plane[:] = (channel * (self.pixel_range / 255) - mean) / std
         return planes
 
-    def restore(self, planes: np.ndarray) -> np.ndarray:
-        """Turn normalised [..., 3, H, W] back into pixels, RGB uint8 [..., H, W, 3]."""
+    def denormalize(self, planes: np.ndarray) -> np.ndarray:
+        """Convert normalized [..., 3, H, W] back to pixels, RGB uint8 [..., H, W, 3]."""
         pixels = np.moveaxis(planes, -3, -1) * np.array(self.std) + np.array(self.mean)
         pixels = pixels[..., ::-1] if self.channels == "bgr" else pixels
         return np.rint(pixels * (255 / self.pixel_range)).clip(0, 255).astype(np.uint8)
 
-    def for_rgb(self) -> "Preprocess":
-        """The same for a network that takes RGB and itself turns that into the order of `channels`."""
+    def with_rgb_input(self) -> "Preprocess":
+        """Return the preprocessing for an exported network that takes RGB and reorders the channels itself."""
         if self.channels == "rgb":
             return self
         return replace(self, channels="rgb", mean=self.mean[::-1], std=self.std[::-1])
 
     @cached_property
     def _tables(self) -> np.ndarray:
-        """[3, 256] float32, the normalised value of every pixel value of every channel."""
+        """The normalized value [3, 256] float32 of every pixel value, per channel."""
         mean, std = np.array(self.mean)[:, None], np.array(self.std)[:, None]
         return ((np.arange(256) / 255 * self.pixel_range - mean) / std).astype(np.float32)
 
 
 class View(NamedTuple):
-    """One way to look at an image."""
+    """One variant of an image in test-time augmentation."""
 
     preprocess: Preprocess
     flipped: bool = False
 
     def sample(self, dataset: CocoDataset, index: int) -> Sample:
-        """Load an image as it is looked at."""
+        """Load an image and preprocess it for this view."""
         return image_sample(dataset.load(index), self.preprocess, dataset.info(index).id, self.flipped)
 
 
 def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Mirror [G, 4] xyxy boxes in an image of a width in pixels."""
+    """Flip xyxy boxes [G, 4] horizontally in an image of the given width in pixels."""
     return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
 
 
 def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipped: bool = False) -> Sample:
-    """Make a sample of an RGB uint8 image [H, W, 3] without objects; flipped mirrors it left to right."""
+    """Return a sample without objects from an RGB uint8 image [H, W, 3], flipped horizontally if requested."""
     resized, scale = preprocess.resize(image)
     size = np.array(resized.shape[:2], np.float32)
     resized = cv2.flip(resized, 1) if flipped else resized
@@ -163,19 +163,19 @@ def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipp
 
 
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
-    """Normalise samples and stack them into a batch, padded right and bottom with zeros to multiples of the stride.
+    """Normalize samples and stack them into a batch, zero-padded on the right and at the bottom.
 
-    `targets` is there when the samples have objects, `original_images` (list of [3, H, W], normalised too) when they
-    keep their originals, `flipped` (bool [N]) when they say whether they are. A sample with a `canvas` (h, w) is padded
-    to at least that.
+    The padded size is a multiple of the stride, and at least the `canvas` (h, w) of samples that have one. The batch
+    contains `targets` if the samples have objects, `original_images` (list of [3, H, W], also normalized) if they have
+    an `original_image`, and `flipped` (bool [N]) if they have `flipped`.
     """
     sizes = [sample.get("canvas", sample["image"].shape[:2]) for sample in samples]
-    height, width = preprocess.padded(np.max(sizes, axis=0))
+    height, width = preprocess.padded_size(np.max(sizes, axis=0))
     images = np.empty((len(samples), 3, height, width), np.float32)
-    for place, sample in zip(images, samples, strict=True):
+    for padded, sample in zip(images, samples, strict=True):
         h, w = sample["image"].shape[:2]
-        preprocess.normalize(sample["image"], out=place[:, :h, :w])  # straight to its place: saves a copy
-        place[:, h:], place[:, :h, w:] = 0, 0
+        preprocess.normalize(sample["image"], out=padded[:, :h, :w])  # writes in place, which saves a copy
+        padded[:, h:], padded[:, :h, w:] = 0, 0
     batch = {
         "images": images,
         "image_sizes": np.stack([sample["image_size"] for sample in samples]),

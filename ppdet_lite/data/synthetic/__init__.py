@@ -1,4 +1,4 @@
-"""The synthetic dataset of shapes that the quickstart trains on.
+"""The synthetic dataset of shapes on which the quickstart trains.
 
 May import core.
 """
