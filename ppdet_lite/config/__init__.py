@@ -1,4 +1,4 @@
-"""From a YAML file to a checked tree of values, and from that to objects.
+"""Reads YAML configs, checks them against the constructors of their components, and builds the components.
 
-yaml_nodes -> merge, references (load) -> check -> registry.build. May import core.
+Steps: yaml_nodes -> merge, references (all three by load) -> check -> registry.build. May import core.
 """

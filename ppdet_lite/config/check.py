@@ -1,4 +1,4 @@
-"""The check of a whole tree against the constructors of its components, before anything is built."""
+"""Checks a whole config against the constructors of its components, before anything is built."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import PurePath
 from typing import Any
 
 from ppdet_lite.config.checked_config import Config
-from ppdet_lite.config.messages import did_you_mean, either, shown
+from ppdet_lite.config.messages import did_you_mean, format_value, join_with_or
 from ppdet_lite.config.registry import Parameter, Slot, parameters, slot_of
-from ppdet_lite.config.type_hints import mistakes
+from ppdet_lite.config.type_hints import find_mistakes
 from ppdet_lite.config.yaml_nodes import Node, plain
 from ppdet_lite.core.errors import UserError
 
-FOLLOWS = {"num_classes": "follows from the categories in the annotations, remove it"}  # keys that users look for
+UNSUPPORTED = {"num_classes": "is derived from the categories in the annotations, remove it"}  # keys of other tools
 
 
 def check(tree: Node, root: type) -> Config:
     """Check a tree against a registered root class and fill in the defaults.
 
-    Raises UserError with one line for each mistake: "configs/x.yml:12: model.neck: what is wrong, how to mend it".
+    Raises UserError with one line per mistake: "configs/x.yml:12: model.neck: what is wrong, and the remedy".
     """
     slot = slot_of(root)
     if slot is None:
@@ -32,7 +32,7 @@ def check(tree: Node, root: type) -> Config:
 
 
 class _Checker:
-    """Walks a tree beside the hints; collects mistakes, and returns what a Config holds."""
+    """Walks a tree and the type hints in parallel, collects error messages and returns the values of a Config."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -44,53 +44,54 @@ class _Checker:
         """Check the value of one parameter."""
         slot = slot_of(hint)
         if slot is None:
-            for location, message in mistakes(hint, plain(node)).items():
-                place = node
+            for location, message in find_mistakes(hint, plain(node)).items():
+                wrong = node
                 for part in location:
-                    place = place.value[part]
-                self.fail(place, ".".join([path, *map(str, location)]), message)
-            return _settled(node, path)
+                    wrong = wrong.value[part]
+                self.fail(wrong, ".".join([path, *map(str, location)]), message)
+            return _config_value(node, path)
         if node.value is None and slot.optional:
             return None
-        if not slot.many:
+        if not slot.is_list:
             return self.component(node, slot, path)
         if not isinstance(node.value, list):
-            self.fail(node, path, f"expected a list of {_choices(slot)}, got {shown(plain(node))}")
+            self.fail(node, path, f"expected a list of {_choices(slot)}, got {format_value(plain(node))}")
             return None
         return [self.component(item, slot, f"{path}.{index}") for index, item in enumerate(node.value)]
 
     def component(self, node: Node, slot: Slot, path: str) -> Config | None:
-        """Check a mapping that stands for a component; None if its class cannot be told."""
+        """Check a mapping that describes a component. Return None if its class cannot be determined."""
         if not isinstance(node.value, dict):
-            kind = f"of arguments of {slot.settings.__name__}" if slot.settings else f"with type: {_choices(slot)}"
+            default = slot.default_class
+            kind = f"of arguments of {default.__name__}" if default else f"with type: {_choices(slot)}"
             expected = f"a mapping {kind}" + (", or null" if slot.optional else "")
-            self.fail(node, path, f"expected {expected}, got {shown(plain(node))}")
+            self.fail(node, path, f"expected {expected}, got {format_value(plain(node))}")
             return None
-        cls = self.choose(node, slot, path)
+        cls = self.component_class(node, slot, path)
         return None if cls is None else self.arguments(node, cls, path)
 
-    def choose(self, node: Node, slot: Slot, path: str) -> type | None:
-        """The class that a component's mapping names."""
+    def component_class(self, node: Node, slot: Slot, path: str) -> type | None:
+        """Return the class that a component's mapping names, or None after recording an error."""
         if "type" not in node.value:
-            if slot.settings is None:
+            if slot.default_class is None:
                 self.fail(node, path, f"type is missing; choose {_choices(slot)}")
-            return slot.settings
+            return slot.default_class
         kind = node.value["type"]
         if isinstance(kind.value, str) and kind.value in slot.choices:
             return slot.choices[kind.value]
         hint = did_you_mean(kind.value, slot.choices) if isinstance(kind.value, str) else ""
-        self.fail(kind, _join(path, "type"), f"expected {_choices(slot)}, got {shown(plain(kind))}{hint}")
+        self.fail(kind, _join(path, "type"), f"expected {_choices(slot)}, got {format_value(plain(kind))}{hint}")
         return None
 
     def arguments(self, node: Node, cls: type, path: str) -> Config:
-        """Check a component's keys and values against its constructor, in the constructor's order."""
+        """Check a component's keys and values against its constructor. The Config has the constructor's order."""
         known = parameters(cls)
         for key, child in node.value.items():
-            if key in FOLLOWS:
-                self.fail(child, _join(path, key), FOLLOWS[key])
+            if key in UNSUPPORTED:
+                self.fail(child, _join(path, key), UNSUPPORTED[key])
             elif key not in known and key != "type":
                 names = [name for name, parameter in known.items() if not parameter.derived]
-                hint = did_you_mean(key, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
+                hint = did_you_mean(key, names) or f"; valid keys: {', '.join(names) or 'none'}"
                 self.fail(child, _join(path, key), f"unknown key of {cls.__name__}{hint}")
             elif key in known and known[key].derived:
                 self.fail(child, _join(path, key), "is derived from other parts of the config, remove it")
@@ -102,7 +103,7 @@ class _Checker:
             if child is None:
                 slot = slot_of(parameter.hint)
                 choices = f" ({_choices(slot)})" if slot else ""
-                self.fail(node, _join(path, name), f"is missing, {cls.__name__} needs it{choices}")
+                self.fail(node, _join(path, name), f"is missing, {cls.__name__} requires it{choices}")
             else:
                 value = self.value(child, parameter.hint, _join(path, name))
                 nodes[name] = Node(value, child.origin)
@@ -114,39 +115,39 @@ def _join(path: str, key: str) -> str:
 
 
 def _choices(slot: Slot) -> str:
-    return either(slot.choices)
+    return join_with_or(slot.choices)
 
 
-def _settled(node: Node, path: str) -> Any:
-    """A plain value as a Config holds it: mappings become Configs, lists hold bare values."""
+def _config_value(node: Node, path: str) -> Any:
+    """Return a plain value as a Config stores it: mappings as Configs, lists without nodes."""
     if isinstance(node.value, dict):
-        nodes = {key: Node(_settled(child, _join(path, key)), child.origin) for key, child in node.value.items()}
+        nodes = {key: Node(_config_value(child, _join(path, key)), child.origin) for key, child in node.value.items()}
         return Config(nodes, node.origin, path)
     if isinstance(node.value, list):
-        return [_settled(item, f"{path}.{index}") for index, item in enumerate(node.value)]
+        return [_config_value(item, f"{path}.{index}") for index, item in enumerate(node.value)]
     return node.value
 
 
 def _default(parameter: Parameter, cls: type) -> Node | None:
-    """The node of an argument that the tree leaves out; None if it is needed."""
+    """Return the node of an argument that is missing from the tree, or None if it is required."""
     origin, slot = f"default of {cls.__name__}", slot_of(parameter.hint)
-    settings = slot.settings if slot and not slot.many else None
+    default_class = slot.default_class if slot and not slot.is_list else None
     if not parameter.required:
         node = _node_of(parameter.default, origin, f"{cls.__name__}.{parameter.name}")
-        if settings and type(parameter.default) is settings:  # a plain section, which goes without a type
+        if default_class and type(parameter.default) is default_class:  # a section without a `type`
             return Node({key: child for key, child in node.value.items() if key != "type"}, origin)
         return node
-    if settings is None or slot.optional or _needs_arguments(settings):
+    if default_class is None or slot.optional or _has_required_arguments(default_class):
         return None
     return Node({}, origin)
 
 
-def _needs_arguments(cls: type) -> bool:
+def _has_required_arguments(cls: type) -> bool:
     return any(not p.derived and _default(p, cls) is None for p in parameters(cls).values())
 
 
 def _node_of(value: Any, origin: str, name: str) -> Node:
-    """A default value as a tree; a dataclass instance becomes the mapping that builds it."""
+    """Return a default value as a tree. A dataclass instance becomes the mapping that builds it."""
     if is_dataclass(value) and not isinstance(value, type):
         content = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
         derived = {key for key, parameter in parameters(type(value)).items() if parameter.derived}
@@ -158,4 +159,4 @@ def _node_of(value: Any, origin: str, name: str) -> Node:
         return Node([_node_of(item, origin, name) for item in value], origin)
     if value is None or isinstance(value, (bool, int, float, str, PurePath)):
         return Node(str(value) if isinstance(value, PurePath) else value, origin)
-    raise TypeError(f"the default of {name} is {value!r}, which YAML cannot hold")
+    raise TypeError(f"the default of {name} is {value!r}, which YAML cannot represent")

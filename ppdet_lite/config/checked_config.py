@@ -1,4 +1,4 @@
-"""The checked config: a read-only mapping that knows the class of each component and the origin of each value."""
+"""The checked config: a read-only mapping with the class of each component and the origin of each value."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ppdet_lite.config.yaml_nodes import Node, flow
 
 
 class Config(Mapping[str, Any]):
-    """A read-only nested mapping, as `ppdet_lite.config.check` makes it.
+    """A read-only nested mapping, returned by `ppdet_lite.config.check`.
 
-    Values are scalars, lists and Configs. `component` is the class that `build` makes of this mapping, or None where
-    the mapping is a plain value; `place` says where it stands, as messages do: "configs/x.yml:12: model.neck".
+    Values are scalars, lists and Configs. `component` is the class that `build` instantiates from this mapping, or
+    None for a plain mapping. `location` begins error messages about it: "configs/x.yml:12: model.neck".
     """
 
     def __init__(self, nodes: Mapping[str, Node], origin: str, path: str = "", component: type | None = None) -> None:
-        """`nodes` hold a scalar, a list or a Config each; lists hold bare values."""
+        """The value of each node is a scalar, a Config, or a list of plain values or Configs."""
         self._nodes = dict(nodes)
         self._origin, self._path = origin, path
         self.component = component
-        self.place = f"{origin}: {path}" if path else origin
+        self.location = f"{origin}: {path}" if path else origin
 
     def __getitem__(self, key: str) -> Any:
-        return copy.deepcopy(self._nodes[key].value)  # a caller may change his list; a Config copies to itself
+        return copy.deepcopy(self._nodes[key].value)  # callers may modify lists; a Config's copy is the Config itself
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
@@ -39,7 +39,7 @@ class Config(Mapping[str, Any]):
         return f"Config({to_plain(self)})"
 
     def origin(self, path: str) -> str:
-        """Where the value at a dotted path was written: "configs/x.yml:12", "command line" or "default of FPN".
+        """Return where the value at a dotted path was set: "configs/x.yml:12", "command line" or "default of FPN".
 
         An item of a list of plain values has the origin of the list. Raises KeyError for an unknown path.
         """
@@ -54,12 +54,12 @@ class Config(Mapping[str, Any]):
                 raise KeyError(path)
         return origin
 
-    def place_of(self, key: str) -> str:
-        """Where the value of a key was written and what it is, as messages begin: "command line: data.train.images"."""
+    def location_of(self, key: str) -> str:
+        """Return origin and dotted path of a key, to begin an error message: "command line: data.train.images"."""
         return f"{self.origin(key)}: {self._path}.{key}" if self._path else f"{self.origin(key)}: {key}"
 
     def dump(self, origins: bool = False) -> str:
-        """The config as YAML that loads again to an equal Config, on request with each line's origin as a comment."""
+        """Return the config as YAML that loads to an equal Config; `origins` adds each line's origin as a comment."""
         lines = list(self._lines())
         if not lines:
             return "{}\n"
@@ -80,7 +80,7 @@ class Config(Mapping[str, Any]):
 
 
 def to_plain(value: Any) -> Any:
-    """A value of a Config as ordinary dicts, lists and scalars."""
+    """Convert a value of a Config to dicts, lists and scalars."""
     if isinstance(value, Config):
         return {key: to_plain(node.value) for key, node in value._nodes.items()}
     return [to_plain(item) for item in value] if isinstance(value, list) else value
@@ -91,7 +91,7 @@ def _indented(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def _item_lines(item: Any, origin: str) -> Iterator[tuple[str, str]]:
-    """The lines of a list's item, the first of them behind the dash; `origin` is the list's."""
+    """Yield the lines of a list item, the first one after "- ". `origin` is that of the list."""
     if not isinstance(item, Config) or not item:
         yield f"- {flow(to_plain(item))}", origin
         return

@@ -1,4 +1,4 @@
-"""Layers of a config: a file over its `_base_` files, command-line overrides over all."""
+"""Merges the layers of a config: a file over its `_base_` files, and command-line overrides over both."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ COMMAND_LINE = "command line"
 _OVERRIDE = re.compile(r"([^\s.=]+(?:\.[^\s.=]+)*)=(.*)", re.DOTALL)
 
 
-def read(path: str | Path) -> Node:
-    """A file merged over its bases.
+def read_with_bases(path: str | Path) -> Node:
+    """Read a file and merge it over its bases.
 
-    Bases come first in the order given, each after its own bases; a file reached by two ways counts once, where it is
-    reached first, so that what two variants of one base change both holds.
+    Bases are merged in the order given, each after its own bases. A base that several files share is merged once, at
+    its first occurrence, so that two variants of one base keep the changes of both.
     """
     layers: dict[Path, Node] = {}
-    _collect(Path(path), (), layers)
+    _collect_layers(Path(path), (), layers)
     *_, own = layers.values()
     return Node(reduce(merge, layers.values()).value, own.origin)
 
 
 def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
-    """A tree with "a.b.0.c=value" overrides applied; values are YAML, whole numbers in a path count items of a list.
+    """Return a tree with overrides such as "a.b.0.c=value" applied. Values are YAML; integers in a path index lists.
 
-    All overrides together make one layer, later ones over earlier: their order matters only where two set the same.
+    The overrides form one layer, so their order matters only if two set the same key: the later one takes effect.
     """
     if not overrides:
         return tree
-    # Within the layer a new `type` drops nothing: whatever the user wrote counts, or is refused.
-    layer = reduce(partial(merge, into_lists=True, start_clean=False), map(_override, overrides))
+    # Between overrides a new `type` discards no arguments: whatever the user wrote takes effect or is rejected.
+    layer = reduce(partial(merge, into_lists=True, discard_on_new_type=False), map(_override, overrides))
     return merge(tree, layer, into_lists=True)
 
 
-def merge(base: Node, over: Node, path: str = "", into_lists: bool = False, start_clean: bool = True) -> Node:
-    """One layer over another: mappings merge key by key, anything else is replaced whole.
+def merge(base: Node, over: Node, path: str = "", into_lists: bool = False, discard_on_new_type: bool = True) -> Node:
+    """Merge one layer over another: mappings merge key by key, any other value is replaced as a whole.
 
-    With `start_clean` the arguments of a component go where its `type` changes. With `into_lists` a mapping over a
-    list replaces single items, its keys being their numbers; UserError if there is no such item.
+    path: where the nodes are, for messages.
+    into_lists: a mapping over a list replaces single items; its keys are indices. Raises UserError for a missing item.
+    discard_on_new_type: a component whose `type` changes loses the arguments of the base layer.
     """
 
     def merged(old: Node, new: Node, key: str) -> Node:
-        return merge(old, new, f"{path}.{key}" if path else key, into_lists, start_clean)
+        return merge(old, new, f"{path}.{key}" if path else key, into_lists, discard_on_new_type)
 
     if not isinstance(over.value, dict):
         return over
@@ -58,7 +59,7 @@ def merge(base: Node, over: Node, path: str = "", into_lists: bool = False, star
             index = _index(key, child, len(items), path)
             items[index] = merged(items[index], child, key)
         return Node(items, over.origin)
-    if not isinstance(base.value, dict) or (start_clean and _type_changes(base, over)):
+    if not isinstance(base.value, dict) or (discard_on_new_type and _type_changes(base, over)):
         return over
     children = dict(base.value)
     for key, child in over.value.items():
@@ -73,8 +74,8 @@ def _type_changes(base: Node, over: Node) -> bool:
 def _index(key: str, node: Node, length: int, path: str) -> int:
     if key.isdecimal() and int(key) < length:
         return int(key)
-    has = f"items 0 to {length - 1}" if length else "no items"
-    raise UserError(f"{node.origin}: {path}.{key}: {path} is a list and has {has}")
+    items = f"items 0 to {length - 1}" if length else "no items"
+    raise UserError(f"{node.origin}: {path}.{key}: {path} is a list with {items}")
 
 
 def _override(text: str) -> Node:
@@ -83,7 +84,7 @@ def _override(text: str) -> Node:
         raise UserError(f"{COMMAND_LINE}: {text!r} is not of the form a.b.c=value")
     path, value = match.groups()
     if not value.strip():
-        raise UserError(f"{COMMAND_LINE}: {text!r} has no value; write {path}=null for none, {path}='\"\"' for no text")
+        raise UserError(f"{COMMAND_LINE}: {text!r} has no value; write {path}=null, or {path}='\"\"' for empty text")
     try:
         node = parse(value, lambda line: COMMAND_LINE)
     except UserError as error:
@@ -93,19 +94,19 @@ def _override(text: str) -> Node:
     return node
 
 
-def _collect(path: Path, chain: tuple[Path, ...], layers: dict[Path, Node], named: str = "") -> None:
-    """Add a file's layer after those of its bases; `named` is where another file names it, as a message begins."""
+def _collect_layers(path: Path, chain: tuple[Path, ...], layers: dict[Path, Node], referrer: str = "") -> None:
+    """Add a file's layer after those of its bases. `referrer` begins messages: the place that names the file."""
     key = path.resolve()
     if key in layers:
         return
     if key in chain:
-        names = " -> ".join(_display(step) for step in (*chain[chain.index(key) :], key))
-        raise UserError(f"{named}the files are bases of each other: {names}")
-    node = _read_file(path, named)
+        names = " -> ".join(_display(file) for file in (*chain[chain.index(key) :], key))
+        raise UserError(f"{referrer}circular base files: {names}")
+    node = _read_file(path, referrer)
     bases = node.value.get(BASE)
     if bases is not None:
         for base in _base_paths(bases):
-            _collect(path.parent / base, (*chain, key), layers, f"{bases.origin}: {BASE}: ")
+            _collect_layers(path.parent / base, (*chain, key), layers, f"{bases.origin}: {BASE}: ")
     layers[key] = Node({name: child for name, child in node.value.items() if name != BASE}, node.origin)
 
 
@@ -117,16 +118,16 @@ def _base_paths(node: Node) -> list[str]:
     return paths
 
 
-def _read_file(path: Path, named: str) -> Node:
+def _read_file(path: Path, referrer: str) -> Node:
     name = _display(path)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{named}{name}: no such file") from None
+        raise UserError(f"{referrer}{name}: no such file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{named}{name}: is not UTF-8 text") from None
+        raise UserError(f"{referrer}{name}: is not UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"{named}{name}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{referrer}{name}: cannot be read: {error.strerror}") from None
     node = parse(content, lambda line: f"{name}:{line}")
     if node.value is None:
         raise UserError(f"{name}:1: the file is empty")
@@ -136,7 +137,7 @@ def _read_file(path: Path, named: str) -> Node:
 
 
 def _display(path: Path) -> str:
-    """A path as messages show it: relative to the working directory if below it."""
+    """Return a path for messages, relative to the working directory if it is below it."""
     full = Path(os.path.abspath(path))
     try:
         return full.relative_to(Path.cwd()).as_posix()

@@ -1,4 +1,4 @@
-"""The small words of error messages: the nearest name, a list of names, a value."""
+"""Parts of error messages: the most similar name, a list of names, a value."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _LONGEST_VALUE = 60
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name most like the word, whatever the case; None if none is near."""
+    """Return the name most similar to the word, ignoring case, or None if no name is similar."""
     by_lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return by_lower[found[0]] if found else None
+    matches = difflib.get_close_matches(word.lower(), by_lower, n=1)
+    return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message, "; did you mean X?", or nothing if no name is near."""
+    """Return the end of a message, "; did you mean X?", or "" if no name is similar."""
     name = nearest(word, names)
     return f"; did you mean {name}?" if name else ""
 
 
-def either(names: Iterable[str]) -> str:
-    """Names as "a, b or c"."""
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
+def join_with_or(names: Iterable[str]) -> str:
+    """Return the names as "a, b or c"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: '3' (text), [1, 2] (a list), 3, true, null."""
+def format_value(value: Any) -> str:
+    """Format a value for a message: '3' (text), [1, 2] (a list), 3, true, null."""
     if isinstance(value, str):
         return f"{value!r} (text)"
     text = flow(value)

@@ -1,4 +1,4 @@
-"""References between values of a config: ${a.b.c} stands for the value at that path."""
+"""References between values of a config: ${a.b.c} is replaced by the value at that path."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
 
 
 def resolve(tree: Node) -> Node:
-    """The tree with every reference replaced.
+    """Return the tree with every reference replaced.
 
-    A value that is one reference takes the target's value with its type, mappings and lists too; inside other text
-    the target is written out. Raises UserError for an unknown target and for references in a circle.
+    A value that consists of one reference becomes the target's value, with its type; mappings and lists are allowed.
+    Inside other text, the target is inserted as text. Raises UserError for an unknown target and circular references.
     """
     return _Resolver(tree).value(tree, "", ())
 
 
 @dataclass(frozen=True)
 class _Resolver:
-    """`active` is the chain of references that are being resolved, a circle if one comes up twice."""
+    """Resolves references. `active` is the chain of references being resolved; one that occurs twice is circular."""
 
     root: Node
 
@@ -40,27 +40,27 @@ class _Resolver:
             return self.text(node, f"{node.origin}: {path}", active)
         return node
 
-    def text(self, node: Node, place: str, active: tuple[str, ...]) -> Node:
+    def text(self, node: Node, location: str, active: tuple[str, ...]) -> Node:
         whole = _REFERENCE.fullmatch(node.value)
         if whole:
-            return Node(self.target(whole[1], place, active).value, node.origin)
+            return Node(self.target(whole[1], location, active).value, node.origin)
         if "${" in _REFERENCE.sub("", node.value):
-            raise UserError(f"{place}: {node.value!r}: a reference is written ${{a.b.c}}")
+            raise UserError(f"{location}: {node.value!r}: write a reference as ${{a.b.c}}")
 
-        def written(match: re.Match[str]) -> str:
-            value = self.target(match[1], place, active).value
+        def replacement(match: re.Match[str]) -> str:
+            value = self.target(match[1], location, active).value
             if isinstance(value, (dict, list)):
                 kind = "mapping" if isinstance(value, dict) else "list"
-                raise UserError(f"{place}: {match[0]} is a {kind} and cannot stand inside text")
+                raise UserError(f"{location}: {match[0]} is a {kind} and cannot be inserted into text")
             return value if isinstance(value, str) else flow(value)
 
-        return Node(_REFERENCE.sub(written, node.value), node.origin)
+        return Node(_REFERENCE.sub(replacement, node.value), node.origin)
 
-    def target(self, path: str, place: str, active: tuple[str, ...]) -> Node:
-        """The resolved value at the path that a reference at `place` names."""
+    def target(self, path: str, location: str, active: tuple[str, ...]) -> Node:
+        """Return the resolved value at `path`. `location`, of the reference, begins messages."""
         if path in active:
-            circle = " -> ".join(f"${{{step}}}" for step in (*active[active.index(path) :], path))
-            raise UserError(f"{place}: the references go in a circle: {circle}")
+            circle = " -> ".join(f"${{{name}}}" for name in (*active[active.index(path) :], path))
+            raise UserError(f"{location}: circular references: {circle}")
         active = (*active, path)
         node, parts = self.root, path.split(".")
         for depth, part in enumerate(parts):
@@ -68,10 +68,10 @@ class _Resolver:
             if part not in children:
                 near = nearest(part, children)
                 guess = ".".join([*parts[:depth], near, *parts[depth + 1 :]]) if near else ""
-                hint = f"; did you mean ${{{guess}}}?" if near else "; only what the files set can be referred to"
-                raise UserError(f"{place}: ${{{path}}} is not set{hint}")
+                hint = f"; did you mean ${{{guess}}}?" if near else "; set it, defaults cannot be referenced"
+                raise UserError(f"{location}: ${{{path}}} is not set{hint}")
             node, at = children[part], ".".join(parts[: depth + 1])
-            if depth < len(parts) - 1 and isinstance(node.value, str):  # the way leads through another reference
+            if depth < len(parts) - 1 and isinstance(node.value, str):  # the path leads through another reference
                 node = self.value(node, at, active)
         return self.value(node, path, active)
 

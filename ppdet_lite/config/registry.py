@@ -1,4 +1,4 @@
-"""Components: classes that a config names by `type:`; what their constructors take; how they are built."""
+"""The registry of components: classes that a config names by `type:`, their constructor parameters, and `build`."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ C = TypeVar("C", bound=type)
 
 DERIVED = "derived"
 Derived = Annotated[T, DERIVED]
-"""A parameter that the assembling code supplies; YAML may not set it."""
+"""A parameter supplied by the code that builds the component. YAML cannot set it."""
 
 _REQUIRED = inspect.Parameter.empty
 _registry: dict[str, type] = {}
 
 
 def register(cls: C) -> C:
-    """Make a class known under its name, so that a config can say `type: NAME`.
+    """Register a class under its name, for `type: NAME` in a config.
 
-    Raises TypeError where the constructor cannot be checked (*args, **kwargs, a parameter without a hint or named
-    "type") and ValueError if another class has the name.
+    Raises TypeError if the constructor cannot be checked (*args, **kwargs, a parameter without a type hint or named
+    "type"), and ValueError if another class has the name.
     """
     for parameter in _signature(cls):
         name = f"{cls.__qualname__}.__init__: {parameter.name}"
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise TypeError(f"{name}: a registered constructor takes keyword arguments by name only")
+            raise TypeError(f"{name}: a registered constructor may have only parameters that can be passed by keyword")
         if parameter.annotation is parameter.empty:
-            raise TypeError(f"{name}: a registered constructor needs a type hint for each parameter")
+            raise TypeError(f"{name}: a registered constructor requires a type hint for each parameter")
         if parameter.name == "type":
-            raise TypeError(f"{name}: the name is taken, it chooses the class")
+            raise TypeError(f"{name}: the name is reserved for the key that selects the class")
     known = _registry.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(f"{cls.__name__} is already registered by {known.__module__}.{known.__qualname__}")
@@ -46,13 +46,13 @@ def register(cls: C) -> C:
 
 
 def components(base: type) -> dict[str, type]:
-    """The registered classes that are `base` or derive from it, by name, sorted."""
+    """Return `base` and its subclasses that are registered, sorted by name."""
     return {name: cls for name, cls in sorted(_registry.items()) if base in cls.__mro__ and base is not object}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One constructor parameter; `default` means nothing where `required`."""
+    """A constructor parameter. `default` is undefined if the parameter is required."""
 
     name: str
     hint: Any
@@ -62,86 +62,83 @@ class Parameter:
 
 
 def parameters(cls: type) -> dict[str, Parameter]:
-    """The constructor parameters of a class by name; a dataclass's default_factory counts as its value."""
+    """Return the constructor parameters of a class by name. The result of a default_factory is the default."""
     signature = _signature(cls)
     hints = get_type_hints(cls.__init__, include_extras=True) if signature else {}
     factories = {}
     if is_dataclass(cls):
         factories = {f.name: f.default_factory for f in fields(cls) if f.default_factory is not MISSING}
-    found = {}
+    result = {}
     for parameter in signature:
         name, hint = parameter.name, hints[parameter.name]
         default = factories[name]() if name in factories else parameter.default
         derived = DERIVED in getattr(hint, "__metadata__", ())
-        found[name] = Parameter(name, hint, default, default is _REQUIRED, derived)
-    return found
+        result[name] = Parameter(name, hint, default, default is _REQUIRED, derived)
+    return result
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What a hint says about components: those that derive from `bases`, one or `many` in a list, or null."""
+    """The components that a type hint accepts: one of the `bases` or their subclasses, a list of them, or null."""
 
     bases: tuple[type, ...]
-    many: bool
+    is_list: bool
     optional: bool
 
     @property
     def choices(self) -> dict[str, type]:
-        """The components that fit, by name."""
+        """The accepted components by name."""
         return {name: cls for base in self.bases for name, cls in components(base).items()}
 
     @property
-    def settings(self) -> type | None:
-        """The class that is meant where `type:` is left out, if there is one."""
+    def default_class(self) -> type | None:
+        """The class that is used without a `type:` key: the single base, if it is registered itself."""
         base = self.bases[0]
         return base if len(self.bases) == 1 and base in self.choices.values() else None
 
 
 def slot_of(hint: Any) -> Slot | None:
-    """The slot that a hint describes (C, C | D, a Sequence, list or tuple of these, | None), None for other hints.
+    """Return the slot of a hint for components (C, C | D, a Sequence, list or tuple of these, | None), or None.
 
-    Raises TypeError for a component inside any other hint: its arguments would go unchecked.
+    Raises TypeError for a component inside any other hint, since its arguments would not be checked.
     """
     members = [member for member in _members(hint) if member is not NoneType]
     optional = len(members) < len(_members(hint))
-    many = len(members) == 1 and _is_sequence(members[0])
-    if many:
+    is_list = len(members) == 1 and _is_sequence(members[0])
+    if is_list:
         members = _members(get_args(members[0])[0])
     if members and all(_is_component(member) for member in members):
-        return Slot(tuple(members), many, optional)
+        return Slot(tuple(members), is_list, optional)
     if any(_is_component(part) for part in _parts(hint)):
-        raise TypeError(f"{hint}: a component may stand alone, in a Sequence or in a union of components only")
+        raise TypeError(f"{hint}: a component is allowed only by itself, in a Sequence or in a union of components")
     return None
 
 
-def build(node: Config, offered: Mapping[str, Any] | None = None, **given: Any) -> Any:
-    """Make the component of a checked node.
+def build(node: Config, available: Mapping[str, Any] | None = None, **arguments: Any) -> Any:
+    """Build the component of a checked node.
 
-    given: Derived arguments, and any others in place of what the config says; TypeError for one it does not take.
-    offered: values of which the component gets those that it declares as Derived; it need not want them all.
+    available: values for the Derived parameters of the component; those that it does not declare are ignored.
+    arguments: Derived arguments, and replacements of values in the config. Raises TypeError for an unknown one.
 
-    Components inside are built first, from the config alone. A UserError of the constructor gains the node's place in
-    front, or that of the argument which it names.
+    Nested components are built first, from the config alone. A UserError of the constructor is prefixed with the
+    location of the node, or of the argument that the error names.
     """
     if node.component is None:
-        raise TypeError(f"{node.place}: not a component but a plain mapping")
+        raise TypeError(f"{node.location}: not a component but a plain mapping")
     known = parameters(node.component)
-    wanted = {key: value for key, value in (offered or {}).items() if key in known and known[key].derived}
-    arguments = {**wanted, **given}
-    for key in node:
-        if key in known and key not in given:
-            arguments[key] = _argument(node[key], known[key].hint)
-    with placed(node):
-        return node.component(**arguments)
+    derived = {key: value for key, value in (available or {}).items() if key in known and known[key].derived}
+    from_config = {key: _argument(node[key], known[key].hint) for key in node if key in known and key not in arguments}
+    with errors_located_at(node):
+        return node.component(**{**derived, **from_config, **arguments})
 
 
 @contextmanager
-def placed(node: Config) -> Iterator[None]:
-    """Put the place of a component's node in front of a UserError, or that of the argument which the error names."""
+def errors_located_at(node: Config) -> Iterator[None]:
+    """Prefix a UserError raised in this block with the location of a node, or of the argument that the error names."""
     try:
         yield
     except UserError as error:
-        error.args = (f"{node.place_of(error.key) if error.key in node else node.place}: {error}",)
+        error.args = (f"{node.location_of(error.key) if error.key in node else node.location}: {error}",)
         error.key = None
         raise
 
@@ -157,7 +154,7 @@ def _argument(value: Any, hint: Any) -> Any:
 
 
 def _signature(cls: type) -> list[inspect.Parameter]:
-    """The constructor's parameters without self."""
+    """Return the constructor's parameters without self."""
     if cls.__init__ is object.__init__:
         return []
     return list(inspect.signature(cls.__init__).parameters.values())[1:]

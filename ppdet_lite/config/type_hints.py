@@ -1,4 +1,4 @@
-"""Values against type hints: strict conversion by pydantic, and its complaints in a person's words."""
+"""Conversion of values to type hints, strictly by pydantic, and readable messages for its errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import ErrorDetails
 
-from ppdet_lite.config.messages import did_you_mean, either, shown
+from ppdet_lite.config.messages import did_you_mean, format_value, join_with_or
 
 Location = tuple[str | int, ...]
 
@@ -42,9 +42,9 @@ _EXPECTED = {
 
 
 def convert(hint: Any, value: Any) -> Any:
-    """The plain value as the hint asks for it: a list for a Sequence, a tuple for a tuple, 1.0 for a float's 1.
+    """Convert a plain value to the type of the hint: a list for a Sequence, a tuple for a tuple, 1.0 for a float's 1.
 
-    Strict in all else: no text as a number, no bool as an integer. Raises pydantic.ValidationError.
+    Any other conversion is rejected, such as text as a number or a bool as an integer. Raises pydantic.ValidationError.
     """
     try:
         adapter = TypeAdapter(hint)
@@ -52,31 +52,31 @@ def convert(hint: Any, value: Any) -> Any:
         raise TypeError(
             f"{hint} is neither a plain type nor a registered component; is its module imported?"
         ) from error
-    # In JSON mode strictness knows that a file has no tuples, only lists.
+    # In JSON mode, strict validation accepts lists for tuples.
     return adapter.validate_json(json.dumps(value), strict=True)
 
 
-def mistakes(hint: Any, value: Any) -> dict[Location, str]:
-    """What keeps a plain value from fitting the hint, one message for each place in it; empty if it fits."""
+def find_mistakes(hint: Any, value: Any) -> dict[Location, str]:
+    """Return an error message per location in a plain value that does not match the hint; empty if it matches."""
     try:
         converted = convert(hint, value)
     except ValidationError as error:
         details = error.errors(include_url=False)
     else:
-        if isinstance(value, bool) and not isinstance(converted, bool):  # pydantic takes true for Literal[1]
-            return {(): _message(hint, [either(str(choice) for choice in _literals(hint))], value)}
+        if isinstance(value, bool) and not isinstance(converted, bool):  # pydantic accepts true for Literal[1]
+            return {(): _message(hint, [join_with_or(str(choice) for choice in _literals(hint))], value)}
         return {}
     expected: dict[Location, list[str]] = {}
     for detail in details:
-        words = expected.setdefault(_place(detail["loc"], value), [])
-        words.extend([_expected(detail)] if _expected(detail) not in words else [])
-    # Every member of a union complains; the one that got deepest is the one that was meant.
+        alternatives = expected.setdefault(_location_in(value, detail["loc"]), [])
+        alternatives.extend([_expected(detail)] if _expected(detail) not in alternatives else [])
+    # Every member of a union reports errors. The errors at the deepest locations belong to the intended member.
     deepest = [loc for loc in expected if not any(loc == other[: len(loc)] for other in expected if other != loc)]
-    return {loc: _message(hint, expected[loc], _at(value, loc)) for loc in deepest}
+    return {loc: _message(hint, expected[loc], _value_at(value, loc)) for loc in deepest}
 
 
 def _message(hint: Any, expected: list[str], value: Any) -> str:
-    message = f"expected {' or '.join(expected)}, got {shown(value)}"
+    message = f"expected {' or '.join(expected)}, got {format_value(value)}"
     if not isinstance(value, str):
         return message
     return message + did_you_mean(value, (choice for choice in _literals(hint) if isinstance(choice, str)))
@@ -85,30 +85,30 @@ def _message(hint: Any, expected: list[str], value: Any) -> str:
 def _expected(detail: ErrorDetails) -> str:
     if detail["type"] in _EXPECTED:
         return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
-    if detail["type"] == "value_error":  # the hint's own validator: its message says what it wants
+    if detail["type"] == "value_error":  # raised by the hint's own validator, whose message is what is expected
         return str(detail["ctx"]["error"])
     return f"a valid value ({detail['msg']})"
 
 
-def _place(loc: Location, value: Any) -> Location:
-    """The part of pydantic's location that leads into the value: without names of union members and missing items."""
-    place: Location = ()
+def _location_in(value: Any, loc: Location) -> Location:
+    """Return the part of pydantic's location that exists in the value: without union member names and missing items."""
+    location: Location = ()
     for part in loc:
         if (isinstance(value, dict) and part in value) or (
             isinstance(value, list) and isinstance(part, int) and part < len(value)
         ):
-            place, value = (*place, part), value[part]
-    return place
+            location, value = (*location, part), value[part]
+    return location
 
 
-def _at(value: Any, loc: Location) -> Any:
+def _value_at(value: Any, loc: Location) -> Any:
     for part in loc:
         value = value[part]
     return value
 
 
 def _literals(hint: Any) -> Iterator[Any]:
-    """Every choice of every Literal inside the hint."""
+    """Yield every choice of every Literal inside the hint."""
     if get_origin(hint) is Literal:
         yield from get_args(hint)
         return

@@ -1,7 +1,7 @@
-"""YAML text to a tree that remembers where each value was written, and values back to YAML text.
+"""Parses YAML text into a tree with the origin of each value, and writes values as YAML text.
 
-Scalars follow the core schema of YAML 1.2, not PyYAML's 1.1: 1e-3 is a float, only true and false are booleans
-(`off` and `no` stay text), dates and 1:30 are text. Both directions share these rules, so what is written reads back.
+Scalars follow the core schema of YAML 1.2 instead of PyYAML's 1.1: 1e-3 is a float, only true and false are booleans
+(`off` and `no` are text), dates and 1:30 are text. Both directions use these rules, so written values read back equal.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ppdet_lite.core.errors import UserError
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the tree and where it was written, such as "configs/x.yml:12".
+    """A value of the tree and its origin, such as "configs/x.yml:12".
 
     `value` is a scalar (None, bool, int, float, str), a list of nodes or a dict from text to nodes.
-    Two nodes are equal when their values are; the origin does not count.
+    Comparison ignores the origin.
     """
 
     value: Any
@@ -30,7 +30,7 @@ class Node:
 
 
 def plain(node: Node) -> Any:
-    """The value of a node as ordinary dicts, lists and scalars."""
+    """Convert a node to dicts, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
@@ -39,9 +39,9 @@ def plain(node: Node) -> Any:
 
 
 def parse(text: str, origin: Callable[[int], str]) -> Node:
-    """The tree of one YAML document; `origin(line)` names a line of it, counted from 1.
+    """Parse one YAML document into a tree. `origin(line)` returns the origin for a line number, counted from 1.
 
-    An empty document is None. Raises UserError, beginning with the origin, for anything that is not plain YAML.
+    The value of an empty document is None. Raises UserError, prefixed with the origin, for invalid or unsupported YAML.
     """
     try:
         root = _Loader(text).get_single_node()
@@ -55,7 +55,7 @@ def parse(text: str, origin: Callable[[int], str]) -> Node:
 
 
 def flow(value: Any) -> str:
-    """A value as YAML on one line; safe as a mapping's value, as a key, and inside brackets."""
+    """Format a value as YAML on one line (flow style), valid as a mapping's value or key and inside brackets."""
     text = yaml.dump(
         [value], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
     )
@@ -110,10 +110,10 @@ def _line(node: yaml.Node) -> int:
 
 
 def _node(node: yaml.Node, origin: Callable[[int], str], line: int, parents: tuple[yaml.Node, ...]) -> Node:
-    """The tree below a YAML node; `line` is where the value counts as written (a mapping's value: its key's line)."""
+    """Convert a YAML node to a tree. `line` is the line of its origin, for a mapping's value the line of its key."""
     here = origin(line)
     if any(node is parent for parent in parents):
-        raise UserError(f"{here}: an alias (*name) refers to the value it stands in")
+        raise UserError(f"{here}: an alias (*name) refers to a value that contains it")
     if isinstance(node, yaml.ScalarNode):
         return Node(_scalar(node, here), here)
     if node.tag not in _CONTAINER_TAGS:
@@ -126,7 +126,7 @@ def _node(node: yaml.Node, origin: Callable[[int], str], line: int, parents: tup
     for key_node, value_node in node.value:
         key, key_line = _key(key_node, origin), _line(key_node)
         if key in children:
-            raise UserError(f"{origin(key_line)}: duplicate key {key!r}, already given in line {lines[key]}")
+            raise UserError(f"{origin(key_line)}: duplicate key {key!r}, already in line {lines[key]}")
         children[key], lines[key] = _node(value_node, origin, key_line, parents), key_line
     return Node(children, here)
 

@@ -145,16 +145,16 @@ def test_a_section_may_leave_out_its_type_and_a_missing_one_is_made_of_defaults(
             "neck:\n  type: FPN\n  out_chanels: 3",
             ["x.yml:3: neck.out_chanels: unknown key of FPN; did you mean out_channels?"],
         ),
-        ("neck:\n  type: FPN\n  zzz: 3", ["x.yml:3: neck.zzz: unknown key of FPN; it takes out_channels, norm"]),
-        ("neck: {type: Identity, a: 3}", ["x.yml:1: neck.a: unknown key of Identity; it takes none"]),
+        ("neck:\n  type: FPN\n  zzz: 3", ["x.yml:3: neck.zzz: unknown key of FPN; valid keys: out_channels, norm"]),
+        ("neck: {type: Identity, a: 3}", ["x.yml:1: neck.a: unknown key of Identity; valid keys: none"]),
         ("neck: {type: Identity}\nnek: 3", ["x.yml:2: nek: unknown key of Recipe; did you mean neck?"]),
         (
             "neck:\n  type: FPN\n  in_channels: [3]",
             ["x.yml:3: neck.in_channels: is derived from other parts of the config, remove it"],
         ),
-        ("neck:\n  type: PAFPN", ["x.yml:1: neck.depth: is missing, PAFPN needs it"]),
-        ("loader: {}", ["x.yml:1: neck: is missing, Recipe needs it (FPN, Identity or PAFPN)"]),
-        ("neck: {type: Identity}\ntrain: {}", ["x.yml:2: train.epochs: is missing, Train needs it"]),
+        ("neck:\n  type: PAFPN", ["x.yml:1: neck.depth: is missing, PAFPN requires it"]),
+        ("loader: {}", ["x.yml:1: neck: is missing, Recipe requires it (FPN, Identity or PAFPN)"]),
+        ("neck: {type: Identity}\ntrain: {}", ["x.yml:2: train.epochs: is missing, Train requires it"]),
         # components
         (
             "neck: {type: FPNN}",
@@ -315,7 +315,7 @@ def test_what_only_a_developer_can_mend_is_a_type_error():
 
     with pytest.raises(TypeError, match="neither a plain type nor a registered component; is its module imported"):
         checked("part: 3", Asks)
-    with pytest.raises(TypeError, match=r"the default of Holds.part is .*, which YAML cannot hold"):
+    with pytest.raises(TypeError, match=r"the default of Holds.part is .*, which YAML cannot represent"):
         checked("{}", Holds)
     with pytest.raises(TypeError, match="is not registered"):
         checked("{}", Hidden)

@@ -109,7 +109,7 @@ def test_errors_name_the_layer_that_is_wrong():
     assert str(caught.value) == ("x.yml:6: steps.1.sides.0: ${lr_step} is not set; did you mean ${steps}?")
     with pytest.raises(UserError) as caught:
         loaded(*GOOD, "neck.type=PAFPN", "neck.norm=gn")
-    assert str(caught.value) == "command line: neck.norm: unknown key of PAFPN; it takes depth"
+    assert str(caught.value) == "command line: neck.norm: unknown key of PAFPN; valid keys: depth"
 
 
 def test_a_new_type_on_the_command_line_starts_clean():
@@ -239,9 +239,9 @@ def test_a_config_shows_its_values():
 
 def test_place_says_where_a_component_stands():
     config = loaded(*GOOD)
-    assert config["neck"].place == "_base_/base.yml:1: neck"
-    assert config["steps"][1].place == "x.yml:6: steps.1"
-    assert config.place == "x.yml:1"
+    assert config["neck"].location == "_base_/base.yml:1: neck"
+    assert config["steps"][1].location == "x.yml:6: steps.1"
+    assert config.location == "x.yml:1"
 
 
 def test_a_loaded_config_builds():

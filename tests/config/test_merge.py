@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from ppdet_lite.config.merge import apply_overrides, read
+from ppdet_lite.config.merge import apply_overrides, read_with_bases
 from ppdet_lite.config.yaml_nodes import plain
 from ppdet_lite.core.errors import UserError
 
@@ -24,7 +24,7 @@ def write(tmp_path, monkeypatch):
 
 
 def loaded(name="x.yml", *overrides):
-    return plain(apply_overrides(read(name), overrides))
+    return plain(apply_overrides(read_with_bases(name), overrides))
 
 
 def error_of(name="x.yml", *overrides):
@@ -81,7 +81,7 @@ def test_in_a_diamond_the_changes_of_both_sides_hold(write, bases):
 
 def test_values_keep_the_origin_of_their_layer(write):
     write(base="a:\n  b: 1\n  c: 1\n", sub__x="_base_: ../base.yml\na:\n  c: 2\n")
-    tree = apply_overrides(read("sub/x.yml"), ["a.d=3"])
+    tree = apply_overrides(read_with_bases("sub/x.yml"), ["a.d=3"])
     a = tree.value["a"]
     assert tree.origin == "sub/x.yml:1"
     assert a.origin == "base.yml:1"  # where the mapping was begun
@@ -95,7 +95,7 @@ def test_values_keep_the_origin_of_their_layer(write):
 def test_a_file_outside_the_working_directory_is_shown_in_full(write, tmp_path, monkeypatch):
     write(x="a: 1\n", sub__y="a: 1\n")
     monkeypatch.chdir(tmp_path / "sub")
-    assert read("../x.yml").value["a"].origin == f"{tmp_path.as_posix()}/x.yml:1"
+    assert read_with_bases("../x.yml").value["a"].origin == f"{tmp_path.as_posix()}/x.yml:1"
 
 
 def test_a_byte_order_mark_is_no_content(write, tmp_path):
@@ -113,10 +113,10 @@ def test_a_byte_order_mark_is_no_content(write, tmp_path):
         ({"x": "\n- a\n"}, "x.yml:2: expected a mapping (key: value) at the top of the file"),
         ({"x": "_base_: 3\n"}, "x.yml:1: _base_: expected a path or a list of paths"),
         ({"x": "_base_: [y.yml, null]\n"}, "x.yml:1: _base_: expected a path or a list of paths"),
-        ({"x": "_base_: x.yml\n"}, "x.yml:1: _base_: the files are bases of each other: x.yml -> x.yml"),
+        ({"x": "_base_: x.yml\n"}, "x.yml:1: _base_: circular base files: x.yml -> x.yml"),
         (
             {"x": "_base_: y.yml\n", "y": "_base_: z.yml\n", "z": "a: 1\n_base_: [y.yml]\n"},
-            "z.yml:2: _base_: the files are bases of each other: y.yml -> z.yml -> y.yml",
+            "z.yml:2: _base_: circular base files: y.yml -> z.yml -> y.yml",
         ),
         ({"x__y": "a: 1", "x": "_base_: x\n"}, "x.yml:1: _base_: x: cannot be read: Is a directory"),
     ],
@@ -159,13 +159,13 @@ def test_an_override_sets_one_value(write, override, expected):
         ("a..b=1", "command line: 'a..b=1' is not of the form a.b.c=value"),
         (".a=1", "command line: '.a=1' is not of the form a.b.c=value"),
         ("a =1", "command line: 'a =1' is not of the form a.b.c=value"),
-        ("a=", "command line: 'a=' has no value; write a=null for none, a='\"\"' for no text"),
+        ("a=", "command line: 'a=' has no value; write a=null, or a='\"\"' for empty text"),
         ("a={b: 1", "command line: not valid YAML: expected ',' or '}', but got '<stream end>', in 'a={b: 1'"),
-        ("a={b: 1, b: 2}", "command line: duplicate key 'b', already given in line 1, in 'a={b: 1, b: 2}'"),
-        ("list.2=1", "command line: list.2: list is a list and has items 0 to 1"),
-        ("list.-1=1", "command line: list.-1: list is a list and has items 0 to 1"),
-        ("list.x=1", "command line: list.x: list is a list and has items 0 to 1"),
-        ("p.none.0=1", "command line: p.none.0: p.none is a list and has no items"),
+        ("a={b: 1, b: 2}", "command line: duplicate key 'b', already in line 1, in 'a={b: 1, b: 2}'"),
+        ("list.2=1", "command line: list.2: list is a list with items 0 to 1"),
+        ("list.-1=1", "command line: list.-1: list is a list with items 0 to 1"),
+        ("list.x=1", "command line: list.x: list is a list with items 0 to 1"),
+        ("p.none.0=1", "command line: p.none.0: p.none is a list with no items"),
     ],
 )
 def test_override_mistakes(write, override, message):
@@ -191,6 +191,6 @@ def test_of_two_overrides_of_one_value_the_later_wins(write):
 
 def test_overrides_leave_the_tree_they_are_given_alone(write):
     write(x="a: {b: 0, c: [1]}\n")
-    tree = read("x.yml")
+    tree = read_with_bases("x.yml")
     apply_overrides(tree, ["a.b=1", "a.c.0=2"])
     assert plain(tree) == {"a": {"b": 0, "c": [1]}}

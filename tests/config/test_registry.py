@@ -115,11 +115,11 @@ def test_constructors_that_cannot_be_checked_are_refused():
         def __init__(self, type: str) -> None: ...
 
     for cls, message in [
-        (Star, "sizes: a registered constructor takes keyword arguments by name only"),
-        (StarStar, "options: a registered constructor takes keyword arguments by name only"),
-        (Positional, "size: a registered constructor takes keyword arguments by name only"),
-        (Unhinted, "size: a registered constructor needs a type hint for each parameter"),
-        (Type, "type: the name is taken, it chooses the class"),
+        (Star, "sizes: a registered constructor may have only parameters that can be passed by keyword"),
+        (StarStar, "options: a registered constructor may have only parameters that can be passed by keyword"),
+        (Positional, "size: a registered constructor may have only parameters that can be passed by keyword"),
+        (Unhinted, "size: a registered constructor requires a type hint for each parameter"),
+        (Type, "type: the name is reserved for the key that selects the class"),
     ]:
         with pytest.raises(TypeError, match=message):
             register(cls)
@@ -156,7 +156,7 @@ def test_the_default_of_a_dataclass_field_with_a_factory_is_what_it_makes():
 )
 def test_slots(hint, expected):
     slot = slot_of(hint)
-    assert (slot.bases, slot.many, slot.optional) == expected
+    assert (slot.bases, slot.is_list, slot.optional) == expected
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,17 @@ def test_other_hints_are_no_slots(hint):
     [Neck | int, Mapping[str, Neck], tuple[Neck, Neck], Sequence[Sequence[Neck]], Annotated[Neck, Field()]],
 )
 def test_components_elsewhere_in_a_hint_are_refused(hint):
-    with pytest.raises(TypeError, match="a component may stand alone, in a Sequence or in a union of components only"):
+    with pytest.raises(
+        TypeError, match="a component is allowed only by itself, in a Sequence or in a union of components"
+    ):
         slot_of(hint)
 
 
 def test_the_settings_of_a_slot_are_its_class_if_that_is_registered():
-    assert slot_of(Settings | None).settings is Settings
-    assert slot_of(FPN).settings is FPN
-    assert slot_of(Neck).settings is None
-    assert slot_of(FPN | Flip).settings is None
+    assert slot_of(Settings | None).default_class is Settings
+    assert slot_of(FPN).default_class is FPN
+    assert slot_of(Neck).default_class is None
+    assert slot_of(FPN | Flip).default_class is None
 
 
 def checked(text, root=Root):

@@ -81,9 +81,9 @@ def test_aliases_are_copies():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "x.yml:3: duplicate key 'a', already given in line 1"),
-        ("p:\n  a: 1\n  a: 1", "x.yml:3: duplicate key 'a', already given in line 2"),
-        ("a: &x [*x]", "x.yml:1: an alias (*name) refers to the value it stands in"),
+        ("a: 1\nb: 2\na: 3", "x.yml:3: duplicate key 'a', already in line 1"),
+        ("p:\n  a: 1\n  a: 1", "x.yml:3: duplicate key 'a', already in line 2"),
+        ("a: &x [*x]", "x.yml:1: an alias (*name) refers to a value that contains it"),
         ("a: 1\n<<: {b: 2}", "x.yml:2: merge keys (<<) are not supported; use _base_ or ${...}"),
         ("a: 1\n? [b]\n: 2", "x.yml:2: a key must be text, not a list or a mapping"),
         ("a: !!python/name:os.system", "x.yml:1: the tag tag:yaml.org,2002:python/name:os.system is not supported"),
