@@ -1,8 +1,8 @@
-# Two commands on a fresh machine: make quickstart, make test. Both set up .venv first.
+# Both `make quickstart` and `make test` work on a fresh machine: they create .venv first.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-# GPU=cu126, or another CUDA version of Paddle's index, installs Paddle for it; by default what is installed stays.
+# GPU=cu126, or another CUDA version of Paddle's index, selects Paddle for it. Default: the version that is installed.
 GPU ?= $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
 REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 INSTALLED := $(VENV)/.installed$(if $(GPU),-$(GPU))
@@ -12,17 +12,17 @@ RUN := output/shapes_r18_fpn
 .PHONY: help setup quickstart test test-slow lint clean
 
 help:
-	@echo "make quickstart   install, draw the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
+	@echo "make quickstart   install, generate the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
 	@echo "make test         install, run the tests with coverage"
-	@echo "make test-slow    export every recipe's model, kill runs, watch memory (minutes more)"
-	@echo "make setup        install; GPU=cu126 installs Paddle for a GPU with that CUDA version"
+	@echo "make test-slow    slow tests: export every recipe's model, kill runs, measure memory (more minutes)"
+	@echo "make setup        install only; GPU=cu126 installs Paddle for that CUDA version"
 	@echo "make lint         check code style"
-	@echo "make clean        remove what the others made, but not .venv"
+	@echo "make clean        remove generated files (output, dataset/shapes, caches), but not .venv"
 
 setup: $(INSTALLED)
 
 $(INSTALLED): $(REQUIREMENTS) requirements-onnx.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is required; choose one with make PYTHON=python3.11 ...")'
 	@echo "installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip uninstall -qq --yes $(if $(GPU),paddlepaddle,paddlepaddle-gpu)
@@ -34,9 +34,9 @@ quickstart: setup
 	$(PY) tools/train.py -c $(CONFIG) --resume auto --eval
 	$(PY) tools/export_model.py -c $(CONFIG) -o weights=$(RUN) --output $(RUN)/export
 	$(PY) tools/infer.py -c $(CONFIG) -o weights=$(RUN) --input dataset/shapes/val --output $(RUN)/predictions
-	@echo "AP: $(RUN)/metrics.json   pictures: $(RUN)/predictions   exported model: $(RUN)/export"
+	@echo "AP: $(RUN)/metrics.json   images: $(RUN)/predictions   exported model: $(RUN)/export"
 
-# A process per core, at most four, each with one thread: files of tests run side by side.
+# One process with one thread per core, at most four processes; test files run in parallel.
 test: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
