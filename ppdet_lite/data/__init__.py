@@ -1,7 +1,7 @@
-"""Datasets and batches, without Paddle; importing the package registers the datasets.
+"""Datasets and batches, without Paddle. Importing the package registers the dataset classes.
 
-May import core, config and storage. Its rooms, each of which may import those before it: images, annotations, loading,
-synthetic, importing, checking.
+May import core, config and storage. Its directories are images, annotations, loading, synthetic, importing and
+checking; each may import those before it.
 """
 
 from ppdet_lite.data.annotations import dataset, mixed

@@ -69,12 +69,12 @@ def test_empty_images(coco_files):
     files = three_images(coco_files)
     files.content["annotations"][0]["iscrowd"] = 1  # image 101 is left with crowds alone
     kept = files.read()
-    assert len(kept) == 3 and kept.notes == [
-        f"{files.json}: 2 of 3 images are without objects: kept (keep_empty); the first: image 101 (1.png)"
+    assert len(kept) == 3 and kept.problem_messages == [
+        f"{files.json}: 2 of 3 images have no objects: kept (keep_empty); the first: image 101 (1.png)"
     ]
     dropped = files.read(keep_empty=False)
-    assert dropped.image_ids.tolist() == [100] and dropped.notes[0].endswith(
-        "2 of 3 images are without objects: left out (keep_empty); the first: image 101 (1.png)"
+    assert dropped.image_ids.tolist() == [100] and dropped.problem_messages[0].endswith(
+        "2 of 3 images have no objects: left out (keep_empty); the first: image 101 (1.png)"
     )
     assert dropped.info(0).path.endswith("0.png")
     assert dropped.annotations(0).classes.tolist() == [1]
@@ -106,8 +106,8 @@ def test_boxes_without_area_are_dropped_and_counted(coco_files):
         ("box_dropped", "note", 5, 6),
         ("box_corners", "warning", 5, 6),
     ]
-    assert dataset.notes[0] == (
-        f"{files.json}: 5 of 6 boxes have no finite area inside their image: dropped; the first: annotation 1 of "
+    assert dataset.problem_messages[0] == (
+        f"{files.json}: 5 of 6 boxes have no finite area inside the image: dropped; the first: annotation 1 of "
         'image 100 (0.png): {"bbox": [5.0, 5.0, 0.0, 10.0], "width": 60, "height": 40}'
     )
     assert [example.annotation for example in dataset.problems[0].examples] == [1, 2, 3, 4, 5]
@@ -120,8 +120,8 @@ def test_boxes_are_clipped_for_training_but_not_for_evaluation(coco_files):
     files.add(0, [50, 0, 10.1, 5])  # out by rounding; clipped without ado
     dataset = files.read()
     np.testing.assert_array_equal(dataset.annotations(0).boxes, [[0, 30, 60, 40], [50, 0, 60, 5]])
-    assert dataset.notes[0] == (
-        f"{files.json}: 1 of 2 boxes reach beyond their image: clipped; the first: annotation 1 of image 100 (0.png): "
+    assert dataset.problem_messages[0] == (
+        f"{files.json}: 1 of 2 boxes reaches beyond the image: clipped; the first: annotation 1 of image 100 (0.png): "
         '{"bbox": [-5.0, 30.0, 100.0, 20.0], "width": 60, "height": 40}'
     )
     assert dataset.ground_truth()["annotations"][0]["bbox"] == [-5, 30, 100, 20]
@@ -133,11 +133,11 @@ def test_gaps_are_filled_and_reported_once(coco_files):
     files.add(0, [0, 0, 4, 6], iscrowd=None, id=9)
     files.add(0, [0, 0, 4, 7], id=9)
     dataset = files.read()
-    assert [note.removeprefix(f"{files.json}: ") for note in dataset.notes] == [
-        "2 of 3 annotations have no iscrowd: taken as 0; the first: annotation 0 of image 100 (0.png)",
-        "2 of 3 annotations have an id that is missing, 0, no number or repeated: renumbered; "
+    assert [note.removeprefix(f"{files.json}: ") for note in dataset.problem_messages] == [
+        "2 of 3 annotations have no iscrowd: read as 0; the first: annotation 0 of image 100 (0.png)",
+        "2 of 3 annotations have a missing, zero, repeated or non-integer id: renumbered; "
         "the first: annotation 0 of image 100 (0.png)",
-        "1 of 3 annotations have no area, or none above 0: taken as w * h; "
+        "1 of 3 annotations has no area, or none above 0: computed as width * height; "
         "the first: annotation 0 of image 100 (0.png)",
     ]
     truth = dataset.ground_truth()["annotations"]
@@ -181,22 +181,28 @@ def test_segmentations_are_not_kept(coco_files):
         (lambda c: c.update(categories={}), "it has no list of categories"),
         (lambda c: c.update(categories=[]), "its list of categories is empty"),
         (lambda c: c.update(images=[]), "its list of images is empty"),
-        (lambda c: c.update(images=[1]), r'1 of 1 entries are no mapping .*: no. 1: {"images": 1}'),
-        (lambda c: c["images"].append(c["images"][0]), r"1 of 4 images have an id .*: image 100 \(0.png\)"),
+        (lambda c: c.update(images=[1]), r'1 of 1 entry is not .*: entry 1: {"images": 1}'),
+        (lambda c: c["images"].append(c["images"][0]), r"1 of 4 images has the id of .*: image 100 \(0.png\)"),
         (
             lambda c: c["images"][0].update(id="a"),
-            r'1 of 3 .* no whole number as id.*: image "a" \(0.png\): {"id": "a"}',
+            r'1 of 3 images has an id .* not an integer.*: image "a" \(0.png\): {"id": "a"}',
         ),
         (lambda c: c["images"][0].update(height=-1), r'1 of 3 images .* image 100 \(0.png\): {"height": -1}'),
         (lambda c: c["images"][0].update(width=60.5), r'1 of 3 images .* image 100 \(0.png\): {"width": 60.5}'),
         (
             lambda c: c["images"][0].update(file_name=""),
-            r'1 of 3 images have no text as file_name.*: image 100: {"file',
+            r'1 of 3 images has no valid file_name.*: image 100: {"file',
         ),
-        (lambda c: c["categories"][0].update(name=" "), r'1 of 3 categories have no name.*: category 7: {"name": " "}'),
+        (
+            lambda c: c["categories"][0].update(name=" "),
+            r'1 of 3 categories has a missing or unprintable name.*: category 7: {"name": " "}',
+        ),
         (lambda c: c["categories"][0].update(name="cat"), r'1 of 3 categories .* category 3: {"name": "cat"}'),
-        (lambda c: c["categories"][0].update(id=3), r'1 of 3 categories have an id that .* category 3: {"id": 3}'),
-        (lambda c: c["annotations"][0].update(image_id=5), r"1 of 3 .* not listed.*: annotation 1 of image 5$"),
+        (lambda c: c["categories"][0].update(id=3), r'1 of 3 categories has the id of .* category 3: {"id": 3}'),
+        (
+            lambda c: c["annotations"][0].update(image_id=5),
+            r"1 of 3 annotations has an image_id that no image has.*: annotation 1 of image 5$",
+        ),
         (
             lambda c: c["annotations"][0].update(category_id=4),
             r'annotation 1 of image 101 \(1.png\): {"category_id": 4}',
@@ -329,10 +335,10 @@ def test_exif_orientation_is_applied(coco_files):
 def test_a_size_that_differs_is_named_with_both(coco_files):
     files = coco_files([(24, 40)])
     (files.images / "0.png").write_bytes(rotated_jpeg(24, 40, orientation=6))
-    with pytest.raises(UserError, match=r"0.png is 24x40 .* image id 100 .* says 40x24; was it .*EXIF"):
+    with pytest.raises(UserError, match=r"0.png is 24x40 .* image id 100 .* has 40x24; was it .*EXIF"):
         files.read().load(0)
     files.content["images"][0]["width"] = 39
-    with pytest.raises(UserError, match=r"0.png is 24x40 .* says 39x24$"):
+    with pytest.raises(UserError, match=r"0.png is 24x40 .* has 39x24$"):
         files.read().load(0)
 
 

@@ -55,7 +55,7 @@ def test_both_ways_of_reading_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fast.image_ids.tolist() == [9, 4] and fast.sizes.tolist() == [[40, 60], [30, 20]]
     records = fast.annotations
     assert records.is_crowd.tolist() == [True, False, False] and records.ids == [1, 2, None]
-    assert records.says_crowd.tolist() == [True, False, False] and fast.problems == []
+    assert records.has_crowd_flag.tolist() == [True, False, False] and fast.problems == []
     assert records.xywh.tolist() == [[1, 2, 3, 4], [0.5, 1.5, 2, 2], [1, 1, 2, 2]]
     np.testing.assert_array_equal(records.areas, [12, np.nan, np.nan])
 
@@ -76,20 +76,26 @@ def test_both_ways_agree_on_real_files() -> None:
     [
         (
             {"images": [{"id": True, "file_name": "a", "height": 1, "width": 1}]},
-            "1 of 1 images have no whole number as id.*: image true",
+            "1 of 1 image has an id that is missing or not an integer.*: image true",
         ),
-        ({"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}]}, 'no size.*: image 1 .*"height": 1.5'),
-        ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "no text as file_name.*: image 1: "),
-        ({"images": [{"id": 1, "file_name": "a", "height": 1, "width": 2**31}]}, "no size.*: image 1 .*: 2147483648"),
-        ({"images": [{"id": 2**70, "file_name": "a", "height": 1, "width": 1}]}, "no whole number as id"),
+        (
+            {"images": [{"id": 1, "file_name": "a", "height": 1.5, "width": 1}]},
+            'an invalid width or height.*: image 1 .*"height": 1.5',
+        ),
+        ({"images": [{"id": 1, "file_name": "", "height": 1, "width": 1}]}, "no valid file_name.*: image 1: "),
+        (
+            {"images": [{"id": 1, "file_name": "a", "height": 1, "width": 2**31}]},
+            "an invalid width or height.*: image 1 .*: 2147483648",
+        ),
+        ({"images": [{"id": 2**70, "file_name": "a", "height": 1, "width": 1}]}, "not an integer"),
         ({"images": []}, "its list of images is empty"),
-        ({"categories": [{"id": 3, "name": " "}]}, 'no name.*: category 3: {"name": " "}'),
+        ({"categories": [{"id": 3, "name": " "}]}, 'unprintable name.*: category 3: {"name": " "}'),
         (
             {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]},
-            "1 of 2 categories have an id that another one has",
+            "1 of 2 categories has the id of an earlier category",
         ),
-        ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3]}]}, r"no. 1, image 9 .*\[1, 2, 3\]"),
-        ({"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, r"no. 1, image 9 \(a.jpg\): no category_id"),
+        ({"annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3]}]}, r"entry 1, image 9 .*\[1, 2, 3\]"),
+        ({"annotations": [{"image_id": 9, "bbox": [1, 2, 3, 4]}]}, r"entry 1, image 9 \(a.jpg\): no category_id"),
         ({"annotations": None}, "it has no list of annotations"),
     ],
 )

@@ -7,14 +7,14 @@ import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.problems import Refused
+from ppdet_lite.data.annotations.problems import DatasetError
 
 HUGE = int("9" * 400)
 IMAGE, CATEGORY, OBJECT = "images", "categories", "annotations"  # image 100 (0.png), category 7, annotation 1
 MALFORMED: list[tuple[str, dict[str, Any], str]] = [
     (IMAGE, {"id": 1.5}, 'image 1.5 (0.png): {"id": 1.5}'),
     (IMAGE, {"id": "x1"}, 'image "x1" (0.png): {"id": "x1"}'),
-    (IMAGE, {"id": None}, 'no. 1 (0.png): {"id": null}'),
+    (IMAGE, {"id": None}, 'entry 1 (0.png): {"id": null}'),
     (IMAGE, {"id": [100]}, 'image [100] (0.png): {"id": [100]}'),
     (IMAGE, {"id": float("nan")}, 'image NaN (0.png): {"id": NaN}'),
     (IMAGE, {"id": "101"}, 'image 101 (1.png): {"id": 101}'),  # as number and as text
@@ -75,7 +75,7 @@ MALFORMED: list[tuple[str, dict[str, Any], str]] = [
 @pytest.mark.parametrize(("records", "change", "place"), MALFORMED, ids=lambda value: str(value)[:40])
 def test_what_means_nothing_is_refused_with_its_place(files, records, change, place):
     files.content[records][0].update(change)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(DatasetError) as caught:
         files.read()
     message = str(caught.value)
     assert message.startswith(f"{files.json}: 1 of {len(files.content[records])} ") and place in message
@@ -90,13 +90,13 @@ def test_what_means_nothing_is_refused_with_its_place(files, records, change, pl
         (b'{"images": [],}', "are not JSON: "),
         (b"{'images': []}", "are not JSON: "),
         (b'{"images": []}\n{"images": []}', "are not JSON: Extra data: line 2"),
-        (b'{"images": ["\xe9t\xe9"]}', "byte 13 is no utf-8; save the file as UTF-8"),
-        (b"\x1f\x8b\x08\x00", "are not JSON: byte 1 is no utf-8"),
+        (b'{"images": ["\xe9t\xe9"]}', "byte 13 is not valid utf-8; save the file as UTF-8"),
+        (b"\x1f\x8b\x08\x00", "are not JSON: byte 1 is not valid utf-8"),
         (b'"images"', "no list of images"),
         (b"null", "no list of images"),
         (b'{"images": {"100": {}}}', "no list of images"),
-        (b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "is a COCO results file"),
-        (b'{"images": [[]], "annotations": [], "categories": [1]}', 'entries are no mapping .*: no. 1: {"images": '),
+        (b'[{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "a COCO results file"),
+        (b'{"images": [[]], "annotations": [], "categories": [1]}', 'is not of the form .*: entry 1: {"images": '),
     ],
 )
 def test_what_is_no_annotation_file(files, content, message):

@@ -48,15 +48,15 @@ def test_classes_are_merged_by_name(animals, farm):
 
 def test_what_is_told(animals, farm):
     mixed = MixedDataset([animals.read(), farm.read()])
-    absent = "classes of the mixture are not in this part: in its images they count as background; the first:"
-    shared = "4 of 5 images have an id that one of another part has: all are numbered from 1; the first: image 100"
-    assert mixed.notes[-2] == f"{farm.json}: 2 of 4 {absent} category 3: cat"
-    assert mixed.notes[-1] == f"{animals.json} + {farm.json}: {shared} ({animals.images / '0.png'})"
-    taken = "1 of 2 categories have an id that another part has for another class: numbered anew"
-    assert f"{farm.json}: {taken}; the first: category 3: hen" in mixed.notes
-    assert f"{animals.json}: 1 of 4 {absent} category 91: hen" in mixed.notes
-    assert any(note.startswith(f"{animals.json}: 1 of 3 images are without objects") for note in mixed.notes)
-    assert len(mixed.notes) == len(mixed.problems) and sum(p.level == "warning" for p in mixed.problems) == 2
+    absent = "missing from this part of the mixture: background in its images; the first:"
+    shared = "4 of 5 images have the id of an image of another part: all are numbered from 1; the first: image 100"
+    assert mixed.problem_messages[-2] == f"{farm.json}: 2 of 4 {absent} category 3: cat"
+    assert mixed.problem_messages[-1] == f"{animals.json} + {farm.json}: {shared} ({animals.images / '0.png'})"
+    taken = "1 of 2 categories has an id that another part uses for another class: renumbered"
+    assert f"{farm.json}: {taken}; the first: category 3: hen" in mixed.problem_messages
+    assert f"{animals.json}: 1 of 4 {absent} category 91: hen" in mixed.problem_messages
+    assert any(note.startswith(f"{animals.json}: 1 of 3 images has no objects") for note in mixed.problem_messages)
+    assert len(mixed.problem_messages) == len(mixed.problems) and sum(p.level == "warning" for p in mixed.problems) == 2
 
 
 def test_missing_images_are_told_or_refused_with_their_part(animals, farm):
@@ -65,8 +65,8 @@ def test_missing_images_are_told_or_refused_with_their_part(animals, farm):
     before = len(mixed.problems)
     mixed.check_images(strict=False)
     assert [problem.kind for problem in mixed.problems[before:]] == ["file_missing"]
-    assert mixed.notes[-1].startswith(f"{farm.json}: 1 of 2 images have no file")
-    with pytest.raises(UserError, match=f"{farm.json}: 1 of 2 images have no file"):
+    assert mixed.problem_messages[-1].startswith(f"{farm.json}: 1 of 2 images has no file")
+    with pytest.raises(UserError, match=f"{farm.json}: 1 of 2 images has no file"):
         MixedDataset([animals.read(), farm.read()]).check_images()
 
 
@@ -230,7 +230,7 @@ def test_a_config_says_it(animals, farm, tmp_path):
     with pytest.raises(UserError, match=r"command line: data.val.ratios: is for training"):
         build_dataset(load_config(QUICKSTART, [train, val, "data.val.ratios=[1, 1]"]), "val")
     assert len(dataset) == 5 and dataset.epoch_length == 4
-    with pytest.raises(UserError, match=r"command line: data.train.ratios: expected one for each of the 2"):
+    with pytest.raises(UserError, match=r"command line: data.train.ratios: expected one number for each of the 2"):
         build_dataset(load_config(QUICKSTART, [train, "data.train.ratios=[1, 2, 3]"]), "train")
     with pytest.raises(UserError, match=r"data.train.ratios.1: expected more than 0, got -2"):
         load_config(QUICKSTART, [train, "data.train.ratios=[1, -2]"])
@@ -238,10 +238,10 @@ def test_a_config_says_it(animals, farm, tmp_path):
 
 def test_what_is_refused(animals, farm):
     parts = [animals.read(), farm.read()]
-    with pytest.raises(UserError, match=r"0.2 of the 2 images of .* is none; make it 0.5 or more"):
+    with pytest.raises(UserError, match=r"ratio 0.2 takes none of the 2 images of .*; make it 0.5 or more"):
         MixedDataset(parts, [1, 0.2])
     for wrong in ([], [parts[0], MixedDataset(parts)]):
-        with pytest.raises(UserError, match="expected a list of datasets that are not mixed themselves"):
+        with pytest.raises(UserError, match="expected a list of datasets that are not MixedDataset themselves"):
             MixedDataset(wrong)
 
 
@@ -263,7 +263,7 @@ def test_a_run_trains_and_evaluates_on_a_mixture(tmp_path):
     options += [f"data.train={mixed[0]}", f"data.val={mixed[1]}", "train.length=1 epoch", "train.preview_images=0"]
     train(load_config(QUICKSTART, options), tmp_path / "run", evaluate_at_end=True)
     log = (tmp_path / "run/train.log").read_text()
-    assert log.count("second.json: 1 of 6 classes of the mixture are not in this part: in its images they count") == 2
+    assert log.count("second.json: 1 of 6 classes is missing from this part of the mixture: background") == 2
     assert "4 iterations per epoch" in log
     classes = json.loads((tmp_path / "run/classes.json").read_text())
     assert classes == json.loads(first.read_text())["categories"]

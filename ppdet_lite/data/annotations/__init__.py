@@ -1,4 +1,4 @@
-"""COCO annotation files: read, repaired, checked, counted, and several mixed into one dataset.
+"""COCO annotation files: reading, repairing, checking and counting them, and mixing several into one dataset.
 
 May import core, config and data.images.
 """

@@ -9,24 +9,24 @@ from ppdet_lite.data.annotations.problems import Problem
 
 
 class Annotations(NamedTuple):
-    """The objects of a file, A of them, in its order."""
+    """The A annotations of a file, in the order of the file."""
 
-    ids: Sequence[Any]  # as the file has them
+    ids: Sequence[Any]  # as in the file
     image_ids: np.ndarray  # [A] int64
     category_ids: np.ndarray  # [A] int64
-    xywh: np.ndarray  # [A, 4] float64; NaN where it is not a number
-    areas: np.ndarray  # [A] float64; NaN where there is none
+    xywh: np.ndarray  # [A, 4] float64; NaN where a value is null or the box is missing
+    areas: np.ndarray  # [A] float64; NaN where it is missing
     is_crowd: np.ndarray  # [A] bool
-    says_crowd: np.ndarray  # [A] bool, whether the file says it
+    has_crowd_flag: np.ndarray  # [A] bool, whether the file gives iscrowd
 
 
 class CocoFile(NamedTuple):
-    """The content of an annotation file; images are in its order, categories in the order of their ids."""
+    """The content of an annotation file: images in the order of the file, categories in the order of their ids."""
 
     class_names: list[str]
     category_ids: list[int]
     image_ids: np.ndarray  # [images] int64, unique
-    sizes: np.ndarray  # [images, 2] int32 (h, w); 0 where the file does not say
+    sizes: np.ndarray  # [images, 2] int32 (h, w); 0 where the file does not give it
     file_names: list[str]
     annotations: Annotations
-    problems: list[Problem]  # what was mended in reading
+    problems: list[Problem]  # what was repaired while reading

@@ -1,8 +1,8 @@
-"""A COCO annotation file as a few arrays, read as fast as a file without faults allows.
+"""Reads a COCO annotation file into a few arrays, with a fast path for files that follow the format exactly.
 
-What fits the format exactly is decoded by its types, and everything else in it (segmentations, nine tenths of COCO's
-own files) is passed over. Anything unusual, and the file is read again object by object, by `coco_repair`, which mends
-it or tells where it is.
+The fast path decodes the file into typed records and skips all other keys (such as segmentations, nine tenths of COCO's
+own files). If anything deviates from the format, `repair` reads the file again record by record, and repairs each
+deviation or reports where it is.
 """
 
 import mmap
@@ -48,17 +48,17 @@ _DECODER = msgspec.json.Decoder(_Content)
 
 
 def read_coco(path: str) -> CocoFile:
-    """Read an annotation file. Raises UserError, naming file and record, for whatever is missing or not COCO."""
+    """Read an annotation file. Raises UserError with the file and record if it is missing or is not valid COCO."""
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = _typed(_DECODER.decode(content))
+            result = _to_arrays(_DECODER.decode(content))
     except (msgspec.DecodeError, OverflowError, ValueError, OSError):
-        found = None
-    return read_with_repairs(path) if found is None else found
+        result = None
+    return read_with_repairs(path) if result is None else result
 
 
-def _typed(content: _Content) -> CocoFile | None:
-    """The content as arrays, None if there is something to tell of it."""
+def _to_arrays(content: _Content) -> CocoFile | None:
+    """Convert the content to arrays; return None if something in it has to be repaired or reported."""
     images, records, count = content.images, content.annotations, len(content.annotations)
     categories = sorted(content.categories, key=lambda category: category.id)
     names = [category.name for category in categories]

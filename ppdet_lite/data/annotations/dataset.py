@@ -1,8 +1,8 @@
-"""Detection data in COCO format: one JSON file of annotations and a folder of images.
+"""The COCO detection dataset: one JSON file of annotations and a folder of images.
 
-The annotations become a few packed arrays as soon as they are read; nothing per annotation stays behind as a Python
-object, so memory stays flat and loader threads share it. Image files are touched when they are loaded, in
-`check_images`, and where the annotations leave a size open or have it the wrong way round.
+The annotations are stored in a few packed arrays, without a Python object per annotation, so memory stays low and
+loader threads share it. Image files are opened by `load` and `check_images`, and while the annotations are read where
+those give no size or appear to swap width and height.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,20 @@ import numpy as np
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_file import read_coco
-from ppdet_lite.data.annotations.objects import clipped_corners, extents, pack
-from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, refuse
+from ppdet_lite.data.annotations.objects import box_extents, clipped_corners, pack_objects
+from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
 from ppdet_lite.data.annotations.statistics import Statistics, count
 from ppdet_lite.data.images import sizes
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.sizes import ROUNDING
 
-SAMPLED = 500  # headers that `check_images` compares with the annotations; all of them once one differs
+SAMPLED_HEADERS = (
+    500  # image headers that `check_images` compares with the annotations; if one differs, it compares all
+)
 
 
 class ImageInfo(NamedTuple):
-    """One image as the annotation file describes it."""
+    """An image as described by the annotation file."""
 
     id: int
     path: str
@@ -48,14 +50,14 @@ class CocoDataset:
     images: the folder that the `file_name` entries are relative to.
     annotations: the JSON file.
     keep_empty: keep images without objects (none at all, or crowd regions only) as pure background.
-    drop_empty_classes: leave out classes without any box; with class_names, those that are not among them, and their
-        boxes. One without boxes that class_names do not have is left out in any case.
-    class_names: the classes in the order of the training set or a checkpoint; the file's categories are matched to
-        them by name, whatever their ids. Without it class k is the k-th category in the order of ids.
+    drop_empty_classes: leave out classes without boxes; if class_names is given, leave out the categories that are not
+        in it, with their boxes. A category that is not in class_names and has no annotations is always left out.
+    class_names: the classes in the order of the training set or a checkpoint. The file's categories are matched to
+        them by name; their ids do not matter. Without it, class k is the k-th category in the order of ids.
 
-    `problems` are all that was mended or left out; `notes` has a line for each.
-    Raises UserError, naming the file, for whatever is missing, not COCO or inconsistent; Refused where it can be
-    counted.
+    `problems` lists everything that was repaired or left out; `problem_messages` has one line for each.
+    Raises UserError with the file's path if a file is missing, not COCO or inconsistent; the subclass DatasetError
+    if the faulty records can be counted.
     """
 
     class_names: list[str]  # [K]
@@ -76,16 +78,16 @@ class CocoDataset:
         content = read_coco(self.file)
         if not self.images.is_dir():
             raise UserError(f"image folder {images} (for {annotations}) does not exist; correct `images`", key="images")
-        names, renamed = sizes.with_slashes(self.images, content.file_names)
+        names, renamed = sizes.replace_backslashes(self.images, content.file_names)
         self.image_ids, self.sizes, self._file_names = content.image_ids, content.sizes, names
         self.problems = content.problems + self._problems(
             "file_name_backslash", renamed, lambda row: {"file_name": content.file_names[row]}
         )
-        self.problems += self._problems("file_twice", _repeated(names))
-        reach = extents(content.annotations.xywh, content.annotations.image_ids, self.image_ids)
-        unlikely = (reach > self.sizes + ROUNDING).any(1) & (reach <= self.sizes[:, ::-1] + ROUNDING).all(1)
-        self._settle_sizes(np.flatnonzero(unlikely | (self.sizes <= 0).any(1)), reach)
-        objects = pack(content, self.file, self.sizes, names, class_names, keep_empty, drop_empty_classes)
+        self.problems += self._problems("file_twice", _repeated_rows(names))
+        extents = box_extents(content.annotations.xywh, content.annotations.image_ids, self.image_ids)
+        swapped = (extents > self.sizes + ROUNDING).any(1) & (extents <= self.sizes[:, ::-1] + ROUNDING).all(1)
+        self._correct_sizes(np.flatnonzero(swapped | (self.sizes <= 0).any(1)), extents)
+        objects = pack_objects(content, self.file, self.sizes, names, class_names, keep_empty, drop_empty_classes)
         self.problems += objects.problems
         self.class_names, self.category_ids = objects.class_names, objects.category_ids
         self.image_ids, self.sizes = self.image_ids[objects.images], self.sizes[objects.images]
@@ -95,17 +97,17 @@ class CocoDataset:
 
     @property
     def num_classes(self) -> int:
-        """K, without background."""
+        """Return K, the number of classes without background."""
         return len(self.class_names)
 
     @property
     def object_counts(self) -> np.ndarray:
-        """[len(self)] how many objects an image has, crowds included."""
+        """Return the number of objects of each image, crowd regions included, as [len(self)]."""
         return np.diff(self._offsets)
 
     @property
-    def notes(self) -> list[str]:
-        """A line for every problem."""
+    def problem_messages(self) -> list[str]:
+        """Return one line for each problem, beginning with the annotation file."""
         return [f"{self.file}: {problem}" for problem in self.problems]
 
     def __len__(self) -> int:
@@ -113,26 +115,29 @@ class CocoDataset:
 
     @property
     def epoch_length(self) -> int:
-        """How many images an epoch of training has."""
+        """Return the number of images in an epoch of training."""
         return len(self)
 
     def draw_epoch(self, rng: np.random.Generator) -> np.ndarray:
-        """The draws [epoch_length] of an epoch, in random order: index + len(self) * how often it has come before."""
+        """Return the draws [epoch_length] of an epoch in random order.
+
+        A draw is index + len(self) * r for the r-th repetition of that image in the epoch, counted from 0.
+        """
         return rng.permutation(len(self))
 
     def info(self, index: int) -> ImageInfo:
-        """Return id, path, height and width of an image as annotated."""
+        """Return the id, path, height and width of an image as annotated."""
         height, width = self.sizes[index].tolist()
         return ImageInfo(int(self.image_ids[index]), str(self.images / self._file_names[index]), height, width)
 
     def annotations(self, index: int) -> Objects:
-        """Return the boxes, classes and crowd flags of an image, in original pixels."""
+        """Return the boxes, classes and crowd flags of an image, in pixels of the original image."""
         rows = slice(self._offsets[index], self._offsets[index + 1])
         boxes = clipped_corners(self._xywh[rows], self.sizes[index])
         return Objects(boxes, self._classes[rows].astype(np.int64), self._is_crowd[rows].copy())
 
     def statistics(self) -> Statistics:
-        """Count images and objects, by class and size."""
+        """Count the images, and the objects by class and size."""
         owners = np.repeat(np.arange(len(self)), np.diff(self._offsets))
         per_image = np.bincount(owners[~self._is_crowd], minlength=len(self))
         return count(self._classes, self._areas, self._is_crowd, per_image, self.num_classes)
@@ -149,18 +154,18 @@ class CocoDataset:
             raise UserError(f"{error} (image id {info.id} in {self.file})") from None
         height, width = image.shape[:2]
         if (height, width) != (info.height, info.width):
-            turned = (width, height) == (info.height, info.width)
+            swapped = (width, height) == (info.height, info.width)
             raise UserError(
-                f"{info.path} is {width}x{height} (width x height), but image id {info.id} in {self.file} says "
-                f"{info.width}x{info.height}{'; was it annotated without its EXIF rotation?' if turned else ''}"
+                f"{info.path} is {width}x{height} (width x height), but image id {info.id} in {self.file} has "
+                f"{info.width}x{info.height}{'; was it annotated without its EXIF rotation?' if swapped else ''}"
             )
         return image
 
     def ground_truth(self) -> dict[str, Any]:
-        """Build what pycocotools takes as `COCO().dataset`, with the file's own numbers and no gaps.
+        """Build the dictionary that pycocotools takes as `COCO().dataset`.
 
-        Boxes are xywh, unclipped, and areas as in the file, so that AP is the official one; area and iscrowd are
-        always there; annotation ids count from 1, since pycocotools takes the id 0 for "unmatched".
+        Boxes (xywh) and areas are those of the file, unclipped, so that AP is the official one. Missing area and
+        iscrowd are filled in. Annotation ids count from 1, since pycocotools uses the id 0 for "unmatched".
         """
         image_ids = np.repeat(self.image_ids, np.diff(self._offsets))
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
@@ -175,51 +180,53 @@ class CocoDataset:
         }
 
     def check_images(self, strict: bool = True) -> None:
-        """Look whether all image files are there, and whether those of a sample have the annotated sizes.
+        """Check that all image files exist, and that a sample of them has the annotated sizes.
 
-        Widths and heights that are swapped are mended. Raises Refused for files that are missing or of other sizes;
-        not strict, they are only told, for loading to meet them.
+        Corrects swapped widths and heights. Raises DatasetError if files are missing or have other sizes; with
+        strict=False these are only added to `problems`, and `load` raises an error for each such image.
         """
-        absent = sizes.missing(self.images, self._file_names)
-        self._tell(self._problems("file_missing", absent, self._tried), strict)
-        reach = extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
-        sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int))
-        if self._compare(sample, reach)[1]:
-            self._settle_sizes(np.arange(len(self)), reach, strict)
+        absent = sizes.missing_files(self.images, self._file_names)
+        self._add_problems(self._problems("file_missing", absent, self._tried_paths), strict)
+        extents = box_extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
+        sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED_HEADERS).astype(int))
+        if self._compare_sizes(sample, extents)[1]:
+            self._correct_sizes(np.arange(len(self)), extents, strict)
 
-    def _compare(self, rows: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
+    def _compare_sizes(self, rows: np.ndarray, extents: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
         paths = [self.images / self._file_names[row] for row in rows.tolist()]
-        return sizes.compare(paths, self.sizes[rows], reach[rows])
+        return sizes.compare_sizes(paths, self.sizes[rows], extents[rows])
 
-    def _settle_sizes(self, rows: np.ndarray, reach: np.ndarray, strict: bool = True) -> None:
-        """Compare images with their files, and take sizes from there that are missing or swapped."""
-        listed, (found, kinds) = self.sizes, self._compare(rows, reach)
+    def _correct_sizes(self, rows: np.ndarray, extents: np.ndarray, strict: bool = True) -> None:
+        """Compare the sizes of images with their files, and replace those that are missing or swapped."""
+        annotated, (actual, kinds) = self.sizes, self._compare_sizes(rows, extents)
 
-        def differing(row: int) -> dict[str, Any]:
-            (height, width), (h, w) = listed[row].tolist(), found[np.searchsorted(rows, row)].tolist()
+        def both_sizes(row: int) -> dict[str, Any]:
+            (height, width), (h, w) = annotated[row].tolist(), actual[np.searchsorted(rows, row)].tolist()
             return {"width": width, "height": height, "file": f"{w}x{h}" if w else None}
 
-        self._tell([each for kind, at in kinds.items() for each in self._problems(kind, rows[at], differing)], strict)
-        self.sizes = listed.copy()
-        for kind in sizes.MENDED & kinds.keys():
-            self.sizes[rows[kinds[kind]]] = found[kinds[kind]]
+        found = [self._problems(kind, rows[indices], both_sizes) for kind, indices in kinds.items()]
+        self._add_problems([problem for problems in found for problem in problems], strict)
+        self.sizes = annotated.copy()
+        for kind in sizes.CORRECTED & kinds.keys():
+            self.sizes[rows[kinds[kind]]] = actual[kinds[kind]]
 
-    def _tell(self, problems: list[Problem], strict: bool) -> None:
+    def _add_problems(self, problems: list[Problem], strict: bool) -> None:
         self.problems = self.problems + problems
         if strict:
-            refuse(self.file, self.problems)
+            raise_if_refused(self.file, self.problems)
 
     def _problems(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
-        """The problem of some images."""
+        """Return the problem of a kind that the images at `rows` have, in a list that is empty without rows."""
         ids, names = self.image_ids, self._file_names
         return problems_at(kind, rows, len(ids), lambda i: Example(image=int(ids[i]), file=names[i], value=value(i)))
 
-    def _tried(self, row: int) -> dict[str, str]:
-        path, other = self.images / self._file_names[row], sizes.elsewhere(self.images, self._file_names[row])
+    def _tried_paths(self, row: int) -> dict[str, str]:
+        """Return the path where an image was expected and, under "it is at", where it was found instead."""
+        path, other = self.images / self._file_names[row], sizes.find_elsewhere(self.images, self._file_names[row])
         return {"tried": str(path)} if other is None else {"tried": str(path), "it is at": other}
 
 
-def _repeated(names: Sequence[str]) -> list[int]:
-    """The places of names that were there before."""
+def _repeated_rows(names: Sequence[str]) -> list[int]:
+    """Return the rows whose name an earlier row has."""
     first: dict[str, int] = {}
-    return [place for place, name in enumerate(names) if first.setdefault(name, place) != place]
+    return [row for row, name in enumerate(names) if first.setdefault(name, row) != row]

@@ -1,4 +1,4 @@
-"""The three lists of a COCO annotation file as JSON has them; what is no such file is named by what it is instead."""
+"""Reads the three lists of a COCO annotation file; the error for a file in another format names that format."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.other_formats import other_format
-from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, refuse
+from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
 
 LISTS = ("images", "annotations", "categories")
 
 
 def read_lists(path: str) -> tuple[dict[str, list[dict]], list[Problem]]:
-    """Read images, annotations and categories; segmentations are there only where there is no bbox.
+    """Read images, annotations and categories; segmentations are kept only for records without a bbox.
 
-    Raises UserError for what is no COCO annotation file.
+    Raises UserError if the file is not a COCO annotation file.
     """
     if (other := other_format(Path(path))) is not None:
         raise UserError(f"annotations {path}: {other}", key="annotations")
@@ -27,7 +27,7 @@ def read_lists(path: str) -> tuple[dict[str, list[dict]], list[Problem]]:
     try:
         content = json.loads(raw.decode(encoding), object_hook=_without_mask)
     except UnicodeDecodeError as error:
-        message = f"annotations {path} are not JSON: byte {error.start} is no {encoding}; save the file as UTF-8"
+        message = f"annotations {path} are not JSON: byte {error.start} is not valid {encoding}; save the file as UTF-8"
         raise UserError(message, key="annotations") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"annotations {path} are not JSON: {error}", key="annotations") from None
@@ -37,7 +37,7 @@ def read_lists(path: str) -> tuple[dict[str, list[dict]], list[Problem]]:
 
 def _lists(path: str, content: Any) -> dict[str, list[dict]]:
     if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
-        raise UserError(f"{path} is a COCO results file, detections with scores; give annotations", key="annotations")
+        raise UserError(f"{path} contains detections (a COCO results file); give annotations", key="annotations")
     for key in LISTS:
         records = content.get(key) if isinstance(content, dict) else None
         if not isinstance(records, list):
@@ -49,13 +49,13 @@ def _lists(path: str, content: Any) -> dict[str, list[dict]]:
 
 
 def _require_mappings(path: str, key: str, records: list) -> None:
-    odd = [row for row, record in enumerate(records) if not isinstance(record, dict)]
-    refuse(
-        path, problems_at("record", odd, len(records), lambda row: Example(value={key: records[row]}, number=row + 1))
+    rows = [row for row, record in enumerate(records) if not isinstance(record, dict)]
+    raise_if_refused(
+        path, problems_at("record", rows, len(records), lambda row: Example(value={key: records[row]}, number=row + 1))
     )
 
 
 def _without_mask(record: dict) -> dict:
     if record.get("bbox"):
-        record.pop("segmentation", None)  # nine tenths of the memory, dropped object by object
+        record.pop("segmentation", None)  # nine tenths of the memory; dropped while the file is parsed
     return record

@@ -1,32 +1,36 @@
-"""Values as other tools write them: numbers as text, whole numbers as 1.0, flags as "false", boxes as outlines."""
+"""Parses values as other tools write them: numbers as text, integers as 1.0, flags as "false", boxes as polygons.
+
+`parse_integer`, `parse_number` and `parse_crowd_flag` return (value, usual): None for an invalid value, and usual=False
+for a valid one that is not written in the usual form, which the reader reports as a note.
+"""
 
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-_WHOLE = re.compile(r"\s*[+-]?[0-9]+(?:\.0*)?\s*")
+_INTEGER = re.compile(r"\s*[+-]?[0-9]+(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f]")
-_EXACT = 2**53  # beyond, a float is no certain whole number
+_EXACT = 2**53  # larger floats do not represent every integer
 _FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
-def whole(value: Any) -> tuple[int | None, bool]:
-    """A whole number of 64 bits, None if it is none; and whether it is written as one: 1, not 1.0 or "1"."""
-    if type(value) is int:  # bool is no number here
+def parse_integer(value: Any) -> tuple[int | None, bool]:
+    """Parse a 64-bit integer; 1.0 and "1" are accepted as unusual forms of 1."""
+    if type(value) is int:  # not isinstance: a bool is not accepted
         return (value, True) if value.bit_length() <= 63 else (None, True)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
         return int(value), False
-    if isinstance(value, str) and _WHOLE.fullmatch(value) and len(value) < 30:
-        found = int(value.strip().partition(".")[0])
-        return (found, False) if found.bit_length() <= 63 else (None, True)
+    if isinstance(value, str) and _INTEGER.fullmatch(value) and len(value) < 30:
+        integer = int(value.strip().partition(".")[0])
+        return (integer, False) if integer.bit_length() <= 63 else (None, True)
     return None, True
 
 
-def number(value: Any) -> tuple[float | None, bool]:
-    """A number, NaN for null, None if it is none; and whether it is written as one, not as text."""
+def parse_number(value: Any) -> tuple[float | None, bool]:
+    """Parse a number; null becomes NaN, and text is accepted as an unusual form."""
     if value is None:
         return math.nan, True
     if type(value) is int:
@@ -38,8 +42,8 @@ def number(value: Any) -> tuple[float | None, bool]:
     return None, True
 
 
-def crowd(value: Any) -> tuple[bool | None, bool]:
-    """What iscrowd says, None if nothing (null, NaN); and whether it is written as 0 or 1 (or not at all)."""
+def parse_crowd_flag(value: Any) -> tuple[bool | None, bool]:
+    """Parse an iscrowd flag, usually 0 or 1; null and NaN become None. Text, 1.0 and booleans are unusual forms."""
     if value is None or value != value:
         return None, True
     if isinstance(value, str):
@@ -50,38 +54,38 @@ def crowd(value: Any) -> tuple[bool | None, bool]:
 
 
 def is_file_name(value: str) -> bool:
-    """Whether a system can have such a file: no empty name, null byte or half of a surrogate pair."""
+    """Return whether a file can have this name: not blank, without null bytes and lone surrogates."""
     return bool(value.strip()) and "\0" not in value and not _SURROGATES.search(value)
 
 
 def is_name(value: str) -> bool:
-    """Whether a text can name a class in logs and tables: nothing but spaces, and control characters, cannot."""
+    """Return whether a text can be printed as a class name: not blank, without control characters and surrogates."""
     return bool(value.strip()) and not _CONTROLS.search(value.strip()) and not _SURROGATES.search(value)
 
 
 def segmentation_box(value: Any, image_size: Sequence[int]) -> list[float] | None:
-    """x, y, width and height of polygons [[x, y, ...], ...] or of a run-length mask; None if it is neither.
+    """Return x, y, width, height of the box around polygons [[x, y, ...], ...] or a run-length mask, None otherwise.
 
-    A mask must have the size of its image, (h, w), where that is known and not 0; which is which may be mixed up.
+    A mask must have the size of its image, (h, w), unless that is unknown (0); height and width may be swapped.
     """
     if not isinstance(value, dict):
-        return _outline_box(value)
-    found, size = _mask_box(value), value.get("size")
-    return found if found is None or min(image_size) == 0 or sorted(size) == sorted(image_size) else None
+        return _polygon_box(value)
+    box, size = _mask_box(value), value.get("size")
+    return box if box is None or min(image_size) == 0 or sorted(size) == sorted(image_size) else None
 
 
-def _outline_box(value: Any) -> list[float] | None:
+def _polygon_box(value: Any) -> list[float] | None:
     polygons = value if isinstance(value, list) and all(isinstance(part, list) for part in value) else [value]
     xs: list[float] = []
     ys: list[float] = []
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return None
-        found = [number(item)[0] for item in polygon]
-        if not all(item is not None and math.isfinite(item) for item in found):
+        coordinates = [parse_number(item)[0] for item in polygon]
+        if not all(value is not None and math.isfinite(value) for value in coordinates):
             return None
-        xs += found[::2]
-        ys += found[1::2]
+        xs += coordinates[::2]
+        ys += coordinates[1::2]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if xs else None
 
 

@@ -1,27 +1,27 @@
-"""The objects of an annotation file packed image by image: matched with images and classes, mended, counted."""
+"""Packs the annotations of a file by image: matches them with images and classes, repairs them, reports problems."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_content import CocoFile
-from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, refuse, shown
+from ppdet_lite.data.annotations.problems import Example, Problem, format_value, problems_at, raise_if_refused
 from ppdet_lite.data.images.sizes import ROUNDING
 
-LARGEST = 1e12  # pixels; numbers beyond, like infinity and NaN, are no place in an image
-MIN_SIDE = 1e-3  # pixels; a box that is narrower or lower inside its image has nothing to learn from
-SUSPECT = 0.05  # share of clipped and dropped boxes above which they may be something else than x, y, width, height
+MAX_COORDINATE = 1e12  # pixels; larger values, infinity and NaN cannot be coordinates in an image
+MIN_SIDE = 1e-3  # pixels; a box with a shorter side inside its image is dropped
+MAX_OUTSIDE = 0.05  # above this fraction of clipped and dropped boxes, a warning says that they may be x1, y1, x2, y2
 
 
-class Objects(NamedTuple):
-    """The objects, A of them, of I images and K classes."""
+class PackedObjects(NamedTuple):
+    """The A objects of I images and K classes, sorted by image."""
 
     class_names: list[str]
     category_ids: np.ndarray  # [K] int64
-    images: np.ndarray  # [I] which of the file's images are kept
-    offsets: np.ndarray  # [I + 1], where the objects of an image begin
+    images: np.ndarray  # [I] rows of the file's images that are kept
+    offsets: np.ndarray  # [I + 1]; the objects of image i are rows offsets[i] to offsets[i + 1]
     classes: np.ndarray  # [A] int32, 0..K-1
     xywh: np.ndarray  # [A, 4] float64, unclipped
     areas: np.ndarray  # [A] float64
@@ -29,38 +29,38 @@ class Objects(NamedTuple):
     problems: list[Problem]
 
 
-class _Records:
-    """The annotations of a file beside the places of their images and categories."""
+class _Indexed:
+    """The annotations of a file, with the rows of their images and categories."""
 
     def __init__(self, content: CocoFile, file: str, sizes: np.ndarray, file_names: Sequence[str]) -> None:
         self.annotations, self._names, self._sizes = content.annotations, file_names, sizes
-        self.image, self._strange = _index(self.annotations.image_ids, content.image_ids)
+        self.image, self._unknown_image = _index(self.annotations.image_ids, content.image_ids)
         self.category, unknown = _index(self.annotations.category_ids, np.array(content.category_ids, np.int64))
         category_ids = self.annotations.category_ids
-        refuse(
+        raise_if_refused(
             file,
-            self.at("image_unknown", self._strange)
-            + self.at("category_unknown", unknown, lambda row: {"category_id": int(category_ids[row])}),
+            self.problems_at("image_unknown", self._unknown_image)
+            + self.problems_at("category_unknown", unknown, lambda row: {"category_id": int(category_ids[row])}),
         )
 
-    def at(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
-        """The problem of some rows."""
+    def problems_at(self, kind: str, rows: Any, value: Callable[[int], Any] = lambda row: None) -> list[Problem]:
+        """Return the problem of a kind that the annotations at `rows` have, in a list that is empty without rows."""
         records = self.annotations
 
         def example(row: int) -> Example:
-            name = None if self._strange[row] else self._names[self.image[row]]
+            name = None if self._unknown_image[row] else self._names[self.image[row]]
             number = row + 1 if records.ids[row] is None else None
             return Example(records.ids[row], int(records.image_ids[row]), None, name, value(row), number)
 
         return problems_at(kind, rows, len(records.ids), example)
 
     def box(self, row: int) -> dict[str, Any]:
-        """What a message shows of a box and its image."""
+        """Return the values of a box and its image that a message shows."""
         height, width = self._sizes[self.image[row]].tolist()
         return {"bbox": self.annotations.xywh[row].tolist(), "width": width, "height": height}
 
 
-def pack(
+def pack_objects(
     content: CocoFile,
     file: str,
     sizes: np.ndarray,
@@ -68,25 +68,27 @@ def pack(
     class_names: Sequence[str] | None,
     keep_empty: bool,
     drop_empty_classes: bool,
-) -> Objects:
-    """Pack the objects of a file whose images have these sizes, [images, 2] (h, w); options as `CocoDataset` has them.
+) -> PackedObjects:
+    """Pack the objects of a file whose images have the given sizes, [images, 2] (h, w).
 
-    Raises UserError, naming the file, where objects, images and classes do not belong together.
+    The last three arguments are those of `CocoDataset`. Raises UserError with the file's path if objects have unknown
+    images or categories, if the classes do not match class_names, or if nothing is left.
     """
-    records = _Records(content, file, sizes, file_names)
+    records = _Indexed(content, file, sizes, file_names)
     image, is_crowd = records.image, records.annotations.is_crowd
-    good, problems = _sound(records, sizes)
-    names_and_ids = content.class_names, content.category_ids
+    good, problems = _usable_boxes(records, sizes)
     boxes = np.bincount(records.category[good & ~is_crowd], minlength=len(content.class_names))
     used = np.isin(content.category_ids, records.annotations.category_ids)
-    chosen, told = choose_classes(*names_and_ids, boxes, used, file, class_names, drop_empty_classes)
+    chosen, class_problems = choose_classes(
+        content.class_names, content.category_ids, boxes, used, file, class_names, drop_empty_classes
+    )
     class_of = np.full(len(content.class_names), -1, np.int32)
     class_of[chosen] = np.arange(len(chosen))
     classes = class_of[records.category]
-    problems += told + records.at("class_left_out", good & (classes < 0))
+    problems += class_problems + records.problems_at("class_left_out", good & (classes < 0))
     good &= classes >= 0
-    areas, mended = _areas(records, good)
-    problems += mended
+    areas, area_problems = _areas(records, good)
+    problems += area_problems
 
     objects = np.bincount(image[good & ~is_crowd], minlength=len(sizes))
     kept = objects > 0 if not keep_empty else np.ones(len(sizes), bool)
@@ -101,8 +103,8 @@ def pack(
     order = np.argsort(image, kind="stable")
     order = order[(good & kept[image])[order]]
     per_image = np.bincount(image[order], minlength=len(sizes))[kept]
-    return Objects(
-        [content.class_names[place] for place in chosen],
+    return PackedObjects(
+        [content.class_names[k] for k in chosen],
         np.array(content.category_ids, np.int64)[chosen],
         np.flatnonzero(kept),
         np.concatenate([[0], np.cumsum(per_image)]),
@@ -111,25 +113,25 @@ def pack(
     )
 
 
-def extents(xywh: np.ndarray, image_ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
-    """How far the boxes of each known image reach, [images, 2] (y, x); 0 for those that are not finite."""
+def box_extents(xywh: np.ndarray, image_ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
+    """Return the largest y and x of the boxes of each known image, [images, 2]; non-finite boxes count as 0."""
     xywh = np.where(_are_pixels(xywh), xywh, 0)
-    reach = (xywh[:, :2] + xywh[:, 2:])[:, ::-1]
-    image, strange = _index(image_ids, known_ids)
+    ends = (xywh[:, :2] + xywh[:, 2:])[:, ::-1]
+    image, unknown = _index(image_ids, known_ids)
     result = np.zeros((len(known_ids), 2))
-    np.maximum.at(result, image[~strange], reach[~strange])
+    np.maximum.at(result, image[~unknown], ends[~unknown])
     return result
 
 
 def clipped_corners(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Turn [G, 4] xywh into float32 xyxy inside images of size (h, w), [2] or [G, 2]."""
+    """Convert boxes [G, 4] xywh to float32 xyxy, clipped to images of size (h, w), [2] or [G, 2]."""
     limit = np.concatenate([size[..., ::-1], size[..., ::-1]], axis=-1)
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     return np.clip(corners, 0, limit).astype(np.float32)
 
 
-def _sound(records: _Records, sizes: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
-    """Which boxes can be used, bool [A]; and what is to be told of boxes, crowd flags and ids."""
+def _usable_boxes(records: _Indexed, sizes: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+    """Return which boxes can be used, bool [A], and the problems of boxes, crowd flags and ids."""
     annotations, size = records.annotations, sizes[records.image]
     xywh = annotations.xywh
     finite = np.where(_are_pixels(xywh), xywh, 0)
@@ -137,27 +139,29 @@ def _sound(records: _Records, sizes: np.ndarray) -> tuple[np.ndarray, list[Probl
     good = _are_pixels(xywh)[:, 0] & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
     beyond = (finite[:, :2] < -ROUNDING) | (finite[:, :2] + finite[:, 2:] > size[:, ::-1] + ROUNDING)
     clipped = good & beyond.any(1)
-    problems = records.at("box_dropped", ~good, records.box) + records.at("box_clipped", clipped, records.box)
-    if np.sum(~good | clipped) > SUSPECT * len(good):
-        problems += records.at("box_corners", ~good | clipped, records.box)
-    problems += records.at("crowd_missing", ~annotations.says_crowd)
-    problems += records.at("annotation_id", _unusable(annotations.ids))
+    problems = records.problems_at("box_dropped", ~good, records.box) + records.problems_at(
+        "box_clipped", clipped, records.box
+    )
+    if np.sum(~good | clipped) > MAX_OUTSIDE * len(good):
+        problems += records.problems_at("box_corners", ~good | clipped, records.box)
+    problems += records.problems_at("crowd_missing", ~annotations.has_crowd_flag)
+    problems += records.problems_at("annotation_id", _unusable_ids(annotations.ids))
     return good, problems
 
 
-def _areas(records: _Records, good: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
-    """The areas [A], w * h where the file has none above 0; told of good boxes."""
+def _areas(records: _Indexed, good: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+    """Return the areas [A], w * h where the file has none above 0, and the problems of those of good boxes."""
     areas, xywh = records.annotations.areas, np.where(good[:, None], records.annotations.xywh, 0)
-    lacking = ~(np.isfinite(areas) & (areas > 0))
-    problems = records.at(
-        "area_missing", lacking & good, lambda row: None if np.isnan(areas[row]) else {"area": float(areas[row])}
+    missing = ~(np.isfinite(areas) & (areas > 0))
+    problems = records.problems_at(
+        "area_missing", missing & good, lambda row: None if np.isnan(areas[row]) else {"area": float(areas[row])}
     )
-    return np.where(lacking, xywh[:, 2] * xywh[:, 3], areas), problems
+    return np.where(missing, xywh[:, 2] * xywh[:, 3], areas), problems
 
 
 def _are_pixels(xywh: np.ndarray) -> np.ndarray:
-    """Which boxes are of usable numbers, bool [A, 1]."""
-    return (np.abs(xywh) <= LARGEST).all(1, keepdims=True)
+    """Return which boxes have four values that can be pixels, bool [A, 1]."""
+    return (np.abs(xywh) <= MAX_COORDINATE).all(1, keepdims=True)
 
 
 def choose_classes(
@@ -169,15 +173,14 @@ def choose_classes(
     class_names: Sequence[str] | None,
     drop_empty: bool,
 ) -> tuple[list[int], list[Problem]]:
-    """The places of a file's categories that are the classes, in their order; options as `CocoDataset` has them.
+    """Return the rows of the categories that become the classes, in the order of the classes, and their problems.
 
-    boxes, used: how many boxes to learn from each category has, and whether any annotation at all is of it.
+    boxes: [categories], the number of usable boxes of each that are not crowd regions. used: [categories], whether any
+    annotation is of it. class_names, drop_empty: see `CocoDataset`.
     """
 
-    def at(kind: str, places: Sequence[int]) -> list[Problem]:
-        return problems_at(
-            kind, places, len(names), lambda place: Example(category=category_ids[place], value=names[place])
-        )
+    def at(kind: str, rows: Sequence[int]) -> list[Problem]:
+        return problems_at(kind, rows, len(names), lambda k: Example(category=category_ids[k], value=names[k]))
 
     if class_names is None:
         if not drop_empty:
@@ -185,21 +188,20 @@ def choose_classes(
         if not boxes.any():
             raise UserError(f"{file}: no category has a box, and drop_empty_classes is true", key="drop_empty_classes")
         return np.flatnonzero(boxes).tolist(), at("class_dropped", np.flatnonzero(boxes == 0).tolist())
-    extra = [place for place, name in enumerate(names) if name not in class_names]
-    filled = [place for place in extra if used[place]]
+    extra = [k for k, name in enumerate(names) if name not in class_names]
     missing = set(class_names) - set(names)
-    if missing or (filled and not drop_empty):
+    if missing or (any(used[k] for k in extra) and not drop_empty):
         raise UserError(
             f"the classes of {file} are not those of the model or training set; only in the file: "
-            f"{_listed(names[place] for place in extra)}; missing in the file: {_listed(missing)}"
-            + ("" if missing else "; drop_empty_classes: true leaves the former out"),
+            f"{_join_names(names[k] for k in extra)}; missing in the file: {_join_names(missing)}"
+            + ("" if missing else "; drop_empty_classes: true leaves out those only in the file"),
             key="annotations",
         )
-    return [names.index(name) for name in class_names], at("class_unused", [p for p in extra if p not in filled])
+    return [names.index(name) for name in class_names], at("class_unused", [k for k in extra if not used[k]])
 
 
-def _unusable(ids: Sequence[Any]) -> list[int]:
-    """The rows whose id is no whole number, 0, or that of a row before."""
+def _unusable_ids(ids: Sequence[Any]) -> list[int]:
+    """Return the rows whose id is not an integer, is 0, or repeats an earlier one."""
     seen: set[int] = {0}
     rows = []
     for row, value in enumerate(ids):
@@ -211,11 +213,11 @@ def _unusable(ids: Sequence[Any]) -> list[int]:
 
 
 def _index(values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The position of each value among unique ids, and which values are not among them."""
+    """Return the index of each value in an array of unique ids, and which values are not in it."""
     order = np.argsort(ids)
-    place = order[np.searchsorted(ids[order], values).clip(max=len(ids) - 1)]
-    return place, ids[place] != values
+    index = order[np.searchsorted(ids[order], values).clip(max=len(ids) - 1)]
+    return index, ids[index] != values
 
 
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(shown(name) for name in sorted(names)) or "none"
+def _join_names(names: Iterable[str]) -> str:
+    return ", ".join(format_value(name) for name in sorted(names)) or "none"

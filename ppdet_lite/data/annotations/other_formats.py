@@ -1,46 +1,46 @@
-"""Annotations in other formats, told from COCO by a look at a file or a folder, and how to bring them in."""
+"""Detects annotations in formats other than COCO from the beginning of a file or the files of a folder."""
 
 import json
 import re
 from pathlib import Path
 
-LOOK = 4096  # bytes of a file
-LOOK_AT = 20  # files of a folder
+HEAD = 4096  # bytes of a file that are inspected
+MAX_FILES = 20  # files of a folder that are inspected
 _YOLO = re.compile(r"\s*\d+(\s+-?\d*\.?\d+([eE]-?\d+)?){4,}\s*")
 NAMES = {"voc": "Pascal VOC XML", "yolo": "YOLO text", "labelme": "labelme JSON", "csv": "CSV"}
 
 
 def other_format(path: Path) -> str | None:
-    """What a path holds instead of COCO JSON, and how to import it; None if it may be COCO, or is not there."""
+    """Return what a path contains instead of COCO JSON and how to import it; None if it may be COCO or is missing."""
     if path.is_dir():
-        files = [file.name for file in sorted(path.glob("*.json")) if _of_file(file) is None]
-        if files or (found := _of_folder(path)) is None:
+        files = [file.name for file in sorted(path.glob("*.json")) if _file_format(file) is None]
+        if files or (form := _folder_format(path)) is None:
             return f"a folder; name the JSON file in it{f', such as {files[0]}' if files else ''}"
-        return _import(found, path, "a folder of ")
+        return _import_hint(form, path, "a folder of ")
     if not path.is_file():
         return None
-    found = _of_file(path)
-    return None if found is None else _import(found, path if found == "csv" else path.parent, "")
+    form = _file_format(path)
+    return None if form is None else _import_hint(form, path if form == "csv" else path.parent, "")
 
 
-def _import(found: str, source: Path, kind: str) -> str:
-    command = f"python tools/import_data.py --from {found} {source} --output DIR"
-    return f"{kind}{NAMES[found]}, not COCO JSON; import it: {command}"
+def _import_hint(form: str, source: Path, prefix: str) -> str:
+    command = f"python tools/import_data.py --from {form} {source} --output DIR"
+    return f"{prefix}{NAMES[form]}, not COCO JSON; import it: {command}"
 
 
-def _of_folder(folder: Path) -> str | None:
-    """The format of the first file below a folder that has one."""
+def _folder_format(folder: Path) -> str | None:
+    """Return the format of the first file below a folder whose format is recognized."""
     if (folder / "data.yaml").is_file() or (folder / "data.yml").is_file():
         return "yolo"
     files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in (".xml", ".txt", ".json", ".csv"))
-    kinds = (_of_file(file) for _, file in zip(range(LOOK_AT), files))
-    return next((kind for kind in kinds if kind is not None), None)
+    formats = (_file_format(file) for _, file in zip(range(MAX_FILES), files))
+    return next((form for form in formats if form is not None), None)
 
 
-def _of_file(path: Path) -> str | None:
+def _file_format(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
-            head = file.read(LOOK).decode("utf-8-sig", errors="replace").lstrip()
+            head = file.read(HEAD).decode("utf-8-sig", errors="replace").lstrip()
     except OSError:
         return None
     if head.startswith("<"):
@@ -56,7 +56,7 @@ def _of_file(path: Path) -> str | None:
 
 
 def _is_labelme(path: Path, head: str) -> bool:
-    """Whether a JSON file has the keys of labelme's; its picture may stand within, so only small files are parsed."""
+    """Return whether a JSON file, which may be large with its image inside, has labelme's keys; avoid parsing it."""
     if '"shapes"' not in head:
         return False
     if '"imagePath"' in head or '"flags"' in head:

@@ -1,6 +1,6 @@
-"""The careful way to read a COCO annotation file: what tools write otherwise is mended, what cannot be is told.
+"""Reads a COCO annotation file record by record, repairing deviations from the format where their meaning is clear.
 
-Every value is looked at, so that whatever is wrong has its place: the file, the annotation, its image, the value.
+Every value is checked, so that each problem is reported with its place: the file, the annotation, its image, the value.
 """
 
 import math
@@ -9,152 +9,150 @@ from typing import Any
 
 import numpy as np
 
+from ppdet_lite.data.annotations import lenient_values
 from ppdet_lite.data.annotations.coco_content import Annotations, CocoFile
 from ppdet_lite.data.annotations.json_lists import read_lists
-from ppdet_lite.data.annotations.lenient_values import crowd, is_file_name, is_name, number, segmentation_box, whole
-from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, refuse
+from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
 
 LARGEST_SIDE = np.iinfo(np.int32).max
-NOTHING = (np.nan,) * 4
+MISSING_BOX = (np.nan,) * 4
 
 
 def read_with_repairs(path: str) -> CocoFile:
-    """Read an annotation file value by value. Raises Refused with all that is wrong, UserError if it is no COCO."""
+    """Read an annotation file. Raises DatasetError if any problem is refused, UserError if the file is not COCO."""
     lists, problems = read_lists(path)
-    categories, told = _categories(lists["categories"])
-    images = _Entries(lists["images"], lambda record: Example(image=record.get("id"), file=_file(record)))
-    image_ids, sizes = images.whole("id", "image_id", "image_number"), _sizes(images)
-    images.tell_repeated("image_id_repeated", image_ids, "id")
-    for row, record in enumerate(images.records):
+    categories, category_problems = _categories(lists["categories"])
+    images = _Records(lists["images"], lambda record: Example(image=record.get("id"), file=_file(record)))
+    image_ids, sizes = images.integers("id", "image_id", "image_number"), _sizes(images)
+    images.add_repeated("image_id_repeated", image_ids, "id")
+    for row, record in enumerate(images.items):
         if not _file(record):
-            images.tell("file_name", row, "file_name")
-    annotations, faults = _annotations(
-        lists["annotations"], _names(image_ids, images.records), dict(zip(image_ids, sizes, strict=True))
+            images.add("file_name", row, "file_name")
+    annotations, annotation_problems = _annotations(
+        lists["annotations"], _file_names(image_ids, images.items), dict(zip(image_ids, sizes, strict=True))
     )
-    problems += told + images.problems() + faults
-    refuse(path, problems)
+    problems += category_problems + images.problems() + annotation_problems
+    raise_if_refused(path, problems)
     return CocoFile(
         [name for _, name in categories],
         [category for category, _ in categories],
         np.array(image_ids, np.int64),
         np.array(sizes, np.int32),
-        [record["file_name"] for record in images.records],
+        [record["file_name"] for record in images.items],
         annotations,
         problems,
     )
 
 
 def read_categories(path: str) -> tuple[list[str], list[int]]:
-    """Class names and category ids of an annotation file, in the order of ids. Raises UserError as `read_coco`."""
+    """Return class names and category ids of a file, in the order of ids. Raises UserError as `read_coco`."""
     lists, _ = read_lists(path)
     categories, problems = _categories(lists["categories"])
-    refuse(path, problems)
+    raise_if_refused(path, problems)
     return [name for _, name in categories], [category for category, _ in categories]
 
 
-class _Entries:
-    """One list of a file, and which of its entries are wrong in which way."""
+class _Records:
+    """A list of a file with the problems of its records; `describe` returns an Example with the ids of a record."""
 
-    def __init__(self, records: Sequence[dict], place: Callable[[dict], Example]) -> None:
-        self.records, self._place = records, place
-        self._found: dict[str, dict[int, str]] = {}  # kind -> row -> key
+    def __init__(self, items: Sequence[dict], describe: Callable[[dict], Example]) -> None:
+        self.items, self._describe = items, describe
+        self._rows: dict[str, dict[int, str]] = {}  # kind of problem -> row -> key of the faulty value
 
-    def tell(self, kind: str, row: int, key: str) -> None:
-        """Remember a row, once for each kind."""
-        self._found.setdefault(kind, {}).setdefault(row, key)
+    def add(self, kind: str, row: int, key: str) -> None:
+        """Add a problem of the value that a row has under `key`; each row counts once per kind."""
+        self._rows.setdefault(kind, {}).setdefault(row, key)
 
-    def tell_repeated(self, kind: str, values: Sequence[Any], key: str) -> None:
-        """Remember the rows whose value another row before them has."""
+    def add_repeated(self, kind: str, values: Sequence[Any], key: str) -> None:
+        """Add a problem for each row whose value an earlier row has."""
         seen: set[Any] = set()
         for row, value in enumerate(values):
             if value is not None and value in seen:
-                self.tell(kind, row, key)
+                self.add(kind, row, key)
             seen.add(value)
 
-    def whole(self, key: str, refusal: str, note: str) -> list[int | None]:
-        """The whole numbers under a key; None where there is none, which is refused."""
-        return [self._whole(row, record.get(key), key, refusal, note) for row, record in enumerate(self.records)]
+    def integers(self, key: str, refusal: str, note: str) -> list[int | None]:
+        """Return the integers under a key, with None for invalid ones; refusal, note: the problems to add."""
+        return [self._integer(row, record.get(key), key, refusal, note) for row, record in enumerate(self.items)]
 
-    def _whole(self, row: int, value: Any, key: str, refusal: str, note: str) -> int | None:
-        found, usual = whole(value)
-        if found is None:
-            self.tell(refusal, row, key)
+    def _integer(self, row: int, value: Any, key: str, refusal: str, note: str) -> int | None:
+        integer, usual = lenient_values.parse_integer(value)
+        if integer is None:
+            self.add(refusal, row, key)
         elif not usual:
-            self.tell(note, row, key)
-        return found
+            self.add(note, row, key)
+        return integer
 
     def problems(self) -> list[Problem]:
-        """All that was remembered."""
+        """Return all problems added, one for each kind."""
 
         def example(row: int, key: str) -> Example:
-            record = self.records[row]
+            record = self.items[row]
             value = {key: record[key]} if key in record else f"no {key}"
-            return self._place(record)._replace(value=value, number=row + 1 if record.get("id") is None else None)
+            return self._describe(record)._replace(value=value, number=row + 1 if record.get("id") is None else None)
 
         return [
-            problem
-            for kind, keys in self._found.items()
-            for problem in problems_at(
-                kind, sorted(keys), len(self.records), lambda row, keys=keys: example(row, keys[row])
-            )
+            problems_at(kind, sorted(keys), len(self.items), lambda row, keys=keys: example(row, keys[row]))[0]
+            for kind, keys in self._rows.items()
         ]
 
 
 def _categories(records: Sequence[dict]) -> tuple[list[tuple[int, str]], list[Problem]]:
-    """Ids and names in the order of the ids, and what is to be told of them."""
-    entries = _Entries(records, lambda record: Example(category=record.get("id")))
-    ids = entries.whole("id", "category_id", "category_number")
+    """Return (id, name) of the categories in the order of ids, and their problems."""
+    categories = _Records(records, lambda record: Example(category=record.get("id")))
+    ids = categories.integers("id", "category_id", "category_number")
     names = []
     for row, record in enumerate(records):
         name = record.get("name")
         if type(name) is int or (isinstance(name, float) and math.isfinite(name)):
-            entries.tell("name_number", row, "name")
+            categories.add("name_number", row, "name")
             name = str(name)
-        elif not isinstance(name, str) or not is_name(name):
-            entries.tell("name", row, "name")
+        elif not isinstance(name, str) or not lenient_values.is_name(name):
+            categories.add("name", row, "name")
             name = None
         elif name != name.strip():
-            entries.tell("name_spaces", row, "name")
+            categories.add("name_spaces", row, "name")
             name = name.strip()
         names.append(name)
-    entries.tell_repeated("category_id_repeated", ids, "id")
-    entries.tell_repeated("name_repeated", names, "name")
-    both = [pair for pair in zip(ids, names, strict=True) if None not in pair]
-    return sorted(both), entries.problems()
+    categories.add_repeated("category_id_repeated", ids, "id")
+    categories.add_repeated("name_repeated", names, "name")
+    valid = [pair for pair in zip(ids, names, strict=True) if None not in pair]
+    return sorted(valid), categories.problems()
 
 
-def _sizes(images: _Entries) -> list[list[int]]:
-    """Height and width of each image; 0 where it is not given."""
+def _sizes(images: _Records) -> list[list[int]]:
+    """Return [height, width] of each image, with 0 where the record does not give it."""
     sizes = []
-    for row, record in enumerate(images.records):
+    for row, record in enumerate(images.items):
         sizes.append([0, 0])
-        for place, key in enumerate(("height", "width")):
-            found, usual = (0, True) if record.get(key) is None else whole(record[key])
-            if found is None or not 0 <= found <= LARGEST_SIDE:
-                images.tell("size", row, key)
+        for i, key in enumerate(("height", "width")):
+            side, usual = (0, True) if record.get(key) is None else lenient_values.parse_integer(record[key])
+            if side is None or not 0 <= side <= LARGEST_SIDE:
+                images.add("size", row, key)
             else:
-                sizes[row][place] = found
+                sizes[row][i] = side
                 if not usual:
-                    images.tell("image_number", row, key)
+                    images.add("image_number", row, key)
     return sizes
 
 
 def _annotations(
-    records: Sequence[dict], names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
+    items: Sequence[dict], file_names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
 ) -> tuple[Annotations | None, list[Problem]]:
-    """The annotations, None if some are refused, and what is to be told of them; images are given by their ids."""
+    """Return the annotations, or None if some are refused, and their problems; file_names, sizes: by image id."""
 
-    def place(record: dict) -> Example:
-        return Example(record.get("id"), record.get("image_id"), file=names.get(whole(record.get("image_id"))[0]))
+    def describe(record: dict) -> Example:
+        image_id = lenient_values.parse_integer(record.get("image_id"))[0]
+        return Example(record.get("id"), record.get("image_id"), file=file_names.get(image_id))
 
-    entries, rows = _Entries(records, place), range(len(records))
-    ids = [_id(entries, row) for row in rows]
-    image_ids = entries.whole("image_id", "image", "number")
-    category_ids = entries.whole("category_id", "category", "number")
-    xywh = [_box(entries, row, sizes.get(image, (0, 0))) for row, image in zip(rows, image_ids, strict=True)]
-    areas = [_area(entries, row) for row in rows]
-    is_crowd = [_crowd(entries, row) for row in rows]
-    problems = entries.problems()
+    records, rows = _Records(items, describe), range(len(items))
+    ids = [_id(records, row) for row in rows]
+    image_ids = records.integers("image_id", "image", "number")
+    category_ids = records.integers("category_id", "category", "number")
+    xywh = [_box(records, row, sizes.get(image, (0, 0))) for row, image in zip(rows, image_ids, strict=True)]
+    areas = [_area(records, row) for row in rows]
+    is_crowd = [_crowd(records, row) for row in rows]
+    problems = records.problems()
     if any(problem.level == "refusal" for problem in problems):
         return None, problems
     annotations = Annotations(
@@ -169,64 +167,64 @@ def _annotations(
     return annotations, problems
 
 
-def _id(entries: _Entries, row: int) -> Any:
-    """The id of an annotation as a number where it is one; it only names the annotation in messages."""
-    value = entries.records[row].get("id")
-    found, usual = whole(value)
+def _id(records: _Records, row: int) -> Any:
+    """Return the id of an annotation, as an integer if it is one; it is only used in messages."""
+    value = records.items[row].get("id")
+    integer, usual = lenient_values.parse_integer(value)
     if not usual:
-        entries.tell("number", row, "id")
-    return value if found is None else found
+        records.add("number", row, "id")
+    return value if integer is None else integer
 
 
-def _box(entries: _Entries, row: int, size: Sequence[int]) -> Sequence[float]:
-    """x, y, width, height of an annotation, from its segmentation where it has no bbox; `size` is its image's."""
-    record = entries.records[row]
+def _box(records: _Records, row: int, size: Sequence[int]) -> Sequence[float]:
+    """Return x, y, width, height of an annotation, from its segmentation without a bbox; size: its image's (h, w)."""
+    record = records.items[row]
     if record.get("bbox") in (None, []):
-        outline = record.get("segmentation")
-        found = segmentation_box(outline, size)
-        if found is None:
-            entries.tell("bbox_missing", row, "segmentation" if outline else "bbox")
-            return NOTHING
-        entries.tell("bbox_from_mask", row, "bbox")
-        return found
+        segmentation = record.get("segmentation")
+        box = lenient_values.segmentation_box(segmentation, size)
+        if box is None:
+            records.add("bbox_missing", row, "segmentation" if segmentation else "bbox")
+            return MISSING_BOX
+        records.add("bbox_from_mask", row, "bbox")
+        return box
     values = record["bbox"] if isinstance(record["bbox"], list) else []
-    numbers = [number(value) for value in values]
-    if len(numbers) != 4 or any(found is None for found, _ in numbers):
-        entries.tell("bbox", row, "bbox")
-        return NOTHING
+    numbers = [lenient_values.parse_number(value) for value in values]
+    if len(numbers) != 4 or any(parsed is None for parsed, _ in numbers):
+        records.add("bbox", row, "bbox")
+        return MISSING_BOX
     if not all(usual for _, usual in numbers):
-        entries.tell("bbox_text", row, "bbox")
-    return [found for found, _ in numbers]
+        records.add("bbox_text", row, "bbox")
+    return [parsed for parsed, _ in numbers]
 
 
-def _area(entries: _Entries, row: int) -> float:
-    """The area of an annotation, NaN where it has none."""
-    found, usual = number(entries.records[row].get("area"))
-    if found is None:
-        entries.tell("area", row, "area")
+def _area(records: _Records, row: int) -> float:
+    """Return the area of an annotation, NaN if it is missing or invalid."""
+    area, usual = lenient_values.parse_number(records.items[row].get("area"))
+    if area is None:
+        records.add("area", row, "area")
         return np.nan
     if not usual:
-        entries.tell("bbox_text", row, "area")
-    return found
+        records.add("bbox_text", row, "area")
+    return area
 
 
-def _crowd(entries: _Entries, row: int) -> bool | None:
-    """Whether an annotation is a crowd region; None where it does not say."""
-    value = entries.records[row].get("iscrowd")
-    found, usual = crowd(value)
-    if found is None and value is not None and value == value:
-        entries.tell("crowd", row, "iscrowd")
+def _crowd(records: _Records, row: int) -> bool | None:
+    """Return whether an annotation is a crowd region, None if iscrowd is missing or invalid."""
+    value = records.items[row].get("iscrowd")
+    flag, usual = lenient_values.parse_crowd_flag(value)
+    if flag is None and value is not None and value == value:
+        records.add("crowd", row, "iscrowd")
     elif not usual:
-        entries.tell("crowd_text", row, "iscrowd")
-    return found
+        records.add("crowd_text", row, "iscrowd")
+    return flag
 
 
-def _names(image_ids: Sequence[int | None], records: Sequence[dict]) -> dict[int, str]:
-    """The file of each image, by id."""
+def _file_names(image_ids: Sequence[int | None], records: Sequence[dict]) -> dict[int, str]:
+    """Return the file names of the images by id, without invalid ones."""
     return {key: name for key, record in zip(image_ids, records, strict=True) if (name := _file(record))}
 
 
 def _file(record: dict) -> str | None:
-    """The file of an image, if it names one that can be there."""
+    """Return the file_name of an image, None if it is missing or invalid."""
     name = record.get("file_name")
-    return name if isinstance(name, str) and is_file_name(name) else None
+    return name if isinstance(name, str) and lenient_values.is_file_name(name) else None

@@ -1,4 +1,4 @@
-"""What is to be told of data before training on them, beside what was mended in reading."""
+"""Checks of a dataset before it is trained on, in addition to those of reading."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from ppdet_lite.data.annotations.problems import Example, Problem, problems_at
 
 
 def training_problems(dataset: CocoDataset) -> list[Problem]:
-    """What keeps a training set from being learned, "boxes_none", or a class of it, "class_empty"."""
-    found, total = dataset.statistics(), len(dataset)
-    if not found.boxes.any():
+    """Return the problem "boxes_none" if no image has a box to train on, or "class_empty" if some classes have none."""
+    boxes, total = dataset.statistics().boxes, len(dataset)
+    if not boxes.any():
         return problems_at("boxes_none", range(total), total, lambda row: Example(image=int(dataset.image_ids[row])))
 
     def example(k: int) -> Example:
         return Example(category=int(dataset.category_ids[k]), value=dataset.class_names[k])
 
-    return problems_at("class_empty", np.flatnonzero(found.boxes == 0), dataset.num_classes, example)
+    return problems_at("class_empty", np.flatnonzero(boxes == 0), dataset.num_classes, example)
