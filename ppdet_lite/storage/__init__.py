@@ -1,4 +1,4 @@
-"""What outlives a process: files that appear whole, checkpoints, weights of ours and others, downloads.
+"""Files written atomically, checkpoints, weights files and downloads.
 
 May import core.
 """

@@ -1,7 +1,7 @@
-"""Pickles that hold arrays, read without running what else they hold.
+"""Reads pickles of arrays without executing anything they contain.
 
-A pickle may name any function to be called. The reader here knows the few names that NumPy writes for arrays, answers
-each with code of its own (NumPy's own rebuilding trusts its input), and refuses every other name.
+A pickle can name any function to call. The unpickler here accepts the few names that NumPy uses for arrays, replaces
+each with its own code (NumPy's own functions trust their input), and refuses every other name.
 """
 
 import pickle
@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-NUMBER_KINDS = "biufc"  # of a NumPy type: bool, integer, unsigned, floating, complex
+NUMBER_KINDS = "biufc"  # NumPy dtype kinds: bool, integer, unsigned, floating, complex
 
 
-class Refused(Exception):
-    """A name that is no array's."""
+class DisallowedName(Exception):
+    """A pickle names a function or class that is not part of an array."""
 
 
 class _Dtype:
-    """A number type: kind and item size from the constructor, byte order from the state."""
+    """A numeric dtype: kind and item size come from the constructor, the byte order from the state."""
 
     def __init__(self, code: str | bytes) -> None:
         dtype = np.dtype(_text(code))
         if dtype.kind not in NUMBER_KINDS:
-            raise ValueError(f"an array of type {dtype}, not of numbers")
+            raise ValueError(f"an array of type {dtype} instead of numbers")
         self.value = dtype
 
     def __setstate__(self, state: tuple) -> None:
@@ -30,7 +30,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array under construction: empty until the pickle supplies (version, shape, type, Fortran order, bytes)."""
+    """An array without content until the pickle sets its state: (version, shape, dtype, Fortran order, bytes)."""
 
     value: np.ndarray
 
@@ -40,32 +40,32 @@ class _Array:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Loads plain data and arrays only. Bound methods are handed out, as a pickle cannot alter those."""
+    """Loads plain data and arrays only. Names resolve to bound methods, which a pickle cannot modify."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the pickle: ours if it is known, whatever `unknown` says otherwise."""
+        """Return the replacement of a name in the pickle: one of `allowed_names`, else the result of `disallowed`."""
         numpy_module = module.replace("numpy._core", "numpy.core")  # NumPy 2 renamed it
-        known = self.known()
+        allowed = self.allowed_names()
         full_name = f"{numpy_module}.{name}".replace("__builtin__.", "builtins.")
-        return known[full_name] if full_name in known else self.unknown(f"{module}.{name}")
+        return allowed[full_name] if full_name in allowed else self.disallowed(f"{module}.{name}")
 
-    def known(self) -> dict[str, Any]:
-        """What stands for each name that is admitted."""
+    def allowed_names(self) -> dict[str, Any]:
+        """Return each allowed name with its replacement."""
         return {
             "numpy.core.multiarray._reconstruct": self._reconstruct,
             "numpy.core.multiarray.scalar": self._scalar,
             "numpy.core.numeric._frombuffer": self._from_buffer,
             "numpy.dtype": self._dtype,
-            "numpy.ndarray": "numpy.ndarray",  # only ever an argument of _reconstruct
+            "numpy.ndarray": "numpy.ndarray",  # only an argument of _reconstruct
             "collections.OrderedDict": dict,
             "_codecs.encode": self._encode,  # bytes in protocol 2
-            "builtins.bytes": self._no_bytes,  # b"" in protocol 2
+            "builtins.bytes": self._empty_bytes,  # b"" in protocol 2
             "builtins.tuple": tuple,  # a tensor outside a state dict is saved as tuple((name, array))
         }
 
-    def unknown(self, name: str) -> Any:
-        """What stands for a name that is no array's; here that ends the reading."""
-        raise Refused(name)
+    def disallowed(self, name: str) -> Any:
+        """Return the replacement of any other name. Here: raise DisallowedName."""
+        raise DisallowedName(name)
 
     def _reconstruct(self, _kind: str, _shape: tuple, _code: bytes) -> _Array:
         return _Array()
@@ -84,12 +84,12 @@ class ArrayUnpickler(pickle.Unpickler):
             raise ValueError(f"bytes in the encoding {encoding}")
         return text.encode("latin1")
 
-    def _no_bytes(self) -> bytes:
+    def _empty_bytes(self) -> bytes:
         return b""
 
 
 def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of nested dicts by dotted names. Raises ValueError for anything but numbers."""
+    """Return the arrays of nested dicts by dotted names. Raises ValueError for an entry that is not numeric."""
     arrays: dict[str, np.ndarray] = {}
     for name, value in entries.items():
         if isinstance(value, dict):
@@ -100,7 +100,7 @@ def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def number_array(name: str, value: Any) -> np.ndarray:
-    """An entry as an array; plain numbers become 0-d. Raises ValueError, with its name, for anything else."""
+    """Convert an entry to an array, 0-d for a plain number. Raises ValueError with its name for any other type."""
     if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
         value = value[1]  # (Paddle's name, array)
     if isinstance(value, _Array):
@@ -112,9 +112,9 @@ def number_array(name: str, value: Any) -> np.ndarray:
 
 
 def _array(data: bytes | str, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
-    raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote strings
+    raw = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
     array = np.frombuffer(raw, dtype.value).reshape(shape, order=order)
-    return array.astype(dtype.value.newbyteorder("="), order="C")  # also a copy that may be written to
+    return array.astype(dtype.value.newbyteorder("="), order="C")  # a writable copy
 
 
 def _text(code: str | bytes) -> str:
@@ -122,5 +122,5 @@ def _text(code: str | bytes) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, on one line; its kind where it says nothing."""
+    """Return the message of an error on one line, or its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__

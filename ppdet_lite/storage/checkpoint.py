@@ -1,11 +1,11 @@
-"""Checkpoints: folders of safetensors and a JSON page with checksums, written so that a crash never costs the last one.
+"""Checkpoints: folders of safetensors files and a JSON index with checksums. A crash while saving keeps the last one.
 
     iter_00000020/
       model.safetensors, optimizer.safetensors, ...   one file per group of named arrays
       checkpoint.json                                 format version, meta, size and sha256 of each file
 
-Beside it, hidden: `.<name>.ckpt-partial` is being written or removed, `.<name>.ckpt-old` is being replaced. The
-next save clears both; until then a reader who misses `<name>` finds its predecessor in `.<name>.ckpt-old`.
+Hidden folders beside it: `.<name>.ckpt-partial` is being written or removed, `.<name>.ckpt-old` is being replaced.
+After a process was killed, the next save clears both. Until then, a missing `<name>` is read from `.<name>.ckpt-old`.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.files import file_digest, replace_folder, sync_folder
 
 FORMAT = 1
-PAGE = "checkpoint.json"
+INDEX = "checkpoint.json"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint folder holds."""
+    """The content of a checkpoint folder."""
 
     groups: dict[str, dict[str, np.ndarray]]  # group ("model", "optimizer", ...) -> name -> array
-    meta: dict[str, Any]  # as JSON gives it back: tuples are lists, keys are strings
+    meta: dict[str, Any]  # after a JSON round trip: tuples are lists, keys are strings
 
 
 def save_checkpoint(folder: Path, groups: Mapping[str, Mapping[str, np.ndarray]], meta: Mapping[str, Any]) -> None:
-    """Write groups of named arrays and a JSON-able `meta` as a folder that appears complete or not at all.
+    """Write groups of named arrays and JSON-serializable `meta` as a folder, atomically.
 
-    A folder of that name is replaced. One process at a time may save below the same parent. Raises UserError when the
-    disk is full or cannot be written; what was there before stays.
+    An existing folder is replaced. Only one process at a time may save below the same parent. Raises UserError if the
+    disk is full or not writable; the existing folder is kept then.
     """
     folder = Path(folder)
     partial = _hidden(folder, "partial")
@@ -52,9 +52,9 @@ def save_checkpoint(folder: Path, groups: Mapping[str, Mapping[str, np.ndarray]]
             for group, arrays in groups.items():
                 data = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
                 files[f"{group}.safetensors"] = _write(partial / f"{group}.safetensors", data)
-            _write(partial / PAGE, _page(files, meta))
+            _write(partial / INDEX, _index_content(files, meta))
             sync_folder(partial)
-            replace_folder(partial, folder, _hidden(folder, "old"))  # left over, the next save clears it
+            replace_folder(partial, folder, _hidden(folder, "old"))  # a leftover is cleared by the next save
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -64,58 +64,58 @@ def save_checkpoint(folder: Path, groups: Mapping[str, Mapping[str, np.ndarray]]
 
 
 def load_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoint:
-    """Read a checkpoint, all its groups or `only` the named ones, after checking sizes and checksums.
+    """Read all groups of a checkpoint, or `only` the named ones, and verify sizes and checksums.
 
-    Raises UserError when the folder is missing, torn, altered, of a newer format or lacks a group.
+    Raises UserError if the folder is missing, incomplete, modified, of a newer format or without one of the groups.
     """
-    folder = _present(Path(folder))
-    page = _checked_page(folder)
-    wanted = [name.removesuffix(".safetensors") for name in page["files"]] if only is None else only
+    folder = _existing(Path(folder))
+    index = _read_index(folder)
+    names = [name.removesuffix(".safetensors") for name in index["files"]] if only is None else only
     groups = {}
-    for group in wanted:
+    for group in names:
         name = f"{group}.safetensors"
-        if name not in page["files"]:
-            raise UserError(f"{folder}: has no group {group!r}; it holds {', '.join(page['files'])}")
-        _check_digest(folder, page, name)
+        if name not in index["files"]:
+            raise UserError(f"{folder}: has no group {group!r}; it contains {', '.join(index['files'])}")
+        _check_digest(folder, index, name)
         groups[group] = dict(sorted(load_file(folder / name).items()))
-    return Checkpoint(groups, page["meta"])
+    return Checkpoint(groups, index["meta"])
 
 
 def group_names(folder: Path) -> list[str]:
-    """The groups that a checkpoint holds. Raises UserError as `load_checkpoint`."""
-    return [name.removesuffix(".safetensors") for name in _checked_page(_present(Path(folder)))["files"]]
+    """Return the names of a checkpoint's groups. Raises UserError as `load_checkpoint` does."""
+    return [name.removesuffix(".safetensors") for name in _read_index(_existing(Path(folder)))["files"]]
 
 
 def checkpoint_meta(folder: Path) -> dict[str, Any]:
-    """The meta of a checkpoint, whose files are not read. Raises UserError as `load_checkpoint`."""
-    return _checked_page(_present(Path(folder)))["meta"]
+    """Return the meta of a checkpoint without reading its arrays. Raises UserError as `load_checkpoint` does."""
+    return _read_index(_existing(Path(folder)))["meta"]
 
 
 def latest_checkpoint(parent: Path) -> Path | None:
-    """The intact checkpoint `iter_<number>` of the highest number in a folder, or None; torn ones are logged."""
+    """Return the intact checkpoint `iter_<number>` with the highest number, or None. Damaged ones are logged."""
     for folder in _by_iteration(Path(parent)):
         try:
-            page = _checked_page(folder)
-            for name in page["files"]:
-                _check_digest(folder, page, name)
+            index = _read_index(folder)
+            for name in index["files"]:
+                _check_digest(folder, index, name)
         except UserError as error:
-            get_logger().warning("skipped a torn checkpoint: %s", error)
+            get_logger().warning("skipped a damaged checkpoint: %s", error)
         else:
             return folder
     return None
 
 
 def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
-    """Remove all but the newest `keep_last` checkpoints `iter_<number>` of a folder, and `keep`.
+    """Remove all checkpoints `iter_<number>` of a folder except `keep` and the newest `keep_last`.
 
-    Torn checkpoints are not counted and not touched. Raises UserError when one cannot be removed.
+    Incomplete checkpoints are neither counted nor removed. Raises UserError if one cannot be removed.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, must be at least 1")
-    for folder in [folder for folder in _by_iteration(Path(parent)) if is_whole(folder)][keep_last:]:
+    for folder in [folder for folder in _by_iteration(Path(parent)) if is_complete_checkpoint(folder)][keep_last:]:
         if keep is not None and folder.name == Path(keep).name:
             continue
-        partial = _hidden(folder, "partial")  # a removal that is cut short must not leave a torn checkpoint
+        partial = _hidden(folder, "partial")  # an interrupted removal must not leave an incomplete checkpoint
         try:
             folder.rename(partial)
             shutil.rmtree(partial)
@@ -124,14 +124,14 @@ def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder, or the predecessor that a killed save left of it, looks like a checkpoint."""
-    return (_present(Path(folder)) / PAGE).is_file()
+    """Return whether a folder, or its predecessor left by a killed save, has a checkpoint's index file."""
+    return (_existing(Path(folder)) / INDEX).is_file()
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder is a checkpoint that has all its files in their sizes; their content is not read."""
+def is_complete_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint with all files in the right sizes. Their content is not read."""
     try:
-        _checked_page(folder)
+        _read_index(folder)
     except UserError:
         return False
     return True
@@ -141,8 +141,8 @@ def _hidden(folder: Path, state: str) -> Path:
     return folder.with_name(f".{folder.name}.ckpt-{state}")
 
 
-def _present(folder: Path) -> Path:
-    """The folder itself, or its predecessor if a save was killed between the two renames."""
+def _existing(folder: Path) -> Path:
+    """Return the folder, or its predecessor if a save was killed between the two renames."""
     old = _hidden(folder, "old")
     return old if not folder.exists() and old.exists() else folder
 
@@ -158,18 +158,18 @@ def _clear_leftovers(parent: Path) -> None:
             old.rename(folder)
 
 
-def _page(files: Mapping[str, dict[str, Any]], meta: Mapping[str, Any]) -> bytes:
-    page = json.loads(json.dumps({"format": FORMAT, "files": files, "meta": meta}))
-    return json.dumps({**page, "sha256": _page_digest(page)}, indent=1).encode()
+def _index_content(files: Mapping[str, dict[str, Any]], meta: Mapping[str, Any]) -> bytes:
+    index = json.loads(json.dumps({"format": FORMAT, "files": files, "meta": meta}))
+    return json.dumps({**index, "sha256": _index_digest(index)}, indent=1).encode()
 
 
-def _page_digest(page: Mapping[str, Any]) -> str:
-    content = {name: value for name, value in page.items() if name != "sha256"}
+def _index_digest(index: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in index.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:
-    """Write a file so that it lasts; returns its entry in the JSON page."""
+    """Write a file, flush it to the disk and return its entry in the index."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -177,43 +177,43 @@ def _write(path: Path, data: bytes) -> dict[str, Any]:
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _checked_page(folder: Path) -> dict[str, Any]:
-    """The JSON page of a checkpoint, itself checked, and the files' sizes (not yet their content)."""
+def _read_index(folder: Path) -> dict[str, Any]:
+    """Read the index of a checkpoint. Verify its own checksum and the files' sizes, but not their content."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder")
     try:
-        page = json.loads((folder / PAGE).read_bytes())
+        index = json.loads((folder / INDEX).read_bytes())
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     except OSError as error:
-        raise UserError(f"{folder}: no checkpoint, or torn: {PAGE}: {error.strerror}; use another one") from error
+        raise UserError(f"{folder}: not a checkpoint or incomplete: {INDEX}: {error.strerror}; use another") from error
     except ValueError as error:
-        raise UserError(f"{folder}: torn or altered: {PAGE} is no JSON; use another checkpoint") from error
-    if not isinstance(page, dict) or page.get("sha256") != _page_digest(page):
-        raise UserError(f"{folder}: torn or altered: {PAGE} has another checksum; use another checkpoint")
-    if page["format"] != FORMAT:
-        raise UserError(f"{folder}: format {page['format']}, this version reads {FORMAT}; update ppdet_lite")
-    for name, entry in page["files"].items():
+        raise UserError(f"{folder}: incomplete or modified: {INDEX} is not JSON; use another checkpoint") from error
+    if not isinstance(index, dict) or index.get("sha256") != _index_digest(index):
+        raise UserError(f"{folder}: incomplete or modified: {INDEX} has a wrong checksum; use another checkpoint")
+    if index["format"] != FORMAT:
+        raise UserError(f"{folder}: format {index['format']}, this version reads {FORMAT}; update ppdet_lite")
+    for name, entry in index["files"].items():
         if sizes.get(name) != entry["size"]:
-            found = f"{sizes[name]} bytes" if name in sizes else "missing"
-            raise UserError(f"{folder}: torn: {name} is {found}, not {entry['size']} bytes; use another checkpoint")
-    return page
+            size = f"{sizes[name]} bytes" if name in sizes else "missing"
+            raise UserError(f"{folder}: incomplete: {name} is {size}, not {entry['size']} bytes; use another")
+    return index
 
 
-def _check_digest(folder: Path, page: Mapping[str, Any], name: str) -> None:
+def _check_digest(folder: Path, index: Mapping[str, Any], name: str) -> None:
     try:
         digest = file_digest(folder / name)
     except OSError as error:
         raise UserError(f"{folder / name}: cannot be read: {error.strerror}; use another checkpoint") from error
-    if digest != page["files"][name]["sha256"]:
-        raise UserError(f"{folder}: altered: {name} has another checksum; use another checkpoint")
+    if digest != index["files"][name]["sha256"]:
+        raise UserError(f"{folder}: modified: {name} has a wrong checksum; use another checkpoint")
 
 
 def _by_iteration(parent: Path) -> list[Path]:
-    """The folders iter_<number>, newest first; one that a killed save left under its hidden name counts."""
-    found = {}
+    """Return the folders iter_<number>, newest first, including one left under its hidden name by a killed save."""
+    folders = {}
     for path in parent.glob("*") if parent.is_dir() else ():
         if match := re.fullmatch(r"iter_(\d+)|\.iter_(\d+)\.ckpt-old", path.name):
             number = int(match[1] or match[2])
-            if match[1] or number not in found:
-                found[number] = path
-    return [found[number] for number in sorted(found, reverse=True)]
+            if match[1] or number not in folders:
+                folders[number] = path
+    return [folders[number] for number in sorted(folders, reverse=True)]

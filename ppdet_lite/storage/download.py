@@ -1,4 +1,4 @@
-"""Fetch a weights file named by URL and checksum, once, into a cache."""
+"""Downloads weights files, given by URL and checksum, into a cache."""
 
 import hashlib
 import os
@@ -15,22 +15,22 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.files import atomic_writer, file_digest
 
 DIGEST_LENGTHS = {"sha256": 64, "md5": 32}
-TIMEOUT = 30  # seconds without a byte
+TIMEOUT = 30  # seconds without data
 
 
 class _Remote(NamedTuple):
     url: str
-    name: str  # of the file
+    name: str  # file name
     algorithm: str
     digest: str
 
 
 def resolve_weights(spec: str, cache: Path | None = None, opener: Callable[..., Any] | None = None) -> Path:
-    """Turn a local path, or `https://host/file#sha256=<64 hex digits>`, into an existing local file or folder.
+    """Return the existing local path for a path or a URL of the form `https://host/file#sha256=<64 hex digits>`.
 
-    A URL is downloaded once into `cache` (by default $PPDET_LITE_CACHE, else ppdet_lite/weights in the user's cache
-    folder) and checked each time; `#md5=<32 hex digits>` is taken too. `opener(url, timeout=)` stands in for urlopen.
-    Raises UserError for a missing path, any other URL, a failed download and a wrong checksum.
+    A URL is downloaded once into `cache` (default: $PPDET_LITE_CACHE, else ppdet_lite/weights in the user's cache
+    folder) and its checksum verified on each call; `#md5=<32 hex digits>` is also accepted. `opener(url, timeout=)`
+    replaces urlopen. Raises UserError for a missing path, any other URL, a failed download or a wrong checksum.
     """
     if "://" not in spec:
         path = Path(spec).expanduser()
@@ -46,7 +46,7 @@ def resolve_weights(spec: str, cache: Path | None = None, opener: Callable[..., 
         if path.is_file():
             if file_digest(path, remote.algorithm) == remote.digest:
                 return path
-            get_logger().warning("%s: has another %s than asked for; downloading it again", path, remote.algorithm)
+            get_logger().warning("%s: its %s differs from the one given; downloading it again", path, remote.algorithm)
             path.unlink()
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +58,7 @@ def resolve_weights(spec: str, cache: Path | None = None, opener: Callable[..., 
 def _parse(spec: str) -> _Remote:
     parts = urlsplit(spec)
     if parts.scheme != "https":
-        raise UserError(f"{spec}: weights are fetched over https only: https://host/file#sha256=<64 hex digits>")
+        raise UserError(f"{spec}: weights are downloaded over https only: https://host/file#sha256=<64 hex digits>")
     algorithm, _, digest = parts.fragment.partition("=")
     if not re.fullmatch(rf"[0-9a-fA-F]{{{DIGEST_LENGTHS.get(algorithm, 0)}}}", digest) or not digest:
         raise UserError(
@@ -66,7 +66,7 @@ def _parse(spec: str) -> _Remote:
         )
     name = unquote(parts.path).rpartition("/")[2]
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise UserError(f"{spec}: the URL names no file; it must end in one, as in https://host/resnet50.pdparams#...")
+        raise UserError(f"{spec}: the URL has no file name; it must be like https://host/resnet50.pdparams#...")
     return _Remote(spec.partition("#")[0], name, algorithm, digest.lower())
 
 
@@ -82,9 +82,9 @@ def _download(remote: _Remote, path: Path, opener: Callable[..., Any]) -> None:
     try:
         with opener(remote.url, timeout=TIMEOUT) as response, atomic_writer(path) as file:
             digest = _copy(response, file, remote.algorithm)
-            if digest != remote.digest:  # raised inside, so that the file is dropped
+            if digest != remote.digest:  # raised inside the block, so that the file is discarded
                 raise UserError(
-                    f"{remote.url}: its {remote.algorithm} is {digest}, not {remote.digest}: broken off, or another"
+                    f"{remote.url}: its {remote.algorithm} is {digest}, not {remote.digest}: incomplete, or another"
                     f" file; try again, correct the checksum, or {by_hand}"
                 )
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
@@ -94,7 +94,7 @@ def _download(remote: _Remote, path: Path, opener: Callable[..., Any]) -> None:
 
 def _copy(response: BinaryIO, file: BinaryIO, algorithm: str) -> str:
     digest = hashlib.new(algorithm)
-    while piece := response.read(1 << 20):
-        digest.update(piece)
-        file.write(piece)
+    while chunk := response.read(1 << 20):
+        digest.update(chunk)
+        file.write(chunk)
     return digest.hexdigest()

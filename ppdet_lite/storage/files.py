@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writing of files and folders, locks of folders, and digests."""
 
 import contextlib
 import hashlib
@@ -22,9 +22,9 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
-    """Open a hidden file beside `path` for bytes; it takes the name `path` once the block has ended well.
+    """Open a hidden file beside `path` for writing bytes; rename it to `path` when the block ends without an error.
 
-    A reader sees the old content or the new, also after a crash. Raises OSError; the half-written file is removed.
+    A reader sees the old or the new content, even after a crash. Raises OSError; the incomplete file is removed.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -36,39 +36,39 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
         sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # it is the first error that matters
+        with contextlib.suppress(OSError):  # keep the first error
             partial.unlink()
 
 
 @contextlib.contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
-    """`atomic_writer` for what a user asked for: makes the folder, raises UserError where that cannot be written."""
+    """`atomic_writer` for a user's output: creates the folder, and raises UserError if either cannot be written."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_writer(path) as file:
             yield file
     except OSError as error:
-        if error.errno is None:  # from within the block, such as CUDA's, which Paddle raises as OSError
+        if error.errno is None:  # from the block: Paddle raises errors of CUDA as OSError
             raise
         raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another output") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, whole or not at all. Raises UserError when it cannot be written."""
+    """Write a UTF-8 file atomically. Raises UserError if it cannot be written."""
     with output_file(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write an indented JSON file, whole or not at all. Raises UserError when it cannot be written."""
+    """Write an indented JSON file atomically. Raises UserError if it cannot be written."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON list while its records come in, one on a line; the file appears whole or not at all.
+    """Write a JSON list from an iterator, one record per line, atomically.
 
-    It is opened before the first record is asked for. Raises UserError when it cannot be written.
+    The file is opened before the first record is requested. Raises UserError if it cannot be written.
     """
     with output_file(path) as file:
         separator = "[\n"
@@ -79,9 +79,9 @@ def write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def replace_folder(new: Path, folder: Path, old: Path) -> None:
-    """Give a finished folder its name; what had that name waits as `old`, and comes back should this fail.
+    """Rename the folder `new` to `folder`. An existing `folder` is moved to `old`, and restored if this fails.
 
-    All three are on one disk. A process killed between the two renames leaves `old`. Raises OSError.
+    All three must be on one disk. A process killed between the two renames leaves `old` behind. Raises OSError.
     """
     if folder.exists():
         folder.rename(old)
@@ -96,16 +96,16 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes of this machine (POSIX only), and make it if need be.
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder against other processes of this machine (POSIX only). The folder is created if it is missing.
 
-    Folders that were made and are empty in the end are removed. Raises UserError when another process holds it. The
-    lock ends with the process, however that ends.
+    Created folders that are empty at the end are removed. Raises UserError if another process has the lock. The
+    operating system releases the lock when the process ends.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder / LOCK)
+        lock = _acquire_lock(folder / LOCK)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}; choose another output") from error
     with lock:
@@ -113,34 +113,34 @@ def sole_writer(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # as soon as one is not empty
-                for path in made:
+            with contextlib.suppress(OSError):  # the first that is not empty
+                for path in created:
                     path.rmdir()
 
 
-def _locked(path: Path) -> TextIO:
-    """The lock file, locked and with this process's number in it. Raises OSError; UserError if another one has it."""
+def _acquire_lock(path: Path) -> TextIO:
+    """Lock a file and write the process id into it. Raises OSError, or UserError if another process has the lock."""
     while True:
-        with contextlib.ExitStack() as held:
-            lock = held.enter_context(path.open("a+", encoding="utf-8"))
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(path.open("a+", encoding="utf-8"))
             try:
                 if fcntl is not None:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
                 owner = f"process {lock.read().strip() or 'unknown'}"
-                raise UserError(f"{path.parent}: another run writes into it ({owner}); choose another output") from None
-            if not _is_at(lock, path):  # who had it has removed it meanwhile: nobody else would find this one
+                raise UserError(f"{path.parent}: in use by another run ({owner}); choose another output") from None
+            if not _is_at(lock, path):  # removed meanwhile by its owner: a lock on it would be ineffective
                 continue
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-            held.pop_all()
+            stack.pop_all()
             return lock
 
 
 def _is_at(file: TextIO, path: Path) -> bool:
-    """Whether an open file is the one that a path names."""
+    """Return whether an open file is the file at a path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -148,7 +148,7 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 
 def require_space(folder: Path) -> None:
-    """Raise OSError where the disk is full, after a writer that does not say so itself, such as Paddle's."""
+    """Raise OSError if the disk is full. For use after a writer that does not report it, such as Paddle's."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(1 << 16))
         file.flush()
@@ -156,7 +156,7 @@ def require_space(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new and changed names in a folder last through a power cut (POSIX only; elsewhere there is no such call)."""
+    """Flush a folder's entries to the disk, so that new names survive a power cut (POSIX only, no-op elsewhere)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -167,9 +167,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The hexadecimal digest of a file's content, read in pieces."""
+    """Return the hexadecimal digest of a file's content, read in chunks."""
     digest = hashlib.new(algorithm)
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Read and write Paddle's .pdparams pickles without running what they hold (see `array_pickle`)."""
+"""Reads and writes Paddle's .pdparams pickles. Reading executes nothing (see `array_pickle`)."""
 
 import pickle
 from collections.abc import Mapping
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.array_pickle import ArrayUnpickler, Refused, flatten, number_array, one_line
+from ppdet_lite.storage.array_pickle import ArrayUnpickler, DisallowedName, flatten, number_array, one_line
 from ppdet_lite.storage.files import output_file
 
 NAME_TABLE = "StructuredToParameterName@@"  # structured name -> Paddle's internal name
-CHUNKS = "UnpackBigParamInfor@@"  # protocols 2 and 3 cut arrays above 1 GiB into pieces "<name>@@.<i>"
+CHUNKS = "UnpackBigParamInfor@@"  # protocols 2 and 3 split arrays above 1 GiB into "<name>@@.<i>"
 
 
 def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a .pdparams or .pdopt file by name.
 
-    Inner dicts become dotted names, plain numbers 0-d arrays; Paddle's name table is left out and its chunks are
-    joined. Raises UserError when the file is missing, damaged, holds code or anything but numbers.
+    Nested dicts become dotted names and plain numbers 0-d arrays. Paddle's name table is omitted, and its chunks are
+    joined. Raises UserError if the file is missing, damaged, or contains code or anything else but numbers.
     """
     path = Path(path)
     try:
@@ -28,27 +28,26 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
         arrays = flatten(_joined(content))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except Refused as error:
-        raise UserError(f"{path}: holds code ({error}), refused; ask for a file with arrays only") from error
+    except DisallowedName as error:
+        raise UserError(f"{path}: refused, it contains code ({error}); use a file with arrays only") from error
     except Exception as error:  # damaged bytes make an unpickler raise nearly anything
-        raise UserError(f"{path}: damaged, or no Paddle weights file ({one_line(error)}); fetch it again") from error
+        raise UserError(
+            f"{path}: damaged, or not a Paddle weights file ({one_line(error)}); download it again"
+        ) from error
     return arrays
 
 
 def write_pdparams(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as `paddle.load` reads them; the file appears complete or not at all.
-
-    Raises UserError when the folder cannot be written.
-    """
+    """Write arrays by name, atomically, in the format of `paddle.load`. Raises UserError if that fails."""
     with output_file(path) as file:
         pickle.dump({**arrays, NAME_TABLE: {}}, file, protocol=4)
 
 
 def _joined(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__}, not a dict of arrays")
+        raise ValueError(f"a {type(content).__name__} instead of a dict of arrays")
     entries = {name: value for name, value in content.items() if name not in (NAME_TABLE, CHUNKS)}
-    for name, cut in content.get(CHUNKS, {}).items():
-        pieces = [number_array(piece, entries.pop(piece)) for piece in cut["slices"]]
-        entries[name] = np.concatenate(pieces).reshape(cut["OriginShape"])
+    for name, split in content.get(CHUNKS, {}).items():
+        pieces = [number_array(piece, entries.pop(piece)) for piece in split["slices"]]
+        entries[name] = np.concatenate(pieces).reshape(split["OriginShape"])
     return entries

@@ -66,17 +66,17 @@ def test_a_local_path_must_exist(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        (f"http://example.org/w.pdparams#sha256={SHA}", "fetched over https only: https://host/file#sha256="),
-        ("ftp://example.org/w.pdparams", "fetched over https only"),
-        ("file:///etc/passwd", "fetched over https only"),
+        (f"http://example.org/w.pdparams#sha256={SHA}", "downloaded over https only: https://host/file#sha256="),
+        ("ftp://example.org/w.pdparams", "downloaded over https only"),
+        ("file:///etc/passwd", "downloaded over https only"),
         ("https://example.org/w.pdparams", r"add the file's checksum: https://example.org/w.pdparams#sha256=<64 hex"),
         ("https://example.org/w.pdparams#sha256=12ab", "add the file's checksum"),
         (f"https://example.org/w.pdparams#md5={SHA}", "add the file's checksum"),
         ("https://example.org/w.pdparams#sha1=" + 40 * "a", "add the file's checksum"),
         ("https://example.org/w.pdparams#", "add the file's checksum"),
-        (f"https://example.org/#sha256={SHA}", "names no file"),
-        (f"https://example.org/..#sha256={SHA}", "names no file"),
-        (f"https://example.org/a%2F..%2F..%2Fb%5C#sha256={SHA}", "names no file"),
+        (f"https://example.org/#sha256={SHA}", "has no file name"),
+        (f"https://example.org/..#sha256={SHA}", "has no file name"),
+        (f"https://example.org/a%2F..%2F..%2Fb%5C#sha256={SHA}", "has no file name"),
     ],
 )
 def test_other_urls_are_refused(tmp_path, spec, text):
@@ -101,14 +101,14 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path, site, caplog, mo
     path.write_bytes(CONTENT[:-1] + b"!")
     assert resolve_weights(f"{URL}#sha256={SHA}", tmp_path, site.open).read_bytes() == CONTENT
     assert len(site.asked) == 2
-    assert "has another sha256 than asked for; downloading it again" in caplog.text
+    assert "its sha256 differs from the one given; downloading it again" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["models", "broken"])
 def test_a_wrong_or_cut_file_is_not_kept(tmp_path, site, folder):
     wanted = SHA if folder == "broken" else "0" * 64
     found = hashlib.sha256(CONTENT[:700]).hexdigest() if folder == "broken" else SHA
-    with pytest.raises(UserError, match=f"its sha256 is {found}, not {wanted}: broken off, or another file"):
+    with pytest.raises(UserError, match=f"its sha256 is {found}, not {wanted}: incomplete, or another file"):
         resolve_weights(f"https://example.org/{folder}/w.pdparams#sha256={wanted}", tmp_path, site.open)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -7,7 +7,7 @@ import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage import files
-from ppdet_lite.storage.files import LOCK, sole_writer
+from ppdet_lite.storage.files import LOCK, folder_lock
 
 
 def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_the_folders(
@@ -24,25 +24,25 @@ def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_the_folders(
         locked(file, operation)
 
     monkeypatch.setattr(files.fcntl, "flock", after_a_change_of_holders)
-    with sole_writer(tmp_path):
+    with folder_lock(tmp_path):
         assert len(calls) == 2 and calls[0].closed
-        with pytest.raises(UserError, match="another run writes into it"), sole_writer(tmp_path):
+        with pytest.raises(UserError, match="in use by another run"), folder_lock(tmp_path):
             pass
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"cannot be written: .*; choose another output"), sole_writer(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be written: .*; choose another output"), folder_lock(tmp_path):
         pass
 
 
 def test_folders_that_stay_empty_are_removed(tmp_path: Path) -> None:
     """A run that is refused leaves nothing; one that wrote something leaves that."""
-    with sole_writer(tmp_path / "output/run"):
+    with folder_lock(tmp_path / "output/run"):
         assert (tmp_path / "output/run" / LOCK).exists()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "there").mkdir()
-    with sole_writer(tmp_path / "there"), sole_writer(tmp_path / "output/run"):
+    with folder_lock(tmp_path / "there"), folder_lock(tmp_path / "output/run"):
         (tmp_path / "output/other").mkdir()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["other", "output", "there"]

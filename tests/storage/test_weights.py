@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.checkpoint import save_checkpoint
-from ppdet_lite.storage.weights import LoadReport, MisShaped, match_weights, read_weights
+from ppdet_lite.storage.weights import LoadReport, ShapeMismatch, match_weights, read_weights
 
 
 def save(folder, value):
@@ -36,7 +36,7 @@ def test_a_checkpoint_gives_its_model_group(tmp_path):
 def test_a_run_gives_its_best_else_its_latest(tmp_path, given):
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{given}: holds no intact checkpoint"):
+    with pytest.raises(UserError, match=f"{given}: contains no intact checkpoint"):
         read_weights(tmp_path / given)
     for iteration in (20, 40):
         save(checkpoints / f"iter_{iteration:08}", iteration)
@@ -45,7 +45,7 @@ def test_a_run_gives_its_best_else_its_latest(tmp_path, given):
     found = read_weights(tmp_path / given)
     assert (found.source, found.meta["iteration"]) == (str(checkpoints / "best"), 20)
     (checkpoints / "best" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"best: torn: model\.safetensors is 0 bytes"):  # not silently the latest
+    with pytest.raises(UserError, match=r"best: incomplete: model\.safetensors is 0 bytes"):  # not silently the latest
         read_weights(tmp_path / given)
 
 
@@ -68,11 +68,11 @@ def test_what_is_no_weights_is_told(tmp_path):
     (tmp_path / "folder.pdparams").mkdir()
     for name, text in [
         ("none.pdparams", "no such weights; give a .pdparams or .safetensors file"),
-        ("w.bin", "unknown kind of weights"),
-        ("w.pth", "another project.s file; convert it with tools/convert_weights.py"),
-        ("cut.safetensors", "damaged, or of a number type"),
-        ("bf16.safetensors", "damaged, or of a number type that NumPy lacks .*bfloat16"),
-        ("folder.pdparams", "holds no intact checkpoint"),
+        ("w.bin", "unknown file type"),
+        ("w.pth", "a file of another project; convert it with tools/convert_weights.py"),
+        ("cut.safetensors", "damaged, or of a type that NumPy"),
+        ("bf16.safetensors", "damaged, or of a type that NumPy does not have .*bfloat16"),
+        ("folder.pdparams", "contains no intact checkpoint"),
     ]:
         with pytest.raises(UserError, match=f"{name}: {text}"):
             read_weights(tmp_path / name)
@@ -98,44 +98,44 @@ def test_names_and_shapes_are_sorted():
     assert found.matched["scale"] is ARRAYS["net/scale"]
     assert found.missing == ["conv.b"]
     assert found.unexpected == ["old", "older"]
-    assert found.mis_shaped == [MisShaped("fc.w", wanted=(4, 5), found=(4, 81))]
+    assert found.mismatched == [ShapeMismatch("fc.w", expected=(4, 5), found=(4, 81))]
 
 
 def test_the_summary_names_every_key():
     assert report().summary().splitlines() == [
-        "2 matched, 1 missing, 2 unexpected, 1 mis-shaped",
+        "2 matched, 1 missing, 2 unexpected, 1 mismatched",
         "missing:",
         "  conv.b",
         "unexpected:",
         "  old",
         "  older",
-        "mis-shaped:",
-        "  fc.w: wanted [4, 5], found [4, 81]",
+        "mismatched:",
+        "  fc.w: expected [4, 5], found [4, 81]",
     ]
-    assert match_weights({"a": (1,)}, {"a": np.ones(1)}).summary() == "1 matched, 0 missing, 0 unexpected, 0 mis-shaped"
+    assert match_weights({"a": (1,)}, {"a": np.ones(1)}).summary() == "1 matched, 0 missing, 0 unexpected, 0 mismatched"
 
 
 def test_incomplete_weights_are_refused():
     with pytest.raises(UserError) as caught:
         report().require_complete("w.pdparams")
     assert str(caught.value) == (
-        "w.pdparams: weights of another model: 2 matched, 1 missing, 2 unexpected, 1 mis-shaped; "
-        "missing conv.b; unexpected old and 1 more; mis-shaped fc.w: wanted [4, 5], found [4, 81]"
+        "w.pdparams: the weights are of another model: 2 matched, 1 missing, 2 unexpected, 1 mismatched; "
+        "missing conv.b; unexpected old and 1 more; mismatched fc.w: expected [4, 5], found [4, 81]"
     )
     report().require_any("w.pdparams")
     match_weights({"a": [1]}, {"a": np.ones(1)}).require_complete("w.pdparams")  # shapes as lists, as Paddle gives them
     for wanted, arrays in [({"a": (1,)}, {}), ({}, {"a": np.ones(1)}), ({"a": (1,)}, {"a": np.ones([])})]:
-        with pytest.raises(UserError, match="w: weights of another model"):
+        with pytest.raises(UserError, match="w: the weights are of another model"):
             match_weights(wanted, arrays).require_complete("w")
 
 
 def test_weights_that_fit_nowhere_are_refused():
     with pytest.raises(
-        UserError, match=r"w: no array fits this model: 0 matched, 1 missing, 1 unexpected.*missing a; un"
+        UserError, match=r"w: no array matches this model: 0 matched, 1 missing, 1 unexpected.*missing a; un"
     ):
         match_weights({"a": (1,)}, {"b": np.ones(1)}).require_any("w")
 
 
 def test_two_arrays_for_one_name_are_refused():
-    with pytest.raises(UserError, match="'A' and 'a' both mean the model's 'a'"):
+    with pytest.raises(UserError, match="'A' and 'a' are both for the weight 'a'"):
         match_weights({}, {"A": np.ones(1), "a": np.ones(1)}, rename=str.lower)
