@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: their files, their names for weights, and how their models differ from ours.
+"""Checkpoints of other projects: their file formats, their weight names, and the differences of their models.
 
 May import core, config and storage.
 """

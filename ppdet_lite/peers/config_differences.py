@@ -1,4 +1,4 @@
-"""What other projects compute differently, as overrides for a config of ours."""
+"""Differences between other projects' models and this one's, as config overrides."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from ppdet_lite.config.checked_config import Config
 
 
 def _ppdet_differences(config: Config) -> list[str]:
-    """PaddleDetection resizes by cubic interpolation, does not pad for C4, and drops proposals below a pixel."""
+    """PaddleDetection uses cubic interpolation, does not pad images for C4, and removes proposals below one pixel."""
     differences = ["data.preprocess.interpolation=cubic", "model.rpn.min_size=1.0"]
     if config["model"]["neck"] is None:
         differences.append("data.preprocess.stride=1")
@@ -18,7 +18,7 @@ def _ppdet_differences(config: Config) -> list[str]:
 
 
 def _torchvision_differences(config: Config) -> list[str]:
-    """torchvision resizes floating-point pixels, measures strides, rounds anchors, and pools RoIs unaligned."""
+    """torchvision resizes floating-point pixels, measures strides, rounds anchors and uses unaligned RoIAlign."""
     smooth = "{box_loss: smooth_l1, beta: 0.1111111111111111}"
     return [
         "data.preprocess={sizing: floor, resize_in: float}",
@@ -30,7 +30,7 @@ def _torchvision_differences(config: Config) -> list[str]:
 
 
 def _mmdet_differences(config: Config) -> list[str]:
-    """mmdetection rounds sizes; its deformable poolings have a branch for each level."""
+    """mmdetection rounds image sizes to nearest; its deformable RoI poolings have an offset branch per level."""
     pool = ["model.roi_pool.per_level=true"] if config["model"]["roi_pool"]["type"] == "DeformRoIPool" else []
     return ["data.preprocess.sizing=nearest", *pool]
 
@@ -39,17 +39,17 @@ CAFFE = "channels: bgr, pixel_range: 255, mean: [103.53, 116.28, 123.675]"
 
 
 def _mmdet_caffe_differences(config: Config) -> list[str]:
-    """Its `caffe` configs go on from Caffe's ResNets: BGR pixels, the stride in the first 1x1."""
+    """mmdetection's `caffe` configs start from Caffe ResNets: BGR pixels, stride in the first 1x1 convolution."""
     return [*_mmdet_differences(config), f"data.preprocess={{{CAFFE}, std: [1, 1, 1]}}", "model.backbone.variant=a"]
 
 
 def _detectron2_differences(config: Config) -> list[str]:
-    """detectron2 resizes as Pillow does; its ResNets are Caffe's, its ResNeXts not; only FPN's images are padded."""
+    """detectron2 resizes as Pillow does and pads images for FPN only. Its ResNets, not its ResNeXts, are Caffe's."""
     is_resnext = config["model"]["backbone"]["groups"] > 1
     std = "[57.375, 57.12, 58.395]" if is_resnext else "[1, 1, 1]"
     differences = [f"data.preprocess={{sizing: nearest, interpolation: antialias, {CAFFE}, std: {std}}}"]
     differences += [] if is_resnext else ["model.backbone.variant=a"]
-    if config["model"]["backbone"]["dilated"]:  # its DC5 has RPN and RoIs on stage 5 itself
+    if config["model"]["backbone"]["dilated"]:  # in its DC5, RPN and RoI pooling read stage 5 directly
         differences += ["model.backbone.out_stages=[5]", "model.neck=null"]
     if config["model"]["neck"] is None or config["model"]["backbone"]["dilated"]:
         differences.append("data.preprocess.stride=1")
@@ -65,4 +65,4 @@ DIFFERENCES: dict[str, Callable[[Config], list[str]]] = {
     "mmdet-caffe": _mmdet_caffe_differences,
     "detectron2": _detectron2_differences,
 }
-"""Per project: overrides under which a config of ours computes what theirs does."""
+"""Per project: a function that returns the overrides under which a config computes the same as that project."""

@@ -1,4 +1,4 @@
-"""COCO's and Pascal VOC's class names, for weights that come without: in the order in which everyone numbers them."""
+"""Class names of COCO and Pascal VOC in their usual order, for weights files without class names."""
 
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 COCO_IDS = tuple(number for number in range(1, 91) if number not in COCO_UNUSED_IDS)
@@ -17,7 +17,7 @@ sofa,train,tvmonitor""".replace("\n", "").split(",")
 
 
 def known_classes(count: int) -> tuple[list[str], list[int]] | None:
-    """Names and category ids where the number of classes tells the data set, COCO's 80 or VOC's 20; else None."""
+    """Return names and category ids for COCO's 80 or VOC's 20 classes, and None for any other number of classes."""
     if count == len(COCO_NAMES):
         return list(COCO_NAMES), list(COCO_IDS)
     if count == len(VOC_NAMES):

@@ -1,9 +1,9 @@
-"""Read the files that torch.save writes, in both its formats, without torch and without running what they hold.
+"""Reads both formats of torch.save without torch, and without executing anything in the file.
 
-Since torch 1.6 a file is a zip archive: `data.pkl` describes the tensors, `data/<key>` has the bytes of their storages.
-Before, pickles followed each other: a magic number, a version, facts of the system, the objects, the storages' keys;
-then the storages. Names in the pickles that are no tensor's stand for inert objects: what a trainer keeps beside the
-weights does not matter, and among the weights such an object is refused.
+Since torch 1.6, a file is a zip archive: `data.pkl` describes the tensors, `data/<key>` has the bytes of a storage.
+The legacy format is a sequence of pickles (magic number, version, system information, the objects, the storages' keys)
+followed by the storages. Objects that are not part of a tensor become placeholders: they are ignored beside the weights
+and refused among them.
 """
 
 import pickle
@@ -32,45 +32,45 @@ TYPES = {
 }
 
 
-class Inert:
-    """What stands for an object of a name that is not known: it takes everything and does nothing."""
+class Placeholder:
+    """Replaces an object of an unknown class. Accepts any call that a pickle makes, and ignores it."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.name = type(self).__name__
 
     def __setstate__(self, _: Any) -> None:
-        """Take no state."""
+        """Ignore the state."""
 
     def __setitem__(self, _: Any, __: Any) -> None:
-        """Hold nothing."""
+        """Ignore the item."""
 
     def append(self, _: Any) -> None:
-        """Hold nothing."""
+        """Ignore the item."""
 
     def extend(self, _: Any) -> None:
-        """Hold nothing."""
+        """Ignore the item."""
 
     def add(self, _: Any) -> None:
-        """Hold nothing."""
+        """Ignore the item."""
 
 
-class Entries(dict):
-    """An ordered dict of a state; torch hangs metadata on it, which is dropped."""
+class StateDict(dict):
+    """An OrderedDict in the pickle. The metadata that torch attaches to a state dict is ignored."""
 
     def __setstate__(self, _: Any) -> None:
-        """Take no state."""
+        """Ignore the state."""
 
 
 class Storage(NamedTuple):
-    """The numbers that tensors are views of, not yet read."""
+    """A reference to the numbers that tensors are views of."""
 
     key: str
-    kind: str  # of TYPES' values
+    kind: str  # one of the values of TYPES
     count: int
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, not yet read: offset, shape and strides in numbers."""
+    """A view of a storage that is not yet read. Offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -79,15 +79,15 @@ class Tensor(NamedTuple):
 
 
 class TorchUnpickler(ArrayUnpickler):
-    """Loads plain data, NumPy's arrays and torch's tensors; other names become `Inert`."""
+    """Loads plain data, NumPy arrays and torch tensors. Other objects become a `Placeholder`."""
 
-    def known(self) -> dict[str, Any]:
-        """NumPy's names and torch's."""
+    def allowed_names(self) -> dict[str, Any]:
+        """Return NumPy's names and torch's."""
         storages = {f"torch.{name}Storage": kind for name, kind in TYPES.items()}
         return {
-            **super().known(),
+            **super().allowed_names(),
             **storages,
-            "collections.OrderedDict": Entries,
+            "collections.OrderedDict": StateDict,
             "torch.Size": tuple,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
@@ -95,15 +95,15 @@ class TorchUnpickler(ArrayUnpickler):
             "torch._utils._rebuild_parameter_with_state": self._parameter,
         }
 
-    def unknown(self, name: str) -> type:
-        """A class that does nothing, named as what it stands for."""
-        return type(name, (Inert,), {})
+    def disallowed(self, name: str) -> type:
+        """Return a placeholder class with the name of the class that it replaces."""
+        return type(name, (Placeholder,), {})
 
     def persistent_load(self, identity: Any) -> Storage:
-        """A reference to a storage: ("storage", type, key, device, count); old files add a view's data, now None."""
+        """Read ("storage", type, key, device, count) and, in legacy files, view metadata, which must be None."""
         tag, kind, key, _, count = identity[:5]
         if tag != "storage" or kind not in TYPES.values() or (len(identity) > 5 and identity[5] is not None):
-            raise ValueError(f"a reference that is no storage's: {identity!r:.80}")
+            raise ValueError(f"not a reference to a storage: {identity!r:.80}")
         return Storage(str(key), kind, int(count))
 
     def _tensor(self, storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
@@ -116,9 +116,9 @@ class TorchUnpickler(ArrayUnpickler):
 
 
 def load_torch(path: Path) -> Any:
-    """What a file of torch.save holds, its tensors as arrays (bfloat16 as float32).
+    """Return the content of a file of torch.save, with tensors as arrays (bfloat16 as float32).
 
-    Raises ValueError and others for anything damaged: a caller tells them as one.
+    Raises ValueError and other exceptions for a damaged file.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -128,16 +128,16 @@ def load_torch(path: Path) -> Any:
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether a file begins as torch wrote before version 1.6: with its magic number as a pickle."""
-    begins = pickle.dumps(LEGACY_MAGIC, protocol=2)[2:]  # the number; protocols differ in what stands before
+    """Return whether a file has the format before torch 1.6, which begins with a pickled magic number."""
+    number = pickle.dumps(LEGACY_MAGIC, protocol=2)[2:-1]  # without the header, which depends on the protocol
     with path.open("rb") as file:
-        return begins[:-1] in file.read(64)
+        return number in file.read(64)
 
 
 def _load_zip(archive: zipfile.ZipFile) -> Any:
     names = archive.namelist()
-    (page,) = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
-    root = page.removesuffix("data.pkl")
+    (description,) = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
+    root = description.removesuffix("data.pkl")
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("written on a big-endian machine")
     sizes = {name: archive.getinfo(name).file_size for name in names}
@@ -148,12 +148,12 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
             raise ValueError(f"storage {storage.key} has {sizes.get(name)} bytes")
         return archive.read(name)
 
-    with archive.open(page) as file:
+    with archive.open(description) as file:
         return _with_arrays(TorchUnpickler(file).load(), read, {})
 
 
 def _load_legacy(file: BinaryIO) -> Any:
-    for _ in range(3):  # magic number, version, facts of the system
+    for _ in range(3):  # magic number, version, system information
         TorchUnpickler(file).load()
     content, keys = TorchUnpickler(file).load(), TorchUnpickler(file).load()
     storages = {storage.key: storage for storage in _storages(content)}
@@ -161,7 +161,7 @@ def _load_legacy(file: BinaryIO) -> Any:
     for key in map(str, keys):
         (count,) = struct.unpack("<q", file.read(8))
         if key not in storages or count != storages[key].count:
-            raise ValueError(f"storage {key} is not as the tensors say")
+            raise ValueError(f"storage {key} does not match the tensors")
         size = count * _size(storages[key].kind)
         data[key] = file.read(size)
         if len(data[key]) != size:
@@ -177,7 +177,7 @@ def _storages(content: Any) -> list[Storage]:
 
 
 def _with_arrays(content: Any, read: Callable[[Storage], bytes], seen: dict[str, np.ndarray]) -> Any:
-    """The content with arrays in place of tensors; a storage that several share is read once."""
+    """Replace tensors in the content by arrays. A storage that several tensors share is read once."""
     if isinstance(content, Tensor):
         storage = content.storage
         if storage.key not in seen:
@@ -191,17 +191,17 @@ def _with_arrays(content: Any, read: Callable[[Storage], bytes], seen: dict[str,
 
 
 def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """The view's own copy. A view that would leave its storage is an error, not garbage."""
+    """Return a copy of a tensor's view. Raises ValueError for a view that exceeds its storage."""
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
     if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
         raise ValueError(f"a tensor of shape {shape} with strides {strides}")
-    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides))
+    last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
     if 0 not in shape and last >= len(numbers):
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage")
+        raise ValueError(f"a tensor of shape {shape} exceeds its storage")
     if 0 in shape:
         return np.zeros(shape, numbers.dtype)
-    steps = [stride * numbers.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy()
+    byte_strides = [stride * numbers.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, byte_strides).copy()
 
 
 def _numbers(data: bytes, kind: str) -> np.ndarray:

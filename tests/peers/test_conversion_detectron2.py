@@ -7,10 +7,10 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_unfilled, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, state_shapes
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.loading.transforms import Preprocess, collate, image_sample
-from ppdet_lite.evaluation.offsets import recorded
+from ppdet_lite.evaluation.offsets import record_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.peers.dataset_classes import VOC_NAMES
 from ppdet_lite.peers.names.detectron2 import detectron2
@@ -37,7 +37,7 @@ def converted(request: pytest.FixtureRequest) -> tuple[str, FasterRCNN, Preproce
     ]
     path = ROOT / f"configs/faster_rcnn/faster_rcnn_{CONFIGS[name]}_1x_coco.yml"
     config = peer_config(path, "detectron2", overrides)
-    model = build_unfilled(config, VOC_NAMES)
+    model = build_uninitialized(config, VOC_NAMES)
     resized = {"cls_score": cases.NUM_CLASSES, "bbox_pred": 4 * (cases.NUM_CLASSES - 1)}
     theirs = {}
     for key, shape in manifest.read("detectron2", f"COCO-Detection/faster_rcnn_R_50_{name}_1x").items():
@@ -73,7 +73,7 @@ def test_pictures_features_proposals_and_detections_are_theirs(
         assert batch["image_sizes"][0].tolist() == GOLDEN[f"{label}/size"].tolist()
         check_sample(f"{label}/image", batch["images"], atol=1e-3)
         tensors = [paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales")]
-        with paddle.no_grad(), recorded({"rpn": model.rpn, "pool": model.roi_pool}) as calls:
+        with paddle.no_grad(), record_arguments({"rpn": model.rpn, "pool": model.roi_pool}) as calls:
             found = model(*tensors)
         for key, feature in zip(features, calls["rpn"][0], strict=True):
             check_sample(f"{label}/{key}", feature.numpy(), atol=1e-3)

@@ -8,9 +8,9 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_unfilled, load_config, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, load_config, state_shapes
 from ppdet_lite.config.checked_config import Config
-from ppdet_lite.evaluation.offsets import recorded
+from ppdet_lite.evaluation.offsets import record_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.peers.dataset_classes import COCO_NAMES
 from ppdet_lite.peers.names.ppdet import ppdet
@@ -60,7 +60,7 @@ def converted(request: pytest.FixtureRequest) -> tuple[FasterRCNN, np.lib.npyio.
     """A detector of ours with PaddleDetection's weights, and what PaddleDetection found with them."""
     golden = np.load(GOLDENS / f"{request.param}.npz")
     config = ppdet_config(CONFIGS[request.param], f"model.rpn.post_nms_test={int(golden['post_nms'])}")
-    model = build_unfilled(config, COCO_NAMES)
+    model = build_uninitialized(config, COCO_NAMES)
     model.eval()
     shapes = {name: tuple(shape) for name, shape in json.loads(str(golden["weights"])).items()}
     theirs = seeded.fill(shapes)
@@ -80,7 +80,7 @@ def test_features_proposals_and_detections_are_theirs(converted: tuple[FasterRCN
         image, scale = seeded.image(number), 0.5 + 0.25 * number
         size = paddle.to_tensor([image.shape[2:]], dtype="float32")
         parts = {"neck": model.neck, "rpn": model.rpn, "pool": model.roi_pool}
-        with paddle.no_grad(), recorded(parts) as calls:
+        with paddle.no_grad(), record_arguments(parts) as calls:
             found = model(paddle.to_tensor(image), size, paddle.to_tensor([[scale, scale]], dtype="float32"))
         features = {f"{number}.backbone{i}": value for i, value in enumerate(calls["neck"][0])}
         if f"{number}.neck0.shape" in golden:

@@ -7,16 +7,16 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_unfilled, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, state_shapes
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.loading.transforms import Batch, collate, image_sample
-from ppdet_lite.evaluation.offsets import recorded
+from ppdet_lite.evaluation.offsets import record_arguments
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.peers.dataset_classes import VOC_NAMES
-from ppdet_lite.peers.names.rules import with_our_epsilon
+from ppdet_lite.peers.names.rules import convert_batch_norm_epsilon
 from ppdet_lite.peers.names.torchvision import torchvision
 from ppdet_lite.structures import Targets
 from tests.goldens import inputs
@@ -65,8 +65,8 @@ def converted(version: str) -> FasterRCNN:
         shape = shape if count is None else (count, *shape[1:])
         if shape:
             theirs[name] = cases.detector_weight(name, shape, seed)
-    model = build_unfilled(settings(version), VOC_NAMES)
-    theirs = with_our_epsilon(theirs, 0.0) if version == "v1" else theirs
+    model = build_uninitialized(settings(version), VOC_NAMES)
+    theirs = convert_batch_norm_epsilon(theirs, 0.0) if version == "v1" else theirs
     report = torchvision(state_shapes(model)).to_ours(state_shapes(model), theirs)
     assert report.is_complete, report.summary()
     model.set_state_dict(report.matched)
@@ -107,7 +107,7 @@ def test_pictures_become_the_same_input(version: str) -> None:
 
 def test_features_proposals_and_detections_are_theirs(version: str, model: FasterRCNN) -> None:
     batch = batch_of(version)
-    with paddle.no_grad(), recorded({"rpn": model.rpn, "pool": model.roi_pool}) as calls:
+    with paddle.no_grad(), record_arguments({"rpn": model.rpn, "pool": model.roi_pool}) as calls:
         found = model(*(paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales")))
     for level, feature in enumerate(calls["rpn"][0]):
         check_sample(f"{version}/P{level + 2}", feature.numpy(), atol=2e-4)
@@ -157,7 +157,7 @@ def test_losses_and_gradients_in_training() -> None:
         np.testing.assert_allclose(loss.item(), GOLDEN[f"v1/train/{name}"], rtol=1e-4, err_msg=name)
     sum(named.values()).backward()
     naming = torchvision(state_shapes(model))
-    ours = {naming.rule(name)[0]: parameter for name, parameter in model.named_parameters()}
+    ours = {naming.translate(name)[0]: parameter for name, parameter in model.named_parameters()}
     for name in cases.GRADIENTS:
         gradient, expected = ours[name].grad.numpy(), GOLDEN[f"v1/train/gradient/{name}"]
         gradient = gradient.T if gradient.ndim == 2 else gradient

@@ -73,7 +73,7 @@ def test_there_and_back(place: Path, run: Tool) -> None:
     detector = load_trained(peer_config(place / "run/config.yml", "ppdet", [f"weights={place}/run"]))
     assert (detector.class_names, detector.preprocess.interpolation) == (CLASSES, "cubic")
     assert refused(run("--from", "ppdet", "theirs.pdparams", "run")) == (
-        "error: run holds a run already; choose another folder\n"
+        "error: run already contains a run; choose another folder\n"
     )
     done = run("--to", "ppdet", "run", "back.pdparams")
     assert done.returncode == 0, done.stderr
@@ -94,15 +94,18 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path, run: To
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--from", "ppdett", "theirs.pdparams", "x"], "--from ppdett: not known; choose ppdet, torchvision, mmdet"),
-        (["--from", "ppdet", "theirs.pdparams", "x"], "has 2 classes and no names; give --classes annotations.json"),
+        (
+            ["--from", "ppdett", "theirs.pdparams", "x"],
+            "--from ppdett: unknown project; choose ppdet, torchvision, mmdet",
+        ),
+        (["--from", "ppdet", "theirs.pdparams", "x"], "has 2 classes without names; give --classes annotations.json"),
         (["--from", "ppdet", "--classes", "three.json", "theirs.pdparams", "x"], "has 2 classes, but names for 3: cat"),
-        (["--from", "mmdet", "theirs.pdparams", "x"], "it is PaddleDetection's: --from ppdet"),
-        (["--from", "ppdet", "ours.safetensors", "x"], "no detector of PaddleDetection's"),
+        (["--from", "mmdet", "theirs.pdparams", "x"], "use --from ppdet, it is from PaddleDetection"),
+        (["--from", "ppdet", "ours.safetensors", "x"], "not a detector from PaddleDetection"),
         (["--from", "ppdet", "nowhere.pdparams", "x"], "nowhere.pdparams: no such weights"),
-        (["--from", "detectron2", "list.pkl", "x"], "list.pkl: damaged, or no weights file"),
+        (["--from", "detectron2", "list.pkl", "x"], "list.pkl: damaged, or not a weights file"),
         (["--to", "ppdet", "nowhere", "x.pdparams"], "nowhere: no such weights"),
-        (["--to", "ppdet", "theirs.pdparams", "x.pdparams"], "theirs.pdparams: no detector of ours"),
+        (["--to", "ppdet", "theirs.pdparams", "x.pdparams"], "theirs.pdparams: not a detector of this project"),
     ],
 )
 def test_mistakes_are_told_in_one_line(place: Path, run: Tool, arguments: list[str], told: str) -> None:

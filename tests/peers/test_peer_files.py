@@ -129,7 +129,7 @@ def test_a_crafted_tensor(tmp_path: Path) -> None:
     ids=["offset", "shape", "huge", "stride", "before", "negative", "count", "huge count", "ranks"],
 )
 def test_a_tensor_that_leaves_its_storage_is_damage(tmp_path: Path, broken: Global) -> None:
-    with pytest.raises(UserError, match=r"m\.pth: damaged, or no weights file"):
+    with pytest.raises(UserError, match=r"m\.pth: damaged, or not a weights file"):
         read_peer_file(zip_file(tmp_path / "m.pth", {"w": broken}))
 
 
@@ -173,7 +173,7 @@ def test_names_that_lead_elsewhere_are_inert(tmp_path: Path) -> None:
         ]
     )
     (tmp_path / "m.pkl").write_bytes(raw)
-    with pytest.raises(UserError, match="not a dict of arrays"):
+    with pytest.raises(UserError, match="instead of a dict of arrays"):
         read_peer_file(tmp_path / "m.pkl")
 
 
@@ -182,7 +182,7 @@ def test_a_truncated_file_is_told(tmp_path: Path, name: str) -> None:
     whole = (FILES / name).read_bytes()
     for tenth in range(10):
         (tmp_path / name).write_bytes(whole[: len(whole) * tenth // 10])
-        with pytest.raises(UserError, match="damaged, or no weights file"):
+        with pytest.raises(UserError, match="damaged, or not a weights file"):
             read_peer_file(tmp_path / name)
 
 
@@ -198,8 +198,8 @@ def test_what_is_missing_or_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_peer_file(tmp_path / "none.pth")
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
-    with pytest.raises(UserError, match="a list, not a dict of arrays"):
+    with pytest.raises(UserError, match="a list instead of a dict of arrays"):
         read_peer_file(tmp_path / "list.pkl")
     (tmp_path / "text.pth").write_text("<html>404</html>")
-    with pytest.raises(UserError, match="damaged, or no weights file"):
+    with pytest.raises(UserError, match="damaged, or not a weights file"):
         read_peer_file(tmp_path / "text.pth")

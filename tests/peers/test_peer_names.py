@@ -10,7 +10,7 @@ import pytest
 from ppdet_lite.assembly.conversion import peer_config
 from ppdet_lite.assembly.setup import build_model, state_shapes
 from ppdet_lite.peers.dataset_classes import COCO_IDS, COCO_NAMES, VOC_NAMES
-from ppdet_lite.peers.names import PEERS, peer_of
+from ppdet_lite.peers.names import PEERS, find_peer
 from tests.oracles import manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def test_every_array_is_accounted_for(project: str, model: str, peer: str, confi
     """Both ways: none of theirs is left over, none of ours is missing, and the shapes agree."""
     shapes = manifest.read(project, model)
     arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    assert peer_of(arrays) in (peer, peer.removesuffix("-caffe"))
+    assert find_peer(arrays) in (peer, peer.removesuffix("-caffe"))
     naming = PEERS[peer]({})
     names = {80: COCO_NAMES, 20: VOC_NAMES}[naming.class_count(shapes[naming.classifier][0])]
     with paddle.LazyGuard():
@@ -79,7 +79,7 @@ def filled(project: str, model: str) -> dict[str, np.ndarray]:
 
 def one(peer: str, theirs: dict[str, np.ndarray], name: str) -> np.ndarray:
     """What becomes of one of our arrays."""
-    source, layout = PEERS[peer]({"neck.lateral.0.conv.weight": (1,), "backbone.stem.norm._mean": (1,)}).rule(name)
+    source, layout = PEERS[peer]({"neck.lateral.0.conv.weight": (1,), "backbone.stem.norm._mean": (1,)}).translate(name)
     return layout.to_ours(theirs[source])
 
 
@@ -126,8 +126,8 @@ def test_detectron2s_layers() -> None:
 
 def test_nobody_is_taken_for_another() -> None:
     """Each file is its own project's; ours, a classifier's and an empty one are nobody's."""
-    assert peer_of([]) is None
-    assert peer_of(manifest.read("torchvision", "resnet50")) is None
-    assert peer_of(["backbone.stem.conv.weight", "predictor.classify.bias"]) is None
+    assert find_peer([]) is None
+    assert find_peer(manifest.read("torchvision", "resnet50")) is None
+    assert find_peer(["backbone.stem.conv.weight", "predictor.classify.bias"]) is None
     for project, model, peer, *_ in CASES:
-        assert re.sub("-caffe", "", peer) == peer_of(manifest.read(project, model))
+        assert re.sub("-caffe", "", peer) == find_peer(manifest.read(project, model))

@@ -1,6 +1,6 @@
-"""Other projects' names for the weights of a detector.
+"""Weight names of other projects' detectors.
 
-`PEERS` has a function each: from the names and shapes of a model of ours to its `Peer` (see `rules`).
+`PEERS` has a function per project, which returns the `Peer` (see `rules`) for the weight names and shapes of a model.
 """
 
 from collections.abc import Callable, Collection
@@ -15,11 +15,11 @@ PEERS: dict[str, Callable[[Shapes], Peer]] = {
     "ppdet": ppdet,
     "torchvision": torchvision,
     "mmdet": mmdet,
-    "mmdet-caffe": mmdet,  # the same names, another network: see peers/config_differences.py
+    "mmdet-caffe": mmdet,  # the same names for another network, see peers/config_differences.py
     "detectron2": detectron2,
 }
 
 
-def peer_of(names: Collection[str]) -> str | None:
-    """Whose names a file of detector weights has; None if nobody's here."""
-    return next((key for key, make in PEERS.items() if make({}).recognises(names)), None)
+def find_peer(names: Collection[str]) -> str | None:
+    """Return the key in PEERS of the project whose detector has these weight names, or None."""
+    return next((key for key, make in PEERS.items() if make({}).matches(names)), None)

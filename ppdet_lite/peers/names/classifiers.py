@@ -1,4 +1,4 @@
-"""Classifiers whose trunks detectors start from: PaddleDetection's, and Caffe2's, which detectron2 starts from."""
+"""Weight names of pretrained classifiers: PaddleDetection's, and Caffe2's, which detectron2 uses."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ CAFFE2_STATISTICS = {"weight": "gamma", "bias": "beta", "_mean": "running_mean",
 
 
 def ppdet_classifier(shapes: Shapes) -> Peer:
-    """PaddleDetection's names of a backbone alone: res2.res2a.branch2a..., and the same behind "backbone."."""
+    """Return the naming of PaddleDetection's backbones: res2.res2a.branch2a..., with or without "backbone."."""
     return dataclasses.replace(
         ppdet(shapes),
         ignored=[r".*\b(fc|out)\..*"],
-        older=[(r"^(?=conv1\.|res[2-4]\.)", "backbone."), (r"^(?=res5\.)", _owner_of_stage_5(shapes))],
+        legacy_names=[(r"^(?=conv1\.|res[2-4]\.)", "backbone."), (r"^(?=res5\.)", _owner_of_stage_5(shapes))],
     )
 
 
@@ -23,7 +23,7 @@ def _owner_of_stage_5(shapes: Shapes) -> str:
 
 
 def caffe2_classifier(shapes: Shapes) -> Peer:
-    """The names of ImageNetPretrained/MSRA/R-50.pkl and its like; their stride is in the first 1x1, variant "a"."""
+    """Return the naming of files such as ImageNetPretrained/MSRA/R-50.pkl, for ResNets of variant "a"."""
 
     def norm(name: str) -> str:
         return f"bn_{CAFFE2_STATISTICS[name]}"

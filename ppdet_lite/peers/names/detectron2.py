@@ -1,4 +1,4 @@
-"""detectron2: its model zoo's pickles and the .pth files that it trains."""
+"""Weight names of detectron2: the pickles of its model zoo and the .pth files that it writes."""
 
 import re
 
@@ -6,7 +6,7 @@ from ppdet_lite.peers.names.rules import STATISTICS, TRANSPOSED, Peer, Rule, Sha
 
 
 def detectron2(shapes: Shapes) -> Peer:
-    """The naming for a model of these weights of ours."""
+    """Return the naming for a model with weights of these names and shapes."""
     backbone = "backbone.bottom_up" if "neck.lateral.0.conv.weight" in shapes else "backbone"
     return Peer(
         "detectron2",
@@ -30,13 +30,13 @@ def detectron2(shapes: Shapes) -> Peer:
             r"proposal_generator\.anchor_generator\.cell_anchors\.\d",
             r".*num_batches_tracked",
         ],
-        signs=["roi_heads.box_predictor.cls_score.bias", "proposal_generator.rpn_head.conv.weight"],
+        required_names=["roi_heads.box_predictor.cls_score.bias", "proposal_generator.rpn_head.conv.weight"],
     )
 
 
-def _conv(rest: str) -> str:
-    """conv.weight -> weight, norm._mean -> norm.running_mean."""
-    kind, _, name = rest.partition(".")
+def _conv(suffix: str) -> str:
+    """Convert "conv.weight" to "weight" and "norm._mean" to "norm.running_mean"."""
+    kind, _, name = suffix.partition(".")
     return name if kind == "conv" else f"norm.{STATISTICS[name]}"
 
 

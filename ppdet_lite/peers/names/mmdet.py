@@ -1,10 +1,10 @@
-"""mmdetection 2.x and 3.x, whose Faster R-CNNs have the same names."""
+"""Weight names of Faster R-CNN in mmdetection 2.x and 3.x."""
 
 from ppdet_lite.peers.names.rules import STATISTICS, TRANSPOSED, Peer, Rule, Shapes, in_torch_resnet
 
 
 def mmdet(shapes: Shapes) -> Peer:
-    """The naming for a model of these weights of ours."""
+    """Return the naming for a model with weights of these names and shapes."""
     has_statistics = "backbone.stem.norm._mean" in shapes or not shapes
     return Peer(
         "mmdetection",
@@ -28,13 +28,13 @@ def mmdet(shapes: Shapes) -> Peer:
         ],
         classifier="roi_head.bbox_head.fc_cls.bias",
         ignored=[r".*num_batches_tracked"],
-        signs=["roi_head.bbox_head.fc_cls.bias", "rpn_head.rpn_cls.weight"],
-        older=[(r"\.conv2_offset\.", ".conv2.conv_offset.")],
+        required_names=["roi_head.bbox_head.fc_cls.bias", "rpn_head.rpn_cls.weight"],
+        legacy_names=[(r"\.conv2_offset\.", ".conv2.conv_offset.")],
     )
 
 
 def _convs(ours: str, theirs: str, shapes: Shapes) -> list[Rule]:
-    """A convolution and its norm, named as its kind."""
+    """Return the rules of a convolution and its norm, which is named "bn" or "gn"."""
     kind = "bn" if any(name.startswith("neck.") and name.endswith("_mean") for name in shapes) else "gn"
     return [
         Rule(rf"{ours}\.conv\.(.+)", lambda m: f"{theirs.format(m[1])}.conv.{m[2]}"),

@@ -1,4 +1,4 @@
-"""PaddleDetection 2.x: its Faster R-CNNs, and the ResNets that they start from."""
+"""Weight names of Faster R-CNN in PaddleDetection 2.x, and of its pretrained ResNets."""
 
 import re
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from ppdet_lite.peers.names.rules import Peer, Rule
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-MANY_BLOCKS = 10  # a longer stage 4 is numbered a, b1, b2, ...
+MANY_BLOCKS = 10  # blocks of a longer stage 4 are named a, b1, b2, ... instead of a, b, c, ...
 
 
 def ppdet(shapes: Mapping[str, tuple[int, ...]]) -> Peer:
-    """The naming for a model of these weights of ours."""
+    """Return the naming for a model with weights of these names and shapes."""
     return Peer(
         "PaddleDetection",
         [
@@ -29,34 +29,34 @@ def ppdet(shapes: Mapping[str, tuple[int, ...]]) -> Peer:
             Rule(r"predictor\.regress\.(.+)", r"bbox_head.bbox_delta.\1"),
         ],
         classifier="bbox_head.bbox_score.bias",
-        signs=["bbox_head.bbox_score.weight", "rpn_head.rpn_feat.rpn_conv.weight"],
+        required_names=["bbox_head.bbox_score.weight", "rpn_head.rpn_feat.rpn_conv.weight"],
     )
 
 
 def _in_block(match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A weight of a residual block: res4.2.conv2.conv.weight is theirs as res4.res4c.branch2b.conv.weight."""
-    part, stage, number, rest = match[1], match[2], int(match[3]), match[4]
-    many = f"{part}.{stage}.{MANY_BLOCKS}.conv1.conv.weight" in shapes and stage == "res4"
-    letter = (f"b{number}" if number else "a") if many else LETTERS[number]
-    rest = re.sub(r"^conv(\d)\.", lambda conv: f"branch2{LETTERS[int(conv[1]) - 1]}.", rest)
-    rest = rest.replace(".conv.offset.", ".conv_offset.")
+    """Convert the name of a weight in a residual block: res4.2.conv2.conv.weight is res4.res4c.branch2b.conv.weight."""
+    part, stage, number, suffix = match[1], match[2], int(match[3]), match[4]
+    has_many_blocks = f"{part}.{stage}.{MANY_BLOCKS}.conv1.conv.weight" in shapes and stage == "res4"
+    letter = (f"b{number}" if number else "a") if has_many_blocks else LETTERS[number]
+    suffix = re.sub(r"^conv(\d)\.", lambda conv: f"branch2{LETTERS[int(conv[1]) - 1]}.", suffix)
+    suffix = suffix.replace(".conv.offset.", ".conv_offset.")
     pools = part == "backbone" and f"{part}.stem.conv1.conv.weight" in shapes and stage != "res2"
-    rest = re.sub(r"^shortcut\.", "short.conv." if pools else "short.", rest)
+    suffix = re.sub(r"^shortcut\.", "short.conv." if pools else "short.", suffix)
     owner = "backbone" if part == "backbone" else "bbox_head.head"
-    return f"{owner}.{stage}.{stage}{letter}.{rest}"
+    return f"{owner}.{stage}.{stage}{letter}.{suffix}"
 
 
 def _stem(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The name of the one convolution: a ResNeXt has another, known by its grouped 3x3."""
+    """Return the name of a stem's single convolution. It differs for a ResNeXt, which has grouped 3x3 convolutions."""
     outputs, inputs = shapes.get("backbone.res2.0.conv2.conv.weight", (1, 1))[:2]
     return "conv1" if outputs == inputs else "res_conv1"
 
 
 def _in_pyramid(match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """A weight of the pyramid; without a norm the convolution itself has the level's name."""
-    kind, level, rest = match[1], int(match[2]) + 2, match[3]
+    """Convert the name of an FPN weight. Without a norm, the convolution itself has the name of the level."""
+    kind, level, suffix = match[1], int(match[2]) + 2, match[3]
     coarsest = f"neck.lateral.{level - 1}.conv.weight" not in shapes
     inner = f"fpn_inner_res{level}_sum" + ("" if coarsest else "_lateral")
     name = inner if kind == "lateral" else f"fpn_res{level}_sum"
     has_norm = f"neck.{kind}.{match[2]}.norm.weight" in shapes
-    return f"neck.{name}.{rest if has_norm else rest.removeprefix('conv.')}"
+    return f"neck.{name}.{suffix if has_norm else suffix.removeprefix('conv.')}"

@@ -1,4 +1,4 @@
-"""How another project names and lays out the weights of a detector: rules from our names to theirs, for both ways."""
+"""Rules that convert names and layouts of weights between this project (`ours`) and another one (`theirs`)."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppdet_lite.storage.weights import LoadReport, MisShaped
+from ppdet_lite.storage.weights import LoadReport, ShapeMismatch
 
 Array = np.ndarray
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Layout(NamedTuple):
-    """How an array of theirs becomes ours, and back."""
+    """Conversion of an array between the two projects."""
 
     to_ours: Callable[[Array], Array]
-    to_theirs: Callable[[Array], Array] | None  # None: nobody writes their files
+    to_theirs: Callable[[Array], Array] | None  # None: not supported
 
 
 def _transposed(array: Array) -> Array:
@@ -25,19 +25,19 @@ def _transposed(array: Array) -> Array:
 
 
 SAME = Layout(lambda array: array, lambda array: array)
-TRANSPOSED = Layout(_transposed, _transposed)  # of a linear layer: Paddle has [in, out], torch [out, in]
+TRANSPOSED = Layout(_transposed, _transposed)  # linear layers: [in, out] in Paddle, [out, in] in torch
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Our names that match a pattern are theirs by a template (as in `re.sub`), in another layout perhaps."""
+    """Converts our names that match a pattern by a template, as `re.sub` does, or a function, and their layout."""
 
     ours: str
     theirs: str | Callable[[re.Match[str]], str]
     layout: Layout = SAME
 
-    def name(self, ours: str) -> str | None:
-        """Their name, None where the rule does not speak of ours."""
+    def translate(self, ours: str) -> str | None:
+        """Return their name, or None if the rule does not match our name."""
         match = re.fullmatch(self.ours, ours)
         if match is None:
             return None
@@ -48,43 +48,43 @@ class Rule:
 class Peer:
     """Another project's naming.
 
-    rules: the first that speaks of a name counts.
+    rules: the first one that matches a name is used.
     classifier: their name of the bias of the box head's classifier.
-    ignored: patterns of their names that hold nothing which a detector needs.
-    signs: their names that every file of a detector has.
-    older: (pattern, replacement) of names as older versions wrote them.
-    class_count: how many classes a classifier of so many outputs tells apart.
+    ignored: patterns of their names that are not needed here.
+    required_names: their names that every file of a detector contains.
+    legacy_names: (pattern, replacement) pairs that convert names written by older versions to current ones.
+    class_count: computes the number of classes from the number of the classifier's outputs.
     """
 
     title: str
     rules: Sequence[Rule]
     classifier: str
     ignored: Sequence[str] = ()
-    signs: Sequence[str] = ()
-    older: Sequence[tuple[str, str]] = ()
+    required_names: Sequence[str] = ()
+    legacy_names: Sequence[tuple[str, str]] = ()
     class_count: Callable[[int], int] = lambda outputs: outputs - 1
 
-    def recognises(self, names: Collection[str]) -> bool:
-        """Whether names of a file are of this naming."""
-        return all(sign in names for sign in self.signs)
+    def matches(self, names: Collection[str]) -> bool:
+        """Return whether the names in a file are of this naming."""
+        return all(name in names for name in self.required_names)
 
-    def rule(self, ours: str) -> tuple[str, Layout]:
-        """Their name of a weight of ours, and its layout. Raises KeyError where they have none."""
+    def translate(self, ours: str) -> tuple[str, Layout]:
+        """Return their name of our weight and its layout. Raises KeyError if they have none."""
         for rule in self.rules:
-            theirs = rule.name(ours)
+            theirs = rule.translate(ours)
             if theirs is not None:
                 return theirs, rule.layout
         raise KeyError(ours)
 
-    def to_ours(self, wanted: Shapes, theirs: Mapping[str, Array]) -> LoadReport:
-        """Their arrays under our names, and what does not fit the wanted names and shapes or is left over.
+    def to_ours(self, expected: Shapes, theirs: Mapping[str, Array]) -> LoadReport:
+        """Convert their arrays to our names and match them with the expected names and shapes.
 
-        Names that they do not have are reported as missing.
+        Names that they do not have are reported as missing. `unexpected` has their names, without the ignored ones.
         """
-        theirs = {self._present_name(name): array for name, array in theirs.items()}
+        theirs = {self._current_name(name): array for name, array in theirs.items()}
         matched: dict[str, Array] = {}
-        missing, mis_shaped, used = [], [], set()
-        for name, shape in wanted.items():
+        missing, mismatched, used = [], [], set()
+        for name, shape in expected.items():
             source, layout = self._find(name)
             if source not in theirs:
                 missing.append(f"{name} ({source})" if source else name)
@@ -94,15 +94,15 @@ class Peer:
             if array.shape == tuple(shape):
                 matched[name] = array
             else:
-                mis_shaped.append(MisShaped(f"{name} ({source})", tuple(shape), array.shape))
-        left = [name for name in theirs if name not in used and not self._is_ignored(name)]
-        return LoadReport(matched, missing, left, mis_shaped)
+                mismatched.append(ShapeMismatch(f"{name} ({source})", tuple(shape), array.shape))
+        unexpected = [name for name in theirs if name not in used and not self._is_ignored(name)]
+        return LoadReport(matched, missing, unexpected, mismatched)
 
     def to_theirs(self, ours: Mapping[str, Array]) -> dict[str, Array]:
-        """Our arrays under their names. Raises KeyError for a name that they do not have."""
+        """Convert our arrays to their names. Raises KeyError for a name that they do not have."""
         renamed = {}
         for name, array in ours.items():
-            theirs, layout = self.rule(name)
+            theirs, layout = self.translate(name)
             if layout.to_theirs is None:
                 raise KeyError(name)
             renamed[theirs] = layout.to_theirs(array)
@@ -110,12 +110,12 @@ class Peer:
 
     def _find(self, ours: str) -> tuple[str, Layout]:
         try:
-            return self.rule(ours)
+            return self.translate(ours)
         except KeyError:
             return "", SAME
 
-    def _present_name(self, theirs: str) -> str:
-        for pattern, replacement in self.older:
+    def _current_name(self, theirs: str) -> str:
+        for pattern, replacement in self.legacy_names:
             theirs = re.sub(pattern, replacement, theirs)
         return theirs
 
@@ -124,11 +124,11 @@ class Peer:
 
 
 STATISTICS = {"_mean": "running_mean", "_variance": "running_var", "weight": "weight", "bias": "bias"}
-"""Our names of a norm's arrays -> torch's."""
+"""Our names of a norm's arrays, and torch's."""
 
 
 def in_torch_resnet(prefix: str, norm: str = "bn") -> list[Rule]:
-    """The backbone and the C4 head as torch's ResNets name them, below a prefix; `norm` is the stem of norms' names."""
+    """Return the rules for a backbone named as torch's ResNets are; `norm` begins the names of norms ("bn1")."""
     return [
         Rule(r"backbone\.stem\.conv\.weight", rf"{prefix}conv1.weight"),
         Rule(r"backbone\.stem\.norm\.(.+)", lambda m: f"{prefix}{norm}1.{STATISTICS[m[1]]}"),
@@ -138,9 +138,9 @@ def in_torch_resnet(prefix: str, norm: str = "bn") -> list[Rule]:
     ]
 
 
-def _in_block(rest: str, norm: str) -> str:
-    """A weight of a residual block: conv2.norm._mean is bn2.running_mean, shortcut.conv.weight downsample.0.weight."""
-    part, kind, name = rest.split(".", 2)
+def _in_block(suffix: str, norm: str) -> str:
+    """Convert conv2.norm._mean of a residual block to bn2.running_mean, shortcut.conv.weight to downsample.0.weight."""
+    part, kind, name = suffix.split(".", 2)
     if part == "shortcut":
         return f"downsample.0.{name}" if kind == "conv" else f"downsample.1.{STATISTICS[name]}"
     if kind == "norm":
@@ -148,10 +148,10 @@ def _in_block(rest: str, norm: str) -> str:
     return f"{part}.{name.replace('offset.', 'conv_offset.')}"
 
 
-def with_our_epsilon(arrays: Mapping[str, Array], epsilon: float, ours: float = 1e-5) -> dict[str, Array]:
-    """Arrays of torch's naming whose batch norms have another epsilon, so that with ours they say the same.
+def convert_batch_norm_epsilon(arrays: Mapping[str, Array], epsilon: float, ours: float = 1e-5) -> dict[str, Array]:
+    """Scale batch norm weights (torch's names) of another epsilon so that `ours` computes the same output.
 
-    Statistics stay, weights are scaled. torchvision's published COCO_V1 detectors have an epsilon of 0.
+    Statistics are not changed. torchvision's published COCO_V1 detectors have an epsilon of 0.
     """
     scaled = dict(arrays)
     for name, variance in arrays.items():
