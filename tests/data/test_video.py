@@ -21,7 +21,7 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
     for i, frame in enumerate(frames):
         assert frame.pixels.shape == (48, 64, 3) and frame.pixels.dtype == np.uint8
         assert abs(frame.pixels.mean() - 30 * i) < 3
-    assert video.broken_off is None and list(video.frames()) == []
+    assert video.missing_frames_message is None and list(video.frames()) == []
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:
@@ -36,19 +36,19 @@ def test_colours_are_rgb(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_off_is_told_of_after_its_frames(tmp_path: Path, name: str, codec: str) -> None:
     video = Video(cut(write_video(tmp_path / name, 20, codec=codec), 0.6))
     count = len(list(video.frames()))
-    assert 0 < count < 18 and video.broken_off == f"{tmp_path / name} is damaged after {count} of 20 frames"
+    assert 0 < count < 18 and video.missing_frames_message == f"{tmp_path / name} is damaged after {count} of 20 frames"
 
 
 @pytest.mark.parametrize("content", [b"", b"some text\n" * 50, b"\0" * 2000])
 def test_what_is_no_video(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.mp4: no video that OpenCV can read: empty, damaged, or of another kind"):
+    with pytest.raises(UserError, match=r"a\.mp4: not a video that OpenCV can read: it is empty, damaged or of"):
         Video(tmp_path / "a.mp4")
     cut(write_video(tmp_path / "b.mp4"), 0.7)  # without its index, which comes last
-    with pytest.raises(UserError, match=r"b\.mp4: no video that OpenCV can read"):
+    with pytest.raises(UserError, match=r"b\.mp4: not a video that OpenCV can read"):
         Video(tmp_path / "b.mp4")
     write_video(tmp_path / "c.mp4", 0)
-    with pytest.raises(UserError, match=r"c\.mp4: no video that OpenCV can read"):
+    with pytest.raises(UserError, match=r"c\.mp4: not a video that OpenCV can read"):
         Video(tmp_path / "c.mp4")
     assert capfd.readouterr() == ("", "")  # FFmpeg has its own words for it
 
@@ -77,8 +77,8 @@ def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     video = Video("camera:1")
     assert (video.is_camera, video.fps, video.total) == (True, None, None)
     assert [frame.time for frame in video.frames()] == [0.0, 0.5, 1.0]
-    assert video.broken_off == "camera:1 gives no more frames after 3"
-    with pytest.raises(UserError, match=r"^camera:0: no such camera, or another program has it"):
+    assert video.missing_frames_message == "camera:1 gives no more frames after 3"
+    with pytest.raises(UserError, match=r"^camera:0: no such camera, or another program uses it"):
         Video("camera:0")
 
 

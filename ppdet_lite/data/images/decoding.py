@@ -1,4 +1,4 @@
-"""Image files' bytes as pixels. A JPEG that is damaged anywhere is refused: OpenCV would fill it up with grey."""
+"""Decodes image files strictly: a damaged JPEG is an error, where OpenCV would fill the missing part with grey."""
 
 import io
 from pathlib import Path
@@ -13,23 +13,23 @@ from ppdet_lite.core.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is damaged is told once, by `decode`
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # `decode` reports damage itself
 
 JPEG, EXIF = b"\xff\xd8\xff", b"Exif\x00\x00"
-HARMLESS = "Invalid SOS parameters"  # a complaint about some phones' files; no pixel depends on them
-ORIENTATION = 0x0112  # the tag in EXIF
-TURNED = (5, 6, 7, 8)  # orientations that swap width and height
-MIRRORED = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # orientation -> how cv2.flip undoes it, after transposing
+HARMLESS_WARNING = "Invalid SOS parameters"  # in files of some phones; the decoded pixels do not depend on it
+ORIENTATION_TAG = 0x0112  # of EXIF
+TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+FLIP_CODES = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> code of cv2.flip, applied after transposing
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Decode an image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+    """Decode an image as RGB uint8 [H, W, 3], rotated by its EXIF orientation.
 
-    JPEGs go to libjpeg-turbo by simplejpeg: the same pixels as OpenCV's, no slower, and its complaints are heard.
-    Raises ValueError, saying what is wrong, for what is damaged or no image.
+    JPEGs are decoded by libjpeg-turbo through simplejpeg: it gives the same pixels as OpenCV at the same speed, and
+    reports damage. Raises ValueError with the reason if the content is damaged or not an image.
     """
     if content.startswith(JPEG):
-        return _turned(_jpeg(content), _jpeg_orientation(content))
+        return _apply_orientation(_decode_jpeg(content), _jpeg_orientation(content))
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -40,12 +40,12 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def load_image(path: str) -> np.ndarray:
-    """Read an image file as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+    """Read an image file as RGB uint8 [H, W, 3], rotated by its EXIF orientation.
 
-    Raises UserError if it is missing, damaged or no image.
+    Raises UserError if the file is missing, damaged or not an image.
     """
     try:
-        content = Path(path).read_bytes()  # unlike cv2.imread, at home with every path on every system
+        content = Path(path).read_bytes()  # cv2.imread does not read every path on every system
     except OSError as error:
         raise UserError(f"cannot read image {path}: {error.strerror or error}") from None
     try:
@@ -55,36 +55,36 @@ def load_image(path: str) -> np.ndarray:
 
 
 def exif_orientation(image: "Image.Image") -> int:
-    """The EXIF orientation of an opened image, 1 where it has none; XMP does not count, as with OpenCV."""
-    from PIL import Image  # Paddle brings it
+    """Return the EXIF orientation of an opened image, 1 if it has none. XMP is ignored, as in OpenCV."""
+    from PIL import Image  # installed with Paddle
 
     exif = Image.Exif()
     exif.load(image.info.get("exif", b""))
-    return exif.get(ORIENTATION, 1)
+    return exif.get(ORIENTATION_TAG, 1)
 
 
-def _jpeg(content: bytes) -> np.ndarray:
+def _decode_jpeg(content: bytes) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(content, "RGB", strict=True)
     except ValueError as error:
-        if not str(error).startswith(HARMLESS):
+        if not str(error).startswith(HARMLESS_WARNING):
             raise
     return simplejpeg.decode_jpeg(content, "RGB", strict=False)
 
 
 def _jpeg_orientation(content: bytes) -> int:
-    if EXIF not in content[: 1 << 17]:  # its segment is among the first, of 64 KiB at most
+    if EXIF not in content[: 1 << 17]:  # the EXIF segment is among the first ones, which have at most 64 KiB
         return 1
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             return exif_orientation(image)
-    except Exception:  # Pillow's readers raise nearly anything; the pixels are good all the same
+    except Exception:  # Pillow raises many types of errors for damaged EXIF data; the pixels are intact
         return 1
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation in TURNED:
+def _apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation in TRANSPOSED:
         image = cv2.transpose(image)
-    return cv2.flip(image, MIRRORED[orientation]) if orientation in MIRRORED else image
+    return cv2.flip(image, FLIP_CODES[orientation]) if orientation in FLIP_CODES else image

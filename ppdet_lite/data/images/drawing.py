@@ -1,4 +1,4 @@
-"""Detections and ground truth drawn into pictures."""
+"""Draws detections and ground truth on images."""
 
 import colorsys
 import math
@@ -12,13 +12,13 @@ from ppdet_lite.storage.files import output_file
 
 Colour = tuple[int, int, int]  # RGB
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX  # OpenCV 5 has the letters of most languages, OpenCV 4 draws ? for all but ASCII
+FONT = cv2.FONT_HERSHEY_SIMPLEX  # OpenCV 5 supports most alphabets; OpenCV 4 draws ? for letters outside ASCII
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-GOLDEN_RATIO = 0.618034  # steps of it around the circle of hues never meet
-GAP, PADDING, DASH = 4, 2, 6  # pixels between two pictures, around a text, and of a dash
-LEAST_SCALE, SMALL = 0.4, 0.7  # OpenCV's scale of letters: the least that can be read; labels beside titles
-OPACITY = 0.7  # of the ground of a label
-PREFERENCE = 0.02  # for the place before: what a label hides of a box must be that much less to move it
+GOLDEN_RATIO = 0.618034  # steps of this size around the circle of hues never repeat
+GAP, PADDING, DASH = 4, 2, 6  # pixels: between two images, around a text, length of a dash
+MIN_SCALE, LABEL_SCALE = 0.4, 0.7  # OpenCV font scales: the smallest legible one; labels relative to titles
+OPACITY = 0.7  # of the background of a label
+POSITION_COST = 0.02  # of each later candidate position of a label, in hidden fractions of a box
 
 
 def draw_detections(
@@ -28,7 +28,7 @@ def draw_detections(
     scores: np.ndarray | None,
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """Draw boxes with class name and score (where there are scores) into a copy of an image, the best on top.
+    """Draw boxes with class names, and scores if given, on a copy of an image; the highest scores are on top.
 
     image [H, W, 3] uint8 RGB; boxes [D, 4] xyxy in its pixels; classes [D]; scores [D]; D = 0 is legal.
     """
@@ -38,26 +38,26 @@ def draw_detections(
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Put two pictures [H, W, 3] of one size beside each other, with a gap: [H, 2 W + gap, 3]."""
+    """Concatenate two images [H, W, 3] of the same size horizontally, with a gap: [H, 2 W + gap, 3]."""
     return np.concatenate([left, np.full((len(left), GAP, 3), WHITE, np.uint8), right], axis=1)
 
 
-def draw_strip(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
-    """Put B > 0 pictures [H, W, 3] uint8 RGB of one size side by side, each below its label."""
-    columns = [titled(picture, label) for picture, label in zip(pictures, labels, strict=True)]
+def draw_strip(images: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
+    """Concatenate B > 0 images [H, W, 3] uint8 RGB of the same size horizontally, each below its label."""
+    columns = [add_title(image, label) for image, label in zip(images, labels, strict=True)]
     gap = np.full((len(columns[0]), GAP, 3), WHITE, np.uint8)
     return np.concatenate([part for column in columns for part in (column, gap)][:-1], axis=1)
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an RGB picture in the format that the name says, whole or not at all."""
-    encoded = cv2.imencode(path.suffix, picture[..., ::-1])[1]
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an RGB image atomically, in the format given by the suffix of the path."""
+    encoded = cv2.imencode(path.suffix, image[..., ::-1])[1]
     with output_file(path) as file:
         file.write(encoded.tobytes())
 
 
 def class_colour(class_index: int) -> Colour:
-    """Return the colour of a class, the same in every picture."""
+    """Return the colour of a class, which is the same in every image."""
     value = 1.0 if class_index % 2 == 0 else 0.75
     return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(class_index * GOLDEN_RATIO % 1, 0.9, value))
 
@@ -68,10 +68,10 @@ def draw_overlay(
     predicted: tuple[np.ndarray, np.ndarray],
     subject: np.ndarray,
 ) -> np.ndarray:
-    """Draw annotated boxes dashed, predicted ones in whole lines, and one box that is meant, in black and white.
+    """Draw ground truth in dashed lines, predictions in solid lines, and one highlighted box in black and white.
 
-    image [H, W, 3] uint8 RGB; truth and predicted are boxes [B, 4] and classes [B]; subject [4]; xyxy in its pixels,
-    where they may reach beyond it.
+    image [H, W, 3] uint8 RGB; truth and predicted: boxes [B, 4] and classes [B]; subject [4]: the highlighted box. All
+    boxes are xyxy in pixels and may reach beyond the image.
     """
     canvas = np.array(image, np.uint8, order="C")
     for colour, thickness in ((BLACK, 7), (WHITE, 5)):
@@ -83,60 +83,63 @@ def draw_overlay(
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """Draw all boxes, then all labels on top of them, later ones over earlier ones."""
+    """Draw all boxes, then all labels over them; later ones cover earlier ones."""
     canvas = np.array(image, np.uint8, order="C")
     corners = _corners(boxes, canvas)
     colours = [class_colour(k) for k in classes.tolist()]
     for box, colour in zip(corners, colours, strict=True):
-        _rectangle(canvas, box, colour, max(1, round(_side(canvas) / 350)))
+        _rectangle(canvas, box, colour, max(1, round(_mean_side(canvas) / 350)))
     sizes = [_label_size(canvas, label) for label in labels]
-    places = place_labels(np.array(corners).reshape(-1, 4), np.array(sizes).reshape(-1, 2), canvas.shape[:2])
-    for (left, top), colour, label in zip(places, colours, labels, strict=True):
+    positions = place_labels(np.array(corners).reshape(-1, 4), np.array(sizes).reshape(-1, 2), canvas.shape[:2])
+    for (left, top), colour, label in zip(positions, colours, labels, strict=True):
         _label(canvas, label, left, top, colour)
     return canvas
 
 
 def place_labels(corners: np.ndarray, sizes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Find a place (left, top) for the label of each box, where it hides little; the last box chooses first.
+    """Return the position (left, top) of the label of each box, chosen to hide little; the last box is placed first.
 
-    corners: [B, 4] xyxy; sizes: [B, 2] (w, h) of the labels; image_size (h, w). A label stands at a corner of its box,
-    above it unless that hides more: the share of every box that is hidden counts, so that small ones stay to be seen,
-    and what it hides of other labels, doubly. All of it is inside the image where that is large enough.
+    corners: [B, 4] xyxy; sizes: [B, 2] (w, h) of the labels; image_size (h, w). The candidates are positions at the
+    corners of the box, above it first. The cost of one is the sum of the hidden fractions of all boxes, so that small
+    boxes stay visible, plus twice the fraction of the label that covers other labels, plus POSITION_COST times its
+    rank. Labels are shifted into the image if it is large enough.
     """
     height, width = image_size
-    filled: list[np.ndarray] = []
-    places: list[tuple[int, int]] = []
+    placed: list[np.ndarray] = []
+    positions: list[tuple[int, int]] = []
     areas = (np.maximum(corners[:, 2:] - corners[:, :2], 1)).prod(axis=1)
     for (x1, y1, x2, y2), (w, h) in zip(corners[::-1].tolist(), sizes[::-1].tolist(), strict=True):
-        spots = [
+        candidates = [
             (x1, y1 - h), (x2 + 1 - w, y1 - h), (x1, y2 + 1), (x2 + 1 - w, y2 + 1), (x2 + 1, y1), (x1 - w, y1), (x1, y1)
         ]  # fmt: skip
-        tops_left = np.clip(spots, 0, [max(width - w, 0), max(height - h, 0)])
+        tops_left = np.clip(candidates, 0, [max(width - w, 0), max(height - h, 0)])
         rectangles = np.concatenate([tops_left, tops_left + np.array([w, h])], axis=1)
-        cost = PREFERENCE * np.arange(len(spots)) + (_shared(rectangles, corners) / areas).sum(axis=1)
-        if filled:
-            cost += 2 * _shared(rectangles, np.array(filled)).sum(axis=1) / (w * h)
+        cost = POSITION_COST * np.arange(len(candidates)) + (_intersection_areas(rectangles, corners) / areas).sum(
+            axis=1
+        )
+        if placed:
+            cost += 2 * _intersection_areas(rectangles, np.array(placed)).sum(axis=1) / (w * h)
         best = int(np.argmin(cost))
-        filled.append(rectangles[best])
-        places.append((int(tops_left[best, 0]), int(tops_left[best, 1])))
-    return places[::-1]
+        placed.append(rectangles[best])
+        positions.append((int(tops_left[best, 0]), int(tops_left[best, 1])))
+    return positions[::-1]
 
 
-def _shared(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The areas [S, O] that rectangles [S, 4] and [O, 4] xyxy share."""
-    low = np.maximum(some[:, None, :2], others[:, :2])
-    high = np.minimum(some[:, None, 2:], others[:, 2:])
+def _intersection_areas(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the intersection areas [A, B] of rectangles [A, 4] and [B, 4] xyxy."""
+    low = np.maximum(a[:, None, :2], b[:, :2])
+    high = np.minimum(a[:, None, 2:], b[:, 2:])
     return np.maximum(high - low, 0).prod(axis=-1)
 
 
 def _corners(boxes: np.ndarray, canvas: np.ndarray) -> list[list[int]]:
-    """Boxes [B, 4] in whole pixels within an image."""
+    """Return boxes [B, 4] rounded to integer pixels and clipped to an image."""
     height, width = canvas.shape[:2]
     return np.rint(boxes).astype(int).clip(0, [width - 1, height - 1] * 2).tolist()
 
 
 def _rectangle(canvas: np.ndarray, box: list[int], colour: Colour, thickness: int, dash: int = 0) -> None:
-    """The outline of a box; dash: the pixels of a dash and of the gap after it, 0 for a whole line."""
+    """Draw the outline of a box; dash: the length of dashes and gaps in pixels, 0 for a solid line."""
     x1, y1, x2, y2 = box
     if not dash:
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
@@ -150,28 +153,28 @@ def _rectangle(canvas: np.ndarray, box: list[int], colour: Colour, thickness: in
 
 
 def _label(canvas: np.ndarray, text: str, left: int, top: int, colour: Colour) -> None:
-    """Write a text on a ground that what is below shines through; it has the size that `_label_size` says."""
+    """Draw a text on a translucent background of the size that `_label_size` returns."""
     scale = _label_scale(canvas, text)
     width, height = _label_size(canvas, text)
-    ground = canvas[top : top + height, left : left + width]
-    ground[:] = np.rint((1 - OPACITY) * ground + OPACITY * np.array(colour))
-    is_bright = ground.mean(axis=(0, 1)) @ (0.299, 0.587, 0.114) > 128
+    background = canvas[top : top + height, left : left + width]
+    background[:] = np.rint((1 - OPACITY) * background + OPACITY * np.array(colour))
+    is_bright = background.mean(axis=(0, 1)) @ (0.299, 0.587, 0.114) > 128
     above = _text_size(text, scale)[1]
     _write(canvas, text, left + PADDING, top + PADDING + above, scale, BLACK if is_bright else WHITE)
 
 
 def _label_size(canvas: np.ndarray, text: str) -> tuple[int, int]:
-    """The width and height of a label in pixels."""
+    """Return the width and height of a label in pixels."""
     width, above, below = _text_size(text, _label_scale(canvas, text))
     return width + 2 * PADDING, above + below + 2 * PADDING
 
 
 def _label_scale(canvas: np.ndarray, text: str) -> float:
-    return _text_scale(canvas, text, SMALL)
+    return _text_scale(canvas, text, LABEL_SCALE)
 
 
-def titled(image: np.ndarray, title: str) -> np.ndarray:
-    """Put a line of text above an image; its height depends on the image's size alone."""
+def add_title(image: np.ndarray, title: str) -> np.ndarray:
+    """Add a line of text above an image; the height of the line depends only on the size of the image."""
     _, above, below = _text_size("Ag,", _text_scale(image))
     strip = np.full((above + below + 4 * PADDING, image.shape[1], 3), WHITE, np.uint8)
     _write(strip, title, PADDING, 2 * PADDING + above, _text_scale(image, title), BLACK)
@@ -183,14 +186,14 @@ def _write(canvas: np.ndarray, text: str, x: int, baseline: int, scale: float, c
 
 
 def _text_size(text: str, scale: float) -> tuple[int, int, int]:
-    """The width of a text, and its height above and below the baseline, in pixels."""
+    """Return the width of a text, and its height above and below the baseline, in pixels."""
     (width, above), below = cv2.getTextSize(text, FONT, scale, _text_thickness(scale))
     return width, above, below
 
 
-def _text_scale(image: np.ndarray, text: str = "", share: float = 1.0) -> float:
-    """OpenCV's scale of the letters that suits the size of an image, less where a text would be wider than it."""
-    scale = max(LEAST_SCALE, share * _side(image) / 1000)
+def _text_scale(image: np.ndarray, text: str = "", relative: float = 1.0) -> float:
+    """Return the OpenCV font scale for an image of this size, reduced if the text would be wider than the image."""
+    scale = max(MIN_SCALE, relative * _mean_side(image) / 1000)
     while scale > 0.1 and _text_size(text, scale)[0] + 2 * PADDING > image.shape[1]:
         scale *= 0.9
     return scale
@@ -200,6 +203,6 @@ def _text_thickness(scale: float) -> int:
     return max(1, round(1.3 * scale))
 
 
-def _side(image: np.ndarray) -> float:
-    """The side of a square of the image's area, in pixels."""
+def _mean_side(image: np.ndarray) -> float:
+    """Return the geometric mean of the height and width of an image."""
     return math.sqrt(image.shape[0] * image.shape[1])

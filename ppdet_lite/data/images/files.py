@@ -1,4 +1,4 @@
-"""Image files without annotations, for inference."""
+"""Folders of image files without annotations, for inference."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,35 +15,35 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class ImageFile(NamedTuple):
-    """One file among the images."""
+    """One of the image files."""
 
-    id: int  # its position
+    id: int  # its index
     path: str
 
 
 class ImageFiles:
-    """Image files below a folder, in the role of a dataset for `EvalBatches`; names are relative to the folder."""
+    """Image files below a folder, usable as the dataset of `EvalBatches`; names are relative to the folder."""
 
     def __init__(self, root: Path, names: Sequence[str]) -> None:
         self.root, self.names = root, list(names)
 
     @classmethod
     def find(cls, source: Path) -> "ImageFiles":
-        """Take one file, or all images of a folder and its sub-folders in the order of their names.
+        """Find one file, or all images of a folder and its sub-folders, sorted by name.
 
-        Hidden files and folders are left out. Raises UserError if there is nothing, or no image.
+        Skips hidden files and folders. Raises UserError if the source does not exist or contains no image.
         """
         if source.is_file():
             if source.suffix.lower() not in SUFFIXES:
-                raise UserError(f"{source}: not an image by its name; known are {', '.join(SUFFIXES)}")
+                raise UserError(f"{source}: not an image file; supported are {', '.join(SUFFIXES)}")
             return cls(source.parent, [source.name])
         if not source.is_dir():
-            raise UserError(f"{source}: no such image or folder, correct the path")
+            raise UserError(f"{source}: no such image or folder; correct the path")
         files = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        shown = (path.relative_to(source) for path in files)
-        names = sorted(path.as_posix() for path in shown if not any(part.startswith(".") for part in path.parts))
+        relative = (path.relative_to(source) for path in files)
+        names = sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
         if not names:
-            raise UserError(f"{source}: holds no image ({', '.join(SUFFIXES)}), correct the path")
+            raise UserError(f"{source}: contains no image ({', '.join(SUFFIXES)}); correct the path")
         return cls(source, names)
 
     def __len__(self) -> int:
@@ -51,14 +51,14 @@ class ImageFiles:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """[N, 2] int32 (h, w) as the files' headers have them; 1 of a file that is no image, or damaged."""
+        """Return the sizes [N, 2] int32 (h, w) from the headers of the files; (1, 1) for files that are not images."""
         headers = [read_header(self.root / name) for name in self.names]
         return np.array([(1, 1) if header is None else header[:2] for header in headers], np.int32)
 
     def info(self, index: int) -> ImageFile:
-        """Return the position and path of an image."""
+        """Return the index and path of an image."""
         return ImageFile(index, str(self.root / self.names[index]))
 
     def load(self, index: int) -> np.ndarray:
-        """Return RGB uint8 [H, W, 3]. Raises UserError, naming the file, if it is damaged."""
+        """Return RGB uint8 [H, W, 3]. Raises UserError with the path if the file is damaged."""
         return load_image(self.info(index).path)

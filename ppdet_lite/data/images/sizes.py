@@ -1,4 +1,4 @@
-"""Where image files are and how large, without decoding them."""
+"""Finds image files and reads their sizes without decoding them."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -7,85 +7,87 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppdet_lite.data.images.decoding import TURNED, exif_orientation
+from ppdet_lite.data.images.decoding import TRANSPOSED, exif_orientation
 
-MENDED = {"size_missing", "size_swapped"}  # kinds of problems where the file's size counts
-ROUNDING = 0.5  # pixels by which a box may reach beyond its image without a word
+CORRECTED = {"size_missing", "size_swapped"}  # kinds of problems that are corrected to the size of the image file
+ROUNDING = 0.5  # pixels by which a box may reach beyond its image without being reported
 
 
 class Header(NamedTuple):
-    """What a file's header says of its image."""
+    """The size of an image from the header of its file."""
 
-    height: int  # as it is shown, and loaded
+    height: int  # as displayed and loaded, after EXIF rotation
     width: int
-    turned: bool  # stored with height and width swapped, and turned by its EXIF orientation
+    transposed: bool  # whether the EXIF orientation swaps the stored height and width
 
 
 def read_header(path: str | Path) -> Header | None:
-    """The size of an image by its header; None where there is no such image."""
-    from PIL import Image  # Paddle brings it
+    """Return the size of an image from its header, None if the file is missing or not an image."""
+    from PIL import Image  # installed with Paddle
 
-    if not os.path.isfile(path):  # a pipe would never answer
+    if not os.path.isfile(path):  # opening a pipe would block
         return None
     try:
         with Image.open(path) as image:
-            (width, height), turned = image.size, exif_orientation(image) in TURNED
-    except Exception:  # Pillow's readers raise nearly anything of damaged files
+            (width, height), transposed = image.size, exif_orientation(image) in TRANSPOSED
+    except Exception:  # Pillow raises many types of errors for damaged files
         return None
-    return Header(width, height, True) if turned else Header(height, width, False)
+    return Header(width, height, True) if transposed else Header(height, width, False)
 
 
-def compare(paths: Iterable[Path], listed: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, dict[str, list[int]]]:
-    """Compare the listed sizes of N images with their files.
+def compare_sizes(
+    paths: Iterable[Path], annotated: np.ndarray, extents: np.ndarray
+) -> tuple[np.ndarray, dict[str, list[int]]]:
+    """Compare the annotated sizes of N images with their files.
 
-    listed: [N, 2] (h, w), 0 where unknown. reach: [N, 2] (y, x), how far the boxes of each image go.
-    Returns the sizes of the files, 0 for those that are no images, and the places of each kind of problem.
+    annotated: [N, 2] (h, w), 0 where unknown. extents: [N, 2], the largest y and x of the boxes of each image.
+    Returns the sizes of the files, 0 where a file is not an image, and the indices of the images by kind of problem.
     """
-    sizes, found = np.zeros_like(listed), {}
-    for place, path in enumerate(paths):
+    sizes, rows = np.zeros_like(annotated), {}
+    for row, path in enumerate(paths):
         header = read_header(path)
-        kind = _difference(header, tuple(listed[place].tolist()), reach[place])
+        kind = _size_problem(header, tuple(annotated[row].tolist()), extents[row])
         if header is not None:
-            sizes[place] = header.height, header.width
+            sizes[row] = header.height, header.width
         if kind is not None:
-            found.setdefault(kind, []).append(place)
-    return sizes, found
+            rows.setdefault(kind, []).append(row)
+    return sizes, rows
 
 
-def _difference(header: Header | None, listed: tuple[int, int], reach: np.ndarray) -> str | None:
-    """The kind of problem that a listed size is, None where it is the file's or the file tells nothing."""
-    if min(listed) <= 0:
+def _size_problem(header: Header | None, annotated: tuple[int, int], extent: np.ndarray) -> str | None:
+    """Return the kind of problem of an annotated size, None if it is that of the file or the file is not readable."""
+    if min(annotated) <= 0:
         return "size_unknown" if header is None else "size_missing"
-    if header is None or (header.height, header.width) == listed:
+    if header is None or (header.height, header.width) == annotated:
         return None
-    if (header.width, header.height) != listed:
+    if (header.width, header.height) != annotated:
         return "size_other"
-    if header.turned:
+    if header.transposed:
         return "size_turned"
-    return "size_swapped" if (reach <= np.array(listed[::-1]) + ROUNDING).all() else "size_other"
+    return "size_swapped" if (extent <= np.array(annotated[::-1]) + ROUNDING).all() else "size_other"
 
 
-def missing(folder: Path, names: Sequence[str]) -> np.ndarray:
-    """Which of the files are not below a folder, bool [names]; each folder is listed once."""
-    listed: dict[str, set[str]] = {}
-    found = np.zeros(len(names), bool)
-    for number, name in enumerate(names):
+def missing_files(folder: Path, names: Sequence[str]) -> np.ndarray:
+    """Return which of the files do not exist below a folder, bool [names]; each directory is listed only once."""
+    listings: dict[str, set[str]] = {}
+    exists = np.zeros(len(names), bool)
+    for i, name in enumerate(names):
         parent, _, file = name.rpartition("/")
-        if parent not in listed:
-            listed[parent] = _files(os.path.join(folder, f"{parent}/" if name.startswith("/") else parent))
-        found[number] = file in listed[parent] or os.path.isfile(folder / name)
-    return ~found
+        if parent not in listings:
+            listings[parent] = _files(os.path.join(folder, f"{parent}/" if name.startswith("/") else parent))
+        exists[i] = file in listings[parent] or os.path.isfile(folder / name)
+    return ~exists
 
 
-def elsewhere(folder: Path, name: str) -> str | None:
-    """Where a missing file is instead: without folders that its name repeats, or without the image folder's own."""
+def find_elsewhere(folder: Path, name: str) -> str | None:
+    """Search a missing file in `folder` without leading directories of its name, and in the parent of `folder`."""
     parts = name.split("/")
     tries = [folder / "/".join(parts[i:]) for i in range(1, len(parts))] + [folder.parent / name]
     return next((str(path) for path in tries if os.path.isfile(path)), None)
 
 
-def with_slashes(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The names with backslashes as slashes where no file has the name as it is, and which ones were changed."""
+def replace_backslashes(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Replace backslashes by slashes in names that no file has; return the names and the indices of those changed."""
     changed = [i for i, name in enumerate(names) if "\\" in name and not os.path.isfile(folder / name)]
     result = list(names)
     for i in changed:
