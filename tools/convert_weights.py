@@ -1,7 +1,7 @@
-"""Bring another project's checkpoint: python tools/convert_weights.py --from ppdet -c CONFIG SRC DST
+"""Convert checkpoints of other projects: python tools/convert_weights.py --from ppdet -c CONFIG SRC DST
 
---from  SRC, a file of theirs, becomes DST, a run's folder: evaluate it with -c DST/config.yml -o weights=DST
---to    SRC, weights of ours, becomes DST, a file of theirs
+--from  convert SRC, a file of another project, to DST, a run folder: evaluate it with -c DST/config.yml -o weights=DST
+--to    convert SRC, weights of this project, to DST, a file for another project
 """
 
 import argparse
@@ -16,17 +16,17 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument(
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument(
         "--from", dest="source", metavar="PROJECT", help="ppdet, torchvision, mmdet, mmdet-caffe or detectron2"
     )
-    way.add_argument("--to", dest="target", choices=["ppdet"], help="ppdet: a .pdparams that PaddleDetection loads")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="COCO annotations with the classes' names")
+    direction.add_argument("--to", dest="target", choices=["ppdet"], help="ppdet: a .pdparams file for PaddleDetection")
+    parser.add_argument("--classes", metavar="FILE", type=Path, help="COCO annotations with the class names")
     parser.add_argument(
-        "--bn-epsilon", metavar="E", type=float, help="of their batch norms, if not 1e-5; torchvision's COCO_V1 has 0"
+        "--bn-epsilon", metavar="E", type=float, help="epsilon of batch norms (1e-5); torchvision's COCO_V1 has 0"
     )
-    parser.add_argument("src", metavar="SRC", type=Path, help="what to read")
-    parser.add_argument("dst", metavar="DST", type=Path, help="what to write")
+    parser.add_argument("src", metavar="SRC", type=Path, help="file or folder to read")
+    parser.add_argument("dst", metavar="DST", type=Path, help="folder or file to write")
     args = parser.parse_args()
     with runtime.quiet_import():
         import paddle
@@ -34,9 +34,9 @@ def main() -> None:
         from ppdet_lite.assembly import conversion
     log.configure()
     paddle.set_device("cpu")
-    peer = conversion.known_peer(args.source or args.target)
+    peer = conversion.checked_peer(args.source or args.target)
     config = conversion.peer_config(args.config, peer, cli.overrides(args))
-    cli.stop_if_printed(args, config)
+    cli.handle_print_config(args, config)
     if args.target:
         conversion.write_peer_weights(peer, config, args.src, args.dst)
     else:

@@ -1,6 +1,6 @@
-"""Print what ppdet_lite runs on: versions, devices, cores, settings and a speed probe. Put it into every bug report.
+"""Print the environment: versions, devices, cores, settings and a speed test. Add it to every bug report.
 
---gpu computes operators and training steps on the GPU and on the CPU and compares them: see docs/gpu.md.
+--gpu compares results of operators and training steps between the GPU and the CPU: see docs/gpu.md.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from ppdet_lite.core import cli, runtime
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", nargs="*", metavar="CHECK", help="make these checks of the GPU; without a name, all")
+    parser.add_argument("--gpu", nargs="*", metavar="CHECK", help="run these checks on the GPU, by default all")
     checks = parser.parse_args().gpu
     if checks is None:
         print_report()
         return
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # float32 is float32: what differs is a fault
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # full float32 precision, so that every difference is an error
     with runtime.quiet_import():
         from ppdet_lite.benchmarks import device_check
     device_check.require_gpu()

@@ -1,6 +1,7 @@
 """Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
 
-Or an exported model: --model DIR|FILE.onnx; results that are there: --results FILE; two of them: --compare A B.
+Instead of weights, --model DIR|FILE.onnx evaluates an export, --results FILE scores existing results, and --compare A B
+compares two of them.
 """
 
 import sys
@@ -14,25 +15,25 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__)
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--model", metavar="PATH", type=Path, help="evaluate this export, in place of weights")
+    given.add_argument("--model", metavar="PATH", type=Path, help="evaluate this exported model")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
-    parser.add_argument("--report", metavar="DIR", type=Path, help="also tell what goes wrong: page, JSON, CSV")
-    parser.add_argument("--score", metavar="S", type=float, help="at which score the report counts (0.5)")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also write an error analysis: HTML, JSON, CSV")
+    parser.add_argument("--score", metavar="S", type=float, help="score threshold of the report (0.5)")
     args = parser.parse_args()
     if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
-        parser.error("--score is a number from 0 to 1, and goes with --report alone")
+        parser.error("--score is a number from 0 to 1 and requires --report")
     with runtime.quiet_import():
         from paddle import distributed
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
-        from ppdet_lite.deployment.detector import chosen
+        from ppdet_lite.deployment.detector import select_detector
         from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
         from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
     config = setup.load_config(args.config, cli.overrides(args))
-    cli.stop_if_printed(args, config)
+    cli.handle_print_config(args, config)
     log.configure(distributed.get_rank())
     if args.compare:
         compare_runs(setup.build_dataset(config, "val"), args.compare, config["eval"]["backend"], args.report)
@@ -43,7 +44,7 @@ def main() -> None:
         setup.log_notes(dataset)
         metrics = evaluate_results(dataset, results, build(config["eval"]))
     else:
-        detector = chosen(config, args.model)
+        detector = select_detector(config, args.model)
         dataset = setup.build_dataset(config, "val", detector.class_names)
         setup.check_images(config, "val", dataset)
         setup.log_notes(dataset)

@@ -1,7 +1,7 @@
 """Export for deployment: python tools/export_model.py -c CONFIG -o weights=PATH --output DIR [--format onnx]
 
-The exported model is put into DIR once it has been run and has found the same as the trained one: as PaddleDetection's
-deployment takes it (--format paddle), as DIR/model.onnx (onnx), or as both.
+The exported model is written into DIR if its detections agree with those of the trained model. --format paddle is
+PaddleDetection's deployment format, onnx is DIR/model.onnx.
 """
 
 import argparse
@@ -19,19 +19,19 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the exported model")
     parser.add_argument("--format", choices=["paddle", "onnx", "both"], default="paddle", help="what to write (paddle)")
-    parser.add_argument("--images", metavar="FILE|DIR", type=Path, help="images to compare on (default: of data.val)")
-    parser.add_argument("--count", metavar="N", type=int, default=8, help="compare on so many of them (8)")
+    parser.add_argument("--images", metavar="FILE|DIR", type=Path, help="images to compare on (those of data.val)")
+    parser.add_argument("--count", metavar="N", type=int, default=8, help="number of images to compare (8)")
     args = parser.parse_args()
     if not args.print_config and (args.output is None or args.count < 1):
-        parser.error("--output is needed, and --count is at least 1")
-    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle warns of its own calls when it traces an addition
+        parser.error("--output is required, and --count has to be at least 1")
+    os.environ.setdefault("GLOG_minloglevel", "2")  # tracing an addition causes warnings within Paddle
     with runtime.quiet_import():
         import paddle
 
         from ppdet_lite.assembly import setup
         from ppdet_lite.deployment.export import choose_images, export
     config = setup.load_config(args.config, cli.overrides(args))
-    cli.stop_if_printed(args, config)
+    cli.handle_print_config(args, config)
     log.configure()
     paddle.set_device("cpu")
     images = choose_images(config, args.images, args.count)

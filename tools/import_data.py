@@ -1,4 +1,4 @@
-"""Write annotations as COCO files: python tools/import_data.py --from voc|yolo|labelme|csv SRC --output DIR"""
+"""Convert annotations to COCO files: python tools/import_data.py --from voc|yolo|labelme|csv SRC --output DIR"""
 
 import argparse
 import sys
@@ -12,32 +12,32 @@ from ppdet_lite.core import cli, log
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("source", metavar="SRC", type=Path, help="the data set's folder; of csv the file, of yolo also a data.yaml")
+    add("source", metavar="SRC", type=Path, help="folder of the data set; csv: a file; yolo: a folder or a data.yaml")
     add("--from", dest="form", required=True, choices=("voc", "yolo", "labelme", "csv"), help="the format of SRC")
-    add("--output", required=True, metavar="DIR", type=Path, help="folder to write; it must be new or empty")
-    add("--images", metavar="DIR", type=Path, help="where the images are, if not where the format has them")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--split", metavar="S/S", help="shares of train/val or train/val/test, such as 0.8/0.2, at random")
-    how.add_argument(
-        "--splits", metavar="FILE", type=Path, nargs="+", default=[], help="lists of images; FILE's name is the split's"
+    add("--output", required=True, metavar="DIR", type=Path, help="folder to write, new or empty")
+    add("--images", metavar="DIR", type=Path, help="image folder, if not the format's usual one")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--split", metavar="S/S", help="random split: fractions of train/val or train/val/test, 0.8/0.2")
+    group.add_argument(
+        "--splits", metavar="FILE", type=Path, nargs="+", default=[], help="lists of images, named after their splits"
     )
-    add("--seed", type=int, default=None, metavar="N", help="another seed draws other images with --split (0)")
-    add("--transfer", choices=("copy", "link", "leave"), default="copy", help="what to do with the images (copy)")
-    add("--classes", metavar="FILE", type=Path, help="the class names in their order, one on a line")
+    add("--seed", type=int, default=None, metavar="N", help="seed of --split (0)")
+    add("--transfer", choices=("copy", "link", "leave"), default="copy", help="how to transfer the images (copy)")
+    add("--classes", metavar="FILE", type=Path, help="class names in order, one per line")
     add(
         "--difficult",
         choices=("crowd", "keep", "drop"),
-        help="marked objects become crowd regions, neither trained nor counted (crowd); stay as others; are left out",
+        help="objects marked difficult: convert to crowd regions, which are ignored (crowd), keep as objects, drop",
     )
     add(
         "--voc-origin",
         type=int,
         choices=(0, 1),
-        help="0: a box is xmax - xmin wide (0); 1: pixels count from 1 and belong to it, as in the VOC challenges",
+        help="0: box width is xmax - xmin (0); 1: pixel indices start at 1 and are inclusive, as in the VOC challenges",
     )
     args = parser.parse_args()
     if args.seed is not None and (args.split is None or args.seed < 0):
-        parser.error("--seed is 0 or more, and goes with --split")
+        parser.error("--seed is 0 or more and requires --split")
     from ppdet_lite.data.importing.convert import import_data
     from ppdet_lite.data.importing.splits import parse_shares
 

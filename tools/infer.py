@@ -1,6 +1,6 @@
-"""Detect in images or a video: python tools/infer.py -c CONFIG -o weights=PATH --input PATH --output DIR [--score 0.5]
+"""Detect in images or videos: python tools/infer.py -c CONFIG -o weights=PATH --input PATH --output DIR [--score 0.5]
 
-In place of -c: --model with the folder of a run or of an exported model, or an exported .onnx file.
+Instead of -c, --model selects a run folder, an exported folder or an exported .onnx file.
 """
 
 import argparse
@@ -15,31 +15,32 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", metavar="PATH", type=Path, help="a run, an export or an .onnx file, in place of -c")
-    told = "an image, a folder of images with its sub-folders, a video, or camera:0"
-    parser.add_argument("--input", metavar="PATH", type=Path, help=told)
-    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures and what is found, as JSON")
-    parser.add_argument("--score", metavar="S", type=float, default=0.5, help="leave out what is less probable (0.5)")
-    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations, to draw the truth beside")
+    parser.add_argument("--model", metavar="PATH", type=Path, help="a run folder, an exported folder or an .onnx file")
+    sources = "an image, a folder of images (with its subfolders), a video, or camera:0"
+    parser.add_argument("--input", metavar="PATH", type=Path, help=sources)
+    parser.add_argument("--output", metavar="DIR", type=Path, help="folder for visualizations and detections as JSON")
+    parser.add_argument("--score", metavar="S", type=float, default=0.5, help="lowest score of detections (0.5)")
+    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations to draw on the left")
     args = parser.parse_args()
     if (args.config is None) == (args.model is None) or (args.config is None and args.override):
-        parser.error("either -c CONFIG with -o weights=..., or --model")
+        parser.error("give either -c CONFIG with -o weights=..., or --model")
     if not args.print_config and (args.input is None or args.output is None):
-        parser.error("--input and --output are needed")
+        parser.error("--input and --output are required")
     with runtime.quiet_import():
         from ppdet_lite.assembly.setup import load_config
         from ppdet_lite.config.registry import build
         from ppdet_lite.data.images.video import is_video
         from ppdet_lite.data.loading.loader import Loader
-        from ppdet_lite.deployment.detector import chosen
+        from ppdet_lite.deployment.detector import select_detector
         from ppdet_lite.evaluation.infer import infer
         from ppdet_lite.evaluation.infer_video import infer_video
     config = None if args.config is None else load_config(args.config, cli.overrides(args))
-    cli.stop_if_printed(args, config)
+    cli.handle_print_config(args, config)
     if is_video(args.input) and args.side_by_side is not None:
-        parser.error("--side-by-side is for images")
+        parser.error("--side-by-side requires images")
     log.configure()
-    detector, loader = chosen(config, args.model), Loader() if config is None else build(config["data"]["loader"])
+    detector = select_detector(config, args.model)
+    loader = Loader() if config is None else build(config["data"]["loader"])
     if is_video(args.input):
         infer_video(detector, args.input, args.output, loader.batch_size, args.score)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ppdet_lite.assembly.setup import build_dataset, check_training_data
 from ppdet_lite.config.checked_config import Config
-from ppdet_lite.data.checking.check import Check, check, check_set, tell
+from ppdet_lite.data.checking.check import Check, check, check_set, print_check
 
 
 def check_config(config: Config) -> Check:
@@ -21,7 +21,7 @@ def check_config(config: Config) -> Check:
 
     sets = [check_set(*source) for source in dataset_files(config["data"])]
     found = check(sets, training, config["data"]["loader"]["on_bad_image"] == "skip")
-    tell(found)
+    print_check(found)
     return found
 
 

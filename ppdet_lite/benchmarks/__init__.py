@@ -1,4 +1,4 @@
-"""Measurements: speed of models, operators and loading, a GPU compared with the CPU, and the table of recipes.
+"""Benchmarks of models, operators and data loading; comparison of a GPU with the CPU; the table of recipes.
 
-May import reporting and the rooms below it.
+May import reporting and below.
 """

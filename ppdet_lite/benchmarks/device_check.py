@@ -1,7 +1,7 @@
-"""Does a device compute what another one does? Operator by operator, then whole training steps.
+"""Comparison of two devices: the results of single operators, then of whole training steps.
 
-`tools/env_check.py --gpu` compares a GPU with the CPU. Where the house has a way of its own for CPUs (`ops.places`),
-the comparison is one of two implementations as well.
+`tools/env_check.py --gpu` compares a GPU with the CPU. For operators with a separate CPU implementation
+(`ops.dispatch`), this also compares the two implementations.
 """
 
 import functools
@@ -21,7 +21,7 @@ from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.synthetic.shapes import generate
-from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.rpn import RPN
@@ -33,41 +33,41 @@ from ppdet_lite.structures import Rois, Targets
 
 Numbers = dict[str, np.ndarray]
 CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/shapes_r18_fpn.yml"
-SIZE = (64, 96)  # of the images of a step
+SIZE = (64, 96)  # (h, w) of images in a training step
 
 
 class Check(NamedTuple):
-    """Something to be computed on both devices."""
+    """A computation to run on both devices."""
 
     run: Callable[[], Numbers]
-    tolerance: float  # of the largest difference, as a share of the largest number; whole numbers must be equal
+    tolerance: float  # of the largest difference, relative to the largest value; integers must be equal
 
 
 class Result(NamedTuple):
-    """How far two devices are apart."""
+    """The largest difference between two devices."""
 
-    difference: float
+    difference: float  # relative to the largest value
     worst: str  # the output that differs most
     tolerance: float
 
     @property
     def agrees(self) -> bool:
-        """Whether they compute the same."""
-        return self.difference <= self.tolerance  # of NaN it is false
+        """Return whether the difference is within the tolerance."""
+        return self.difference <= self.tolerance  # False for NaN
 
 
 def compare(name: str, device: str, reference: str = "cpu") -> Result:
-    """Run one of CHECKS on both devices; the current one stays what it is."""
+    """Run one of CHECKS on both devices, and restore the current device."""
     check, current = CHECKS[name], paddle.device.get_device()
-    found = []
+    results = []
     try:
-        for place in (reference, device):
-            paddle.set_device(place)
+        for used in (reference, device):
+            paddle.set_device(used)
             paddle.seed(0)
-            found.append(check.run())
+            results.append(check.run())
     finally:
         paddle.set_device(current)
-    differences = {key: _difference(value, found[1][key]) for key, value in found[0].items()}
+    differences = {key: _difference(value, results[1][key]) for key, value in results[0].items()}
     worst = max(differences, key=lambda key: np.nan_to_num(differences[key], nan=np.inf))
     return Result(differences[worst], worst, check.tolerance)
 
@@ -77,8 +77,8 @@ def _difference(expected: np.ndarray, found: np.ndarray) -> float:
         return np.inf
     if not np.issubdtype(expected.dtype, np.floating):
         return 0.0 if np.array_equal(expected, found) else np.inf
-    apart = np.abs(expected - found).max(initial=0.0)
-    return float(apart / max(np.abs(expected).max(initial=0.0), 1e-6))
+    difference = np.abs(expected - found).max(initial=0.0)
+    return float(difference / max(np.abs(expected).max(initial=0.0), 1e-6))
 
 
 def _noise(seed: int, *shape: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def _boxes(seed: int, count: int, height: float = 60.0, width: float = 90.0) -> 
 
 
 def _with_gradients(function: Callable[..., Tensor], **inputs: np.ndarray) -> Numbers:
-    """A function's result, and the gradients of all its inputs under noise from above."""
+    """Return a function's result and the gradients of its inputs, for a random gradient of the result."""
     leaves = {name: paddle.to_tensor(value, stop_gradient=False) for name, value in inputs.items()}
     result = function(**leaves)
     gradients = paddle.grad(result, list(leaves.values()), paddle.to_tensor(_noise(99, *result.shape)))
@@ -129,7 +129,7 @@ def _matching() -> Numbers:
     boxes = paddle.to_tensor(_boxes(0, 500))
     targets = Targets(paddle.to_tensor(_boxes(1, 6)), paddle.arange(6), paddle.to_tensor(_boxes(2, 2)))
     labels, index = Matcher(0.5, 0.4, keep_best=True)(boxes, targets)
-    ((foreground, background),) = Sampler(1000, 0.5)([labels])  # all there are
+    ((foreground, background),) = Sampler(1000, 0.5)([labels])  # large enough to sample all anchors
     parts = {"labels": labels, "index": index, "foreground": foreground, "background": background}
     return {name: part.numpy() for name, part in parts.items()}
 
@@ -187,12 +187,12 @@ def _deform_roi_pool() -> Numbers:
 
 
 def _crop() -> Numbers:
-    boxes = np.concatenate([_boxes(0, 5), _boxes(1, 1)[:, [2, 1, 0, 3]]])  # the last one is mirrored
+    boxes = np.concatenate([_boxes(0, 5), _boxes(1, 1)[:, [2, 1, 0, 3]]])  # the last box is flipped
     return {"patches": crop_and_resize(paddle.to_tensor(_noise(2, 3, 60, 90)), paddle.to_tensor(boxes), 16).numpy()}
 
 
-def _step(amp: HalfName | None) -> Numbers:
-    """Losses and gradients of a small deformable detector; all anchors and RoIs are sampled, so that none is drawn."""
+def _step(amp: AmpDtype | None) -> Numbers:
+    """Return losses and gradient norms of a small deformable detector. All anchors and RoIs are sampled."""
     options = [
         "model.backbone={norm: gn, frozen_stages: 0, deformable: {stages: [5]}}",
         "model.neck.out_channels=64",
@@ -202,15 +202,15 @@ def _step(amp: HalfName | None) -> Numbers:
         "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 32}",
     ]
     model = build_model(load_config(CONFIG, options), ["square", "circle", "triangle"])
-    for i, parameter in enumerate(model.parameters()):  # the generators of two devices differ
+    for i, parameter in enumerate(model.parameters()):  # the random generators of devices differ
         if parameter.ndim > 1:
             scale = float(np.sqrt(1 / np.prod(parameter.shape[1:])))
             parameter.set_value(scale * _noise(i, *parameter.shape))
     model.train()
     if amp == "float16" and paddle.device.get_device() == "cpu":
-        amp = None  # a CPU has none: the reference is float32
-    with half_layers(model, amp):
-        with half_forward(amp):
+        amp = None  # not supported on a CPU: the reference is float32
+    with rounded_layers(model, amp):
+        with autocast_forward(amp):
             losses = model(*training_arguments(_batch())).losses
         sum(losses.values()).backward()
     parts = {"backbone": model.backbone, "neck": model.neck, "rpn": model.rpn, "box head": model.box_head}
@@ -249,57 +249,57 @@ CHECKS = {
     "bfloat16": Check(functools.partial(_step, "bfloat16"), 0.1),
     "float16": Check(functools.partial(_step, "float16"), 0.1),
 }
-PROCESSES = "processes"  # the check that compares nothing: two of them train together
+PROCESSES = "processes"  # the check that trains with two processes, without a comparison
 
 
 def require_gpu() -> None:
-    """Raise UserError, which says how to mend it, where Paddle has no GPU."""
+    """Raise UserError, with a remedy, if Paddle cannot use a GPU."""
     if not paddle.is_compiled_with_cuda():
         raise UserError("this Paddle is a CPU build: make setup GPU=cu126, or see requirements-gpu.txt")
     if not paddle.device.cuda.device_count():
-        raise UserError("Paddle sees no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+        raise UserError("Paddle finds no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES")
 
 
 def check_device(names: Sequence[str], device: str, reference: str = "cpu") -> Iterator[str]:
-    """Make the named checks, all if there are no names, and tell of each as it is done.
+    """Run the named checks, or all if `names` is empty, and yield a line of text after each.
 
-    Raises UserError for a name that is none, RunFailed in the end if devices differed or processes failed.
+    Raises UserError for an unknown name. Raises RunFailed after the last check if one of them failed.
     """
     known = [*CHECKS, PROCESSES]
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{unknown[0]}: no such check; there are {', '.join(known)}")
+        raise UserError(f"{unknown[0]}: unknown check; choose from {', '.join(known)}")
     failed = []
     for name in names or known:
-        result = _told(name, device, reference)
+        result = _run_check(name, device, reference)
         yield f"{name:<16} {result}"
-        if not result.startswith(("same", "left out")):
+        if not result.startswith(("same", "skipped")):
             failed.append(name)
     if failed:
         raise RunFailed(f"{device} failed {len(failed)} of {len(names or known)} checks: {', '.join(failed)}")
 
 
-def _told(name: str, device: str, reference: str) -> str:
-    """What came of a check: "same", "left out" or what is wrong, with the numbers."""
+def _run_check(name: str, device: str, reference: str) -> str:
+    """Run a check and describe its result, which starts with "same", "skipped", "DIFFERS" or "fails"."""
     if name == PROCESSES:
         return train_two(device)
-    if name in ("bfloat16", "float16") and device != "cpu" and not _has(name):
-        return f"left out: {device} has no {name}"
-    try:  # what Paddle raises of a kernel that fails or is not there is a finding: it is told, and counts as a failure
+    if name in ("bfloat16", "float16") and device != "cpu" and not _supports(name):
+        return f"skipped: {device} does not support {name}"
+    try:  # an error of Paddle, such as a missing kernel, is reported as a failed check
         result = compare(name, device, reference)
     except (RuntimeError, ValueError, OSError, NotImplementedError) as error:
         return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
     verdict = "same" if result.agrees else f"DIFFERS in {result.worst}"
-    return f"{verdict}: {result.difference:.1e} apart, {result.tolerance:g} allowed"
+    return f"{verdict}: difference {result.difference:.1e}, tolerance {result.tolerance:g}"
 
 
-def _has(name: str) -> bool:
+def _supports(name: str) -> bool:
     return paddle.amp.is_bfloat16_supported() if name == "bfloat16" else paddle.amp.is_float16_supported()
 
 
 def train_two(device: str) -> str:
-    """Train two iterations in two processes, each on a GPU of its own, and tell what came of it."""
+    """Train for two iterations in two processes, each on its own GPU, and describe the result."""
     if device != "cpu" and paddle.device.cuda.device_count() < 2:
-        return "left out: there is one GPU"
+        return "skipped: only one GPU"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generate(folder / "shapes", train=4, val=1)
@@ -316,6 +316,6 @@ def train_two(device: str) -> str:
         done = subprocess.run([*command, f"runtime.device={device}"], capture_output=True, text=True)
         if done.returncode:
             logs = [line for log in sorted(folder.glob("workerlog.*")) for line in log.read_text().splitlines()]
-            told = [line for line in logs if "rror: " in line] or logs or done.stderr.splitlines()
-            return f"fails: {told[0]}"
+            errors = [line for line in logs if "rror: " in line] or logs or done.stderr.splitlines()
+            return f"fails: {errors[0]}"
     return "same: two processes trained two iterations"

@@ -1,4 +1,4 @@
-"""What the program runs on, for bug reports. Paddle is imported late: where it is missing, that is a line too."""
+"""A report of the environment for bug reports. Paddle is imported late: if it is missing, the report says so."""
 
 import os
 import platform
@@ -13,8 +13,8 @@ VARIABLES = ("OMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "FLAGS_", "CUD
 
 
 def print_report() -> None:
-    """Print the report; a missing package is a line in it."""
-    ours = {setting.name for setting in runtime.applied() if setting.value is not None}
+    """Print the report. Missing packages are listed in it."""
+    ours = {setting.name for setting in runtime.applied_settings() if setting.value is not None}
     users = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(VARIABLES) and name not in ours]
     print(f"ppdet_lite {__version__}, Python {platform.python_version()}, {platform.platform()}")
     installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
@@ -22,7 +22,7 @@ def print_report() -> None:
         found = [f"{name} {installed[name.lower()]}" for name in names if name.lower() in installed]
         print(f"  {module}: {', '.join(found) or f'MISSING: pip install {names[0]}'}")
     print(f"cores: {runtime.usable_cores()} usable of {os.cpu_count()}, {runtime.cpu_info().get('model name', '?')}")
-    print("set by ppdet_lite:", *(f"  {setting}" for setting in runtime.applied() or ["nothing"]), sep="\n")
+    print("set by ppdet_lite:", *(f"  {setting}" for setting in runtime.applied_settings() or ["nothing"]), sep="\n")
     print(f"set by the user: {', '.join(sorted(users)) or 'nothing'}")
     try:
         with runtime.quiet_import():
@@ -36,7 +36,7 @@ def print_report() -> None:
 
     print(dispatch.describe_convolution())
     matrix = paddle.rand([1024, 1024])
-    paddle.matmul(matrix, matrix).numpy()  # warms up
+    paddle.matmul(matrix, matrix).numpy()  # warm-up
     products, start = 0, time.perf_counter()
     while (seconds := time.perf_counter() - start) < 0.5:
         paddle.matmul(matrix, matrix).numpy()

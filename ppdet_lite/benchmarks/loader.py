@@ -1,4 +1,4 @@
-"""The benchmark of loading: images per second by the number of threads, and beside Paddle's own DataLoader."""
+"""Benchmark of data loading: images per second by number of threads, and in comparison with Paddle's DataLoader."""
 
 import dataclasses
 import multiprocessing
@@ -23,19 +23,19 @@ from ppdet_lite.data.loading.augment import train_sample
 from ppdet_lite.data.loading.loader import TrainBatches
 from ppdet_lite.data.loading.transforms import Sample, collate
 
-ROUNDS = 5  # of either loader
-TIMEOUT = 120  # seconds to wait for a process of DataLoader, which would wait for ever
+ROUNDS = 5  # measurements per loader
+TIMEOUT = 120  # seconds to wait for a DataLoader process; without it, DataLoader waits forever
 
 
 def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 2), workers: int = 0) -> dict[str, Any]:
-    """Measure how many training images per second the loader makes, with different numbers of threads.
+    """Measure how many training images per second the loader produces, for several numbers of threads.
 
-    Returns `images_per_second` by the number of threads, and the peak memory. Original images go along where the
-    config's model takes them.
+    Returns `images_per_second` by number of threads, and the peak memory. Batches contain the original images if the
+    config's model requires them.
 
-    workers: also let `paddle.io.DataLoader` with so many processes make the same batches, by the same functions, in
-    turns with as many threads of ours; both up to tensors. Adds `as_tensors`: images per second of `threads` and of
-    `processes`, medians of ROUNDS, and the ratio of these.
+    workers: if not 0, also measure `paddle.io.DataLoader` with this number of processes on the same batches, and the
+    loader with as many threads, both including the conversion to tensors. Adds `as_tensors`: images per second of
+    `threads` and of `processes` (medians of ROUNDS), and their ratio.
     """
     dataset = build_dataset(config, "train")
     log_notes(dataset)
@@ -48,54 +48,56 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
         return TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
 
     size, rates = data.loader.batch_size, {}
-    beside = {"as_tensors": _beside_paddle(data, batches(workers), iterations)} if workers else {}  # first, see there
+    comparison = {}
+    if workers:  # before the loop below: no thread of ours may exist when DataLoader forks
+        comparison["as_tensors"] = _compare_with_dataloader(data, batches(workers), iterations)
     for count in threads:
         stream = batches(count).iterate()
         rates[str(count)] = size * _rate(stream, iterations, 2 * count)
         stream.close()
-    return {"images_per_second": rates, "batch": size, **beside, "peak_rss_mb": peak_rss_mb()}
+    return {"images_per_second": rates, "batch": size, **comparison, "peak_rss_mb": peak_rss_mb()}
 
 
-def _beside_paddle(data: Data, batches: TrainBatches, iterations: int) -> dict[str, float]:
-    """Images per second and processor milliseconds per image of our threads and of as many processes of Paddle's."""
+def _compare_with_dataloader(data: Data, batches: TrainBatches, iterations: int) -> dict[str, float]:
+    """Measure images per second and CPU milliseconds per image of our threads and of as many DataLoader processes."""
     count, size = batches.loader.threads, batches.loader.batch_size
-    ahead = max(WARM_UP, 2 * count)  # batches, of either
+    ahead = max(WARM_UP, 2 * count)  # batches that a loader prefetches
     rates, costs = {"threads": [], "processes": []}, {"threads": [], "processes": []}
     for _ in range(ROUNDS):
         before = _processor_seconds()
-        theirs = io.DataLoader(
+        dataloader = io.DataLoader(
             _Samples(data, batches.keep_original),
             batch_sampler=[batches.indices(i).tolist() for i in range(iterations + 2 * ahead)],
             collate_fn=partial(collate, preprocess=data.preprocess),
             num_workers=count,
             timeout=TIMEOUT,
         )
-        stream = iter(theirs)
+        stream = iter(dataloader)
         rates["processes"].append(size * _rate(stream, iterations, ahead))
-        for _ in stream:  # to the end: its processes may not end otherwise
+        for _ in stream:  # exhaust it: otherwise its processes may not end
             pass
         for process in multiprocessing.active_children():
             process.join(TIMEOUT)
         costs["processes"].append((_processor_seconds() - before) / (iterations + 2 * ahead) / size)
-    # Not in turns: a process that is forked while one of our threads ends can inherit a lock that nobody opens.
+    # After DataLoader: a process forked while one of our threads ends can inherit a lock that is never released.
     for _ in range(ROUNDS):
         before = _processor_seconds()
-        ours = batches.iterate()
-        rates["threads"].append(size * _rate(ours, iterations, ahead, training_arguments))
-        ours.close()
+        stream = batches.iterate()
+        rates["threads"].append(size * _rate(stream, iterations, ahead, training_arguments))
+        stream.close()
         costs["threads"].append((_processor_seconds() - before) / (iterations + ahead) / size)
-    found = {name: statistics.median(values) for name, values in rates.items()}
-    found["ratio"] = found["threads"] / found["processes"]
-    return found | {f"{name}_processor_ms": 1e3 * statistics.median(values) for name, values in costs.items()}
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    medians["ratio"] = medians["threads"] / medians["processes"]
+    return medians | {f"{name}_processor_ms": 1e3 * statistics.median(values) for name, values in costs.items()}
 
 
 def _processor_seconds() -> float:
-    """What this process and its children that have ended have used."""
-    return time.process_time() + sum(os.times()[2:4])  # of children it is known in hundredths alone
+    """Return the CPU time of this process and of its finished child processes."""
+    return time.process_time() + sum(os.times()[2:4])  # that of children has a resolution of 0.01 s
 
 
 class _Samples(io.Dataset):
-    """The training images as DataLoader takes them; what varies is drawn from the index."""
+    """The training images as a dataset for DataLoader. Augmentation is seeded by the index."""
 
     def __init__(self, data: Data, keep_original: bool) -> None:
         self.data, self.keep_original = data, keep_original
@@ -109,10 +111,10 @@ class _Samples(io.Dataset):
 
 
 def _rate(stream: Iterator[Any], iterations: int, ahead: int, use: Callable[[Any], Any] = lambda batch: batch) -> float:
-    """Batches per second of a fresh stream, once those are through that it loads ahead."""
+    """Return the batches per second of a new stream, measured after the batches that it prefetches."""
     for _ in range(max(WARM_UP, ahead)):
         use(next(stream))
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(iterations):
         use(next(stream))
-    return iterations / (time.perf_counter() - began)
+    return iterations / (time.perf_counter() - start)

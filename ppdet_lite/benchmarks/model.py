@@ -1,7 +1,7 @@
-"""Benchmarks: a training step and its parts, inference before and after export, and the loader.
+"""Benchmarks of training steps and their phases, of inference before and after export, and of the loader.
 
-Images are noise, and models have random weights unless the config names some: they do the work of real ones, but for
-the last NMS, which has next to nothing to do.
+Images are noise, and models have random weights unless the config sets `weights`. The cost is that of real images and
+weights, except in the last NMS, which has almost no input.
 """
 
 import os
@@ -29,44 +29,44 @@ from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.modeling.amp import half_forward, half_layers, require_half
+from ppdet_lite.modeling.amp import autocast_forward, require_amp_support, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import clip_gradients
 
-BOXES = 8  # objects in a synthetic image, about COCO's mean
-PAUSE = 0.3  # seconds, in which the threads of the way that has finished fall asleep
+BOXES = 8  # objects per synthetic image, about the mean of COCO
+PAUSE = 0.3  # seconds between measurements, in which the threads of the last one become idle
 PHASES = ("data", "forward", "backward", "optimizer")
 Report = dict[str, Any]
 
 
 def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
-    """Time training steps on synthetic images of a size (h, w), from uint8 pixels to updated weights.
+    """Time training steps on synthetic images of size (h, w), from uint8 pixels to updated weights.
 
     Returns `step_seconds` and, for each of PHASES, `<phase>_seconds`: median, min and max; and the peak memory.
-    "data" is normalising, padding and handing over, without decoding a file. Of a model that mimics an R-CNN, also
-    `mimic_rois`, how many patches an image had: with random weights few RoIs are foreground, model.mimic.rois=both
-    gives it all it may have.
+    "data" is normalization, padding and conversion to tensors, without decoding. For a model with a mimicking branch
+    also returns `mimic_rois`, the number of patches per image. With random weights few RoIs are foreground;
+    model.mimic.rois=both uses the maximum number of patches.
     """
     model = build_model(config, _class_names(classes))
     model.train()
-    optimizer = build(config["optimizer"]).build(model)  # its rate is 0: the same work, and nothing can diverge
+    optimizer = build(config["optimizer"]).build(model)  # learning rate 0: the same cost, without divergence
     samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
     preprocess = build(config["data"]["preprocess"])
     patch_counts, amp = [], config["train"]["amp"]
-    require_half(amp, config.origin("train.amp"))
+    require_amp_support(amp, config.origin("train.amp"))
 
     def step() -> list[float]:
         marks = [_now()]
         arguments = training_arguments(collate(samples, preprocess))
         marks.append(_now())
-        with half_layers(model, amp):
-            with half_forward(amp):
+        with rounded_layers(model, amp):
+            with autocast_forward(amp):
                 output = model(*arguments)
             loss = sum(output.losses.values())
             marks.append(_now())
             loss.backward()
         marks.append(_now())
-        clip_gradients(model, None)  # as training does, which checks the norm
+        clip_gradients(model, None)  # as in training, where the norm is checked
         optimizer.step()
         optimizer.clear_grad(set_to_zero=False)
         marks.append(_now())
@@ -80,16 +80,16 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
         "step_seconds": summary(marks[:, -1] - marks[:, 0]),
         **{f"{name}_seconds": summary(seconds) for name, seconds in phases.items()},
         **({"mimic_rois": float(np.median(patch_counts))} if patch_counts else {}),
-        **_surroundings(size, batch, iterations),
+        **_settings(size, batch, iterations),
     }
 
 
 def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
-    """Time detection by the model as it is trained, exported, and exported as ONNX, all on the CPU; size is (h, w).
+    """Time detection with a model in Paddle, exported, and exported as ONNX, all on the CPU; size is (h, w).
 
-    They take turns, so that whatever else the machine does slows all. Returns `training_side`, `exported` and `onnx`,
-    each with `step_seconds`; `ratio` and `onnx_ratio`, of the medians to training-side's; and the peak memory of all
-    together. Where the packages for ONNX are missing, `onnx` says which.
+    The measurements alternate, so that other load on the machine affects all. Returns `training_side`, `exported` and
+    `onnx`, each with `step_seconds`; `ratio` and `onnx_ratio`, their medians relative to `training_side`; and the peak
+    memory of the process. If packages for ONNX are missing, `onnx` is a message that names them.
     """
     paddle.set_device("cpu")
     if config["weights"] is None:
@@ -106,20 +106,20 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
         onnx_export.require_packages()
     except UserError as error:
         missing["onnx"] = str(error)
-    ways = {"training_side": partial(_detect, model), **exported(model, preprocess, onnx=not missing)}
-    summaries = _in_turns({name: partial(way, *arrays) for name, way in ways.items()}, iterations)
+    networks = {"training_side": partial(_detect, model), **export_predictors(model, preprocess, onnx=not missing)}
+    summaries = _time_alternately({name: partial(run, *arrays) for name, run in networks.items()}, iterations)
     ratios = {name: times["median"] / summaries["training_side"]["median"] for name, times in summaries.items()}
     return {
         **{name: {"step_seconds": times} for name, times in summaries.items()},
         **missing,
         "ratio": ratios["exported"],
         **({} if missing else {"onnx_ratio": ratios["onnx"]}),
-        **_surroundings(size, batch, iterations),
+        **_settings(size, batch, iterations),
     }
 
 
-def exported(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Predictor | OnnxPredictor]:
-    """The graph of a model in evaluation mode: `exported`, and, if wanted, `onnx`; no file of it stays."""
+def export_predictors(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Predictor | OnnxPredictor]:
+    """Return predictors `exported` and, with `onnx`, `onnx` of a model in evaluation mode. Its files are deleted."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_graph(model, folder)
@@ -132,20 +132,20 @@ def exported(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str,
         return predictors
 
 
-def _in_turns(ways: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:
-    """A summary of the seconds that each way takes."""
-    seconds = {name: [] for name in ways}
+def _time_alternately(functions: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:
+    """Return a summary of the run time of each function in seconds."""
+    seconds = {name: [] for name in functions}
     for _ in range(WARM_UP + iterations):
-        for name, run in ways.items():
+        for name, run in functions.items():
             time.sleep(PAUSE)
-            began = _now()
+            start = _now()
             run()
-            seconds[name].append(_now() - began)
+            seconds[name].append(_now() - start)
     return {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
 
 
 def run(
-    what: Literal["train", "infer", "data", "ops"],
+    name: Literal["train", "infer", "data", "ops"],
     config: Config | None,
     iterations: int,
     size: tuple[int, int] | None = None,
@@ -153,24 +153,24 @@ def run(
     classes: int = 80,
     workers: int = 0,
 ) -> Report:
-    """Run a benchmark by its name on the config's device; `ops` needs no config.
+    """Run a benchmark by name on the config's device; `ops` does not require a config.
 
-    A size of None is 320x427 for training and 640x640 for inference.
+    size: (h, w); None is 320x427 for training and 640x640 for inference.
     """
-    if what == "ops":
+    if name == "ops":
         from ppdet_lite.benchmarks import operators
 
         return operators.run(iterations)
     use_device(config)
-    if what == "data":
+    if name == "data":
         return bench_data(config, iterations, workers=workers)
-    if what == "train":
+    if name == "train":
         return bench_train(config, size or (320, 427), batch, iterations, classes)
     return bench_infer(config, size or (640, 640), batch, iterations, classes)
 
 
 def format_report(report: Report, indent: str = "") -> str:
-    """A report as aligned lines: seconds in milliseconds, the rest as it is."""
+    """Format a report as aligned lines of text, with times in milliseconds."""
     lines = []
     for name, value in report.items():
         if isinstance(value, dict) and "median" in value:
@@ -188,7 +188,7 @@ def _class_names(count: int) -> list[str]:
 
 
 def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_original: bool = False) -> Sample:
-    """Noise with boxes on it, as the loader would make it."""
+    """Return a sample of noise with random boxes, as the loader would return it."""
     corners = rng.uniform(0, 1, (BOXES, 2, 2)) * size[::-1]
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     return {
@@ -209,13 +209,13 @@ def _detect(model: FasterRCNN, *arrays: np.ndarray) -> np.ndarray:
 
 
 def _now() -> float:
-    """Seconds, once the device has done all it was given."""
+    """Return the time in seconds after synchronizing with the device."""
     if paddle.get_device() != "cpu":
         paddle.device.synchronize()
     return time.perf_counter()
 
 
-def _surroundings(size: tuple[int, int], batch: int, iterations: int) -> Report:
+def _settings(size: tuple[int, int], batch: int, iterations: int) -> Report:
     return {
         "peak_rss_mb": peak_rss_mb(),
         "size": list(size),

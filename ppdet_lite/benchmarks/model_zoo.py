@@ -1,4 +1,4 @@
-"""The table of all recipes: size, cost, published AP, what they convert from, and speed on this machine."""
+"""The table of all recipes: size, cost, published AP, sources of convertible checkpoints, and measured speed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ from ppdet_lite.core.runtime import cpu_info, usable_cores
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
-COUNTED_SIZE = (800, 1344)  # of the image whose work is counted: 800 x 1333, padded
+COUNTED_SIZE = (800, 1344)  # (h, w) of the image for which operations are counted: 800 x 1333, padded
 TIMED_SIZE = (320, 427)
 CLASSES = [f"c{i}" for i in range(80)]
-AFTER_ROIS = ("box_head", "predictor", "roi_pool")  # parts that work on each RoI, or on whole maps for them
-CONVERTS = {  # recipe's name -> whose checkpoints become it, beside PaddleDetection's where its AP is told
+AFTER_ROIS = ("box_head", "predictor", "roi_pool")  # parts that process RoIs, or feature maps for RoIs
+CONVERTIBLE = {  # recipe -> projects with convertible checkpoints, besides PaddleDetection (if its AP is given)
     "faster_rcnn_r50_fpn_1x_coco": ("torchvision", "mmdetection", "detectron2"),
     "faster_rcnn_r101_fpn_1x_coco": ("PaddleDetection", "mmdetection", "detectron2"),
     "faster_rcnn_r50_1x_coco": ("detectron2",),
@@ -37,10 +37,10 @@ CONVERTS = {  # recipe's name -> whose checkpoints become it, beside PaddleDetec
 
 
 class Row(NamedTuple):
-    """One recipe."""
+    """One recipe in the table."""
 
-    recipe: str  # below configs/
-    parameters: float  # millions, those of detection
+    recipe: str  # relative to configs/
+    parameters: float  # millions, in detection
     gmacs: float  # 1e9 multiply-adds
     ap: str
     converts: str
@@ -48,11 +48,11 @@ class Row(NamedTuple):
     detect_seconds: float
 
 
-def rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Iterator[Row]:
-    """The rows of recipes, as they come; each takes some seconds."""
+def measure_rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Iterator[Row]:
+    """Yield the row of each recipe; each takes some seconds."""
     for path in recipes:
         config = load_config(path)
-        parameters, gmacs = size_of(config)
+        parameters, gmacs = model_cost(config)
         yield Row(
             path.relative_to(configs).as_posix(),
             parameters,
@@ -64,41 +64,42 @@ def rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Iterator[Ro
         )
 
 
-def size_of(config: Config) -> tuple[float, float]:
-    """Millions of parameters, and 1e9 multiply-adds of convolutions and linear layers, in one image of COUNTED_SIZE.
+def model_cost(config: Config) -> tuple[float, float]:
+    """Count millions of parameters, and 1e9 multiply-adds of convolutions and linear layers for one image.
 
-    What works on RoIs is counted for as many as `post_nms_test`, whatever random weights propose.
+    The image has COUNTED_SIZE. Operations per RoI are counted for `post_nms_test` RoIs, independently of the number
+    that the random weights propose.
     """
     model = build_model(config, CLASSES, for_training=False)
     model.eval()
     rois: list[int] = []
     model.roi_pool.register_forward_pre_hook(lambda layer, inputs: rois.append(inputs[1].boxes.shape[0]))
-    whole, per_rois = [0], [0]
+    per_image, per_rois = [0], [0]
 
     def count(layer: nn.Layer, inputs: tuple[Tensor, ...], output: Tensor, after_rois: bool) -> None:
-        each_roi = after_rois and output.shape[0] == rois[-1]
-        (per_rois if each_roi else whole).append(multiply_adds(layer, output))
+        is_per_roi = after_rois and output.shape[0] == rois[-1]
+        (per_rois if is_per_roi else per_image).append(multiply_adds(layer, output))
 
     for name, layer in model.named_sublayers():
         if isinstance(layer, (nn.Conv2D, nn.Linear, DeformConv2D)):
             layer.register_forward_post_hook(partial(count, after_rois=name.startswith(AFTER_ROIS)))
     with paddle.no_grad():
         _detect(model, COUNTED_SIZE)
-    proposed = config["model"]["rpn"]["post_nms_test"] / rois[-1]
+    roi_factor = config["model"]["rpn"]["post_nms_test"] / rois[-1]
     statistics = ("._mean", "._variance")
     parameters = sum(p.size for name, p in model.named_parameters() if not name.endswith(statistics))
-    return parameters / 1e6, (sum(whole) + sum(per_rois) * proposed) / 1e9
+    return parameters / 1e6, (sum(per_image) + sum(per_rois) * roi_factor) / 1e9
 
 
 def multiply_adds(layer: nn.Layer, output: Tensor) -> int:
-    """Those of one call of a convolution or a linear layer, without its bias."""
+    """Return the multiply-adds of one call of a convolution or linear layer, without its bias."""
     shape = layer.weight.shape
     inputs = shape[0] if isinstance(layer, nn.Linear) else int(np.prod(shape[1:]))
     return output.size * inputs
 
 
 def detection_seconds(config: Config, iterations: int) -> float:
-    """The median time of detecting in one image of TIMED_SIZE, by the model as it is trained."""
+    """Return the median time of detection in one image of TIMED_SIZE with the model in Paddle."""
     model = build_model(config, CLASSES, for_training=False)
     model.eval()
     stride = 32
@@ -106,39 +107,39 @@ def detection_seconds(config: Config, iterations: int) -> float:
     seconds = []
     with paddle.no_grad():
         for _ in range(WARM_UP + iterations):
-            began = time.perf_counter()
+            start = time.perf_counter()
             _detect(model, size)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[WARM_UP:]))
 
 
 def published_ap(recipe: Path) -> str:
-    """What the recipe's header says of AP, and whose it is: the rest of its line "# COCO val AP...: "."""
+    """Return the published AP and its sources from the recipe's header, the text after "# COCO val AP...: "."""
     lines = recipe.read_text(encoding="utf-8").splitlines()
     line = next((line for line in lines if line.startswith("# COCO val AP")), "")
     return line.partition(": ")[2] or "--"
 
 
 def converts_from(recipe: Path) -> list[str]:
-    """Whose checkpoints become this recipe's."""
-    own = ["PaddleDetection"] if "PaddleDetection" in published_ap(recipe) else []
-    return [*own, *CONVERTS.get(recipe.stem, ())]
+    """Return the projects whose checkpoints can be converted for this recipe."""
+    ppdet = ["PaddleDetection"] if "PaddleDetection" in published_ap(recipe) else []
+    return [*ppdet, *CONVERTIBLE.get(recipe.stem, ())]
 
 
-def page(table: Sequence[Row]) -> str:
-    """The rows as docs/model_zoo.md."""
+def format_page(table: Sequence[Row]) -> str:
+    """Format the rows as docs/model_zoo.md."""
     height, width = TIMED_SIZE
     machine = f"{usable_cores()} cores of {cpu_info().get('model name', 'an unknown processor')}"
     lines = [
         "# Model zoo",
         "",
-        "Written by `python tools/model_zoo.py`. Parameters are those of detection, with 80 classes. GMACs are 1e9",
-        "multiply-adds of convolutions and linear layers in one image of 800 x 1333 (padded to 1344), as many RoIs",
-        f"as the config proposes. Seconds are medians for one image of {height} x {width} on {machine}, Paddle",
-        f"{paddle.__version__}: a training step, and detection by the model as trained. AP is what others publish",
-        "for the recipe, and whose it is; nothing here was trained on COCO.",
+        "Written by `python tools/model_zoo.py`. Parameters are those used in detection, with 80 classes. GMACs are",
+        "1e9 multiply-adds of convolutions and linear layers for one image of 800 x 1333 (padded to 1344) and the",
+        f"config's number of RoIs. Times are medians for one image of {height} x {width} on {machine}, Paddle",
+        f"{paddle.__version__}: a training step, and detection with the model in Paddle. AP is published by the",
+        "named projects for the same recipe; no model was trained on COCO here.",
         "",
-        "| recipe | parameters, M | GMACs | COCO val AP, and whose | converts from | step, s | detection, s |",
+        "| recipe | parameters, M | GMACs | published COCO val AP | convertible from | step, s | detection, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in table:

@@ -1,7 +1,7 @@
-"""Benchmarks of the deformable operators, each against Paddle's own in the same run: time, and peak memory.
+"""Benchmarks of the deformable operators, compared with Paddle's operators in the same run: time and peak memory.
 
-`python -m ppdet_lite.benchmarks.operators NAME` runs one RoI operator once in a process of its own and prints the
-memory it took; `run` does that for the memory and takes the times itself.
+`python -m ppdet_lite.benchmarks.operators NAME` runs one RoI operator once and prints its peak memory. `run` starts
+this in a separate process for each RoI operator, and measures times in its own process.
 """
 
 import ctypes
@@ -20,16 +20,16 @@ from ppdet_lite.benchmarks.timing import WARM_UP, summary
 from ppdet_lite.ops import deform_conv2d, deform_roi_pool
 
 Report = dict[str, dict[str, float | dict[str, float]]]
-Round = Callable[[], object]
+Case = Callable[[], object]
 
 
 def run(repeats: int) -> Report:
-    """Time forward + backward of the operators, the alternatives taking turns, and measure the memory of some.
+    """Time forward and backward passes of the operators, alternating between implementations, and measure memory.
 
     Returns, per operator, `<name>_seconds`: median, min and max; ratios of the medians, Paddle's operator / ours; and
-    for RoI pooling the peak memory above the inputs in MiB, on Linux with the GNU C library only.
+    for RoI pooling the peak memory in MiB in addition to the inputs, only on Linux with the GNU C library.
     """
-    conv, pool = _time(conv_rounds(), repeats), _time(pool_rounds(), repeats)
+    conv, pool = _time(conv_cases(), repeats), _time(pool_cases(), repeats)
     report = {
         "deform_conv2d": {
             **_seconds(conv),
@@ -43,12 +43,12 @@ def run(repeats: int) -> Report:
         },
     }
     if sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        report["deform_roi_pool"] |= {f"{name}_peak_mb": peak_in_child(name) for name in pool_rounds()}
+        report["deform_roi_pool"] |= {f"{name}_peak_mb": peak_in_child(name) for name in pool_cases()}
     return report
 
 
-def conv_rounds() -> dict[str, Round]:
-    """Deformable 3x3 convolutions of both versions, 128 -> 128 channels on 1x64x64, forward and backward."""
+def conv_cases() -> dict[str, Case]:
+    """Return forward and backward passes of deformable 3x3 convolutions, v1 and v2, 128 -> 128 channels on 1x64x64."""
     rng = np.random.default_rng(0)
     x, offset, weight, mask, upstream = (
         _leaf(rng.normal(0, scale, shape))
@@ -61,12 +61,12 @@ def conv_rounds() -> dict[str, Round]:
         )
     )
 
-    def version(implementation: str, *mask: Tensor) -> Round:
-        def both_ways() -> None:
+    def version(implementation: str, *mask: Tensor) -> Case:
+        def forward_and_backward() -> None:
             out = deform_conv2d(x, offset, weight, *mask, padding=1, implementation=implementation)
             paddle.grad(out, [x, offset, weight, *mask], upstream)
 
-        return both_ways
+        return forward_and_backward
 
     return {
         "native_v1": version("native"),
@@ -76,8 +76,8 @@ def conv_rounds() -> dict[str, Round]:
     }
 
 
-def pool_rounds() -> dict[str, Round]:
-    """Pooling of 512 RoIs into 7x7 bins of 2x2 or adaptively many samples from 1x256x50x84, forward and backward."""
+def pool_cases() -> dict[str, Case]:
+    """Return forward and backward passes of pooling 512 RoIs of 1x256x50x84 into 7x7 bins, 2x2 or adaptive samples."""
     rng = np.random.default_rng(0)
     size = np.exp(rng.uniform(np.log(60), np.log(500), (512, 2)))
     corner = rng.random((512, 2)) * ([1333, 800] - size)
@@ -86,14 +86,14 @@ def pool_rounds() -> dict[str, Round]:
     x, upstream = _leaf(rng.normal(size=(1, 256, 50, 84))), _leaf(rng.normal(size=(512, 256, 7, 7)))
     offset, mask = _leaf(rng.normal(size=(512, 2, 7, 7))), _leaf(rng.random((512, 1, 7, 7)))
 
-    def ours(samples: int, **branch: Tensor) -> Round:
-        def both_ways() -> None:
+    def ours(samples: int, **branch: Tensor) -> Case:
+        def forward_and_backward() -> None:
             out = deform_roi_pool(x, boxes, counts, 7, 1 / 16, samples, **branch)
             paddle.grad(out, [x, *branch.values()], upstream)
 
-        return both_ways
+        return forward_and_backward
 
-    def paddles(samples: int) -> Round:
+    def paddles(samples: int) -> Case:
         return lambda: paddle.grad(roi_align(x, boxes, counts, 7, 1 / 16, samples), [x], upstream)
 
     return {
@@ -107,19 +107,19 @@ def pool_rounds() -> dict[str, Round]:
 
 
 def peak_in_child(name: str) -> float:
-    """Peak memory in MiB that one of `pool_rounds` takes above its inputs, in a process of its own."""
+    """Return the result of `peak_above_inputs` in a separate process."""
     command = [sys.executable, "-m", "ppdet_lite.benchmarks.operators", name]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def peak_above_inputs(name: str) -> float:
-    """Peak memory in MiB of this process during one of `pool_rounds`, above what it had before."""
-    one_round = pool_rounds()[name]
-    ctypes.CDLL(None).malloc_trim(0)  # what making the inputs has left free must not serve the operator
+    """Return the peak memory in MiB of one of `pool_cases` in this process, minus the memory before it."""
+    run_case = pool_cases()[name]
+    ctypes.CDLL(None).malloc_trim(0)  # the operator must not reuse memory freed during the creation of inputs
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    one_round()
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    run_case()
     return (_status("VmHWM") - before) / 1024
 
 
@@ -132,13 +132,13 @@ def _leaf(array: np.ndarray) -> Tensor:
     return paddle.to_tensor(array, dtype="float32", stop_gradient=False)
 
 
-def _time(rounds: dict[str, Round], repeats: int) -> dict[str, list[float]]:
-    seconds = {name: [] for name in rounds}
+def _time(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
+    seconds = {name: [] for name in cases}
     for _ in range(WARM_UP + repeats):
-        for name, one_round in rounds.items():
-            began = time.perf_counter()
-            one_round()
-            seconds[name].append(time.perf_counter() - began)
+        for name, run_case in cases.items():
+            start = time.perf_counter()
+            run_case()
+            seconds[name].append(time.perf_counter() - start)
     return {name: values[WARM_UP:] for name, values in seconds.items()}
 
 

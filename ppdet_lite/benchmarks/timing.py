@@ -1,12 +1,12 @@
-"""What the benchmarks share: how repeated times are told."""
+"""Summary of repeated time measurements."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-WARM_UP = 2  # rounds that are not counted
+WARM_UP = 2  # runs before the measurement
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, least and most of repeated times."""
+    """Return the median, minimum and maximum."""
     return {"median": float(np.median(seconds)), "min": float(np.min(seconds)), "max": float(np.max(seconds))}

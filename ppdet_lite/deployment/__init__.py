@@ -1,4 +1,4 @@
-"""A trained detector in use: `detector` finds objects by any, `export` writes it for other places.
+"""Use of trained models: `detector` runs one on images, `export` writes one for deployment (Paddle Inference, ONNX).
 
 May import assembly and below.
 """

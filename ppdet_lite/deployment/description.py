@@ -1,6 +1,6 @@
-"""What an exported model says of itself: its classes, how images are made its input, and what it keeps.
+"""The description in an exported model: its classes, preprocessing and postprocessing.
 
-In a folder this stands in infer_cfg.yml, among PaddleDetection's own keys; elsewhere it is one JSON text.
+A Paddle export stores it in infer_cfg.yml, next to PaddleDetection's own keys; an ONNX file stores it as JSON metadata.
 """
 
 import json
@@ -22,20 +22,20 @@ from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.postprocess import Postprocess
 
 DESCRIPTION = "infer_cfg.yml"
-SECTION = "ppdet_lite"  # of infer_cfg.yml, and the key under which other formats keep the JSON
-TOLD_EXACTLY = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # ways to resize that infer_cfg.yml can say
+SECTION = "ppdet_lite"  # section of infer_cfg.yml, and metadata key of the JSON in an ONNX file
+EXACT_RESIZES = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # that PaddleDetection's keys can express
 
 log = get_logger()
 
 
 @dataclass(frozen=True)
 class Description:
-    """An exported model, as it is to be used.
+    """What is needed to use an exported model.
 
-    category_ids: class -> id in the data it was trained on.
-    preprocess: how images are made the graph's input; a graph takes RGB, whatever the trained model takes.
-    postprocess: what the graph does last.
-    versions: package -> what wrote it.
+    category_ids: category id in the training data by class index.
+    preprocess: conversion of images to the graph's input. A graph takes RGB, even if the trained model takes BGR.
+    postprocess: thresholds and limits of the graph's NMS.
+    versions: name -> version of the packages that wrote the export.
     """
 
     class_names: list[str]
@@ -45,53 +45,53 @@ class Description:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, trained: TrainedModel) -> "Description":
-        """What the export of a trained model is to say."""
+    def from_trained(cls, trained: TrainedModel) -> "Description":
+        """Return the description of a trained model's export."""
         return cls(
             list(trained.class_names),
             list(trained.category_ids),
-            trained.preprocess.for_rgb(),
+            trained.preprocess.with_rgb_input(),
             trained.model.postprocess,
             {"ppdet_lite": __version__, "paddle": paddle.__version__},
         )
 
     def to_json(self) -> str:
-        """All of it as one line, for formats that keep a text."""
+        """Return the description as one line of JSON."""
         return json.dumps(_content(self))
 
     def to_yaml(self) -> str:
-        """All of it as infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads too.
+        """Return the content of infer_cfg.yml, which PaddleDetection's deploy/python/infer.py can also read.
 
-        Logs a warning if that cannot resize images just so.
+        Logs a warning if that script cannot resize images in the same way.
         """
         ours = _content(self)
         return yaml.safe_dump(
-            {**_paddle_detections(self.preprocess), "label_list": ours.pop("class_names"), SECTION: ours},
+            {**_paddledetection_keys(self.preprocess), "label_list": ours.pop("class_names"), SECTION: ours},
             sort_keys=False,
         )
 
 
 def from_json(text: str, source: str) -> Description:
-    """Read what `Description.to_json` wrote. Raises UserError, naming the source, for anything else."""
+    """Parse the output of `Description.to_json`. Raises UserError, with `source` in its message, for other text."""
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{source}: what it says of itself is damaged ({error}); export it again") from error
+        raise UserError(f"{source}: its description is damaged ({error}); export the model again") from error
     return _parse(content, source)
 
 
 def from_folder(folder: Path) -> Description:
-    """Read infer_cfg.yml of an exported model. Raises UserError if it is not there, or not one of ours."""
+    """Read infer_cfg.yml of an exported model. Raises UserError if it is missing or written by another program."""
     path = Path(folder) / DESCRIPTION
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; write it with tools/export_model.py") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; use tools/export_model.py") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no YAML, {' '.join(str(error).split())}; export the model again") from error
+        raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}; export the model again") from error
     ours = content.get(SECTION) if isinstance(content, dict) else None
     if not isinstance(ours, dict):
-        raise UserError(f"{path}: has no section {SECTION}: another program's export; export it with this one")
+        raise UserError(f"{path}: has no section {SECTION}, another program wrote it; use tools/export_model.py")
     return _parse({**ours, "class_names": content.get("label_list")}, str(path))
 
 
@@ -103,23 +103,26 @@ def _parse(content: Any, source: str) -> Description:
     try:
         description = TypeAdapter(Description).validate_python(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{source}: {place}: {first['msg']}; export the model again with this version") from error
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise UserError(f"{source}: {key}: {detail['msg']}; export the model again with this version") from error
     if _content(description) != content:
-        raise UserError(f"{source}: says more than version {__version__} knows, or says it twice; export it again")
-    if len(description.class_names) != len(description.category_ids):
-        raise UserError(f"{source}: names {len(description.class_names)} classes, but not as many category ids")
+        raise UserError(f"{source}: has keys that version {__version__} does not support; export the model again")
+    names, ids = len(description.class_names), len(description.category_ids)
+    if names != ids:
+        raise UserError(f"{source}: {names} class names but {ids} category ids; export the model again")
     return description
 
 
-def _paddle_detections(preprocess: Preprocess) -> dict[str, Any]:
-    """The keys of infer_cfg.yml that are PaddleDetection's."""
-    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in TOLD_EXACTLY:
+def _paddledetection_keys(preprocess: Preprocess) -> dict[str, Any]:
+    """Return PaddleDetection's keys of infer_cfg.yml."""
+    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in EXACT_RESIZES:
         log.warning(
-            "PaddleDetection's deployment cannot resize as data.preprocess says (sizing %s, interpolation %s, in %s): "
-            "detections there will differ a little",
-            *(preprocess.sizing, preprocess.interpolation, preprocess.resize_in),
+            "PaddleDetection's deployment cannot resize as data.preprocess does (sizing %s, interpolation %s, "
+            "resize_in %s): its detections will differ slightly",
+            preprocess.sizing,
+            preprocess.interpolation,
+            preprocess.resize_in,
         )
     return {
         "mode": "paddle",
@@ -127,11 +130,11 @@ def _paddle_detections(preprocess: Preprocess) -> dict[str, Any]:
         "metric": "COCO",
         "use_dynamic_shape": True,
         "arch": "RCNN",
-        "min_subgraph_size": 40,  # of TensorRT's, as PaddleDetection sets it for this architecture
+        "min_subgraph_size": 40,  # for TensorRT: PaddleDetection's value for this architecture
         "Preprocess": [
             {
                 "type": "Resize",
-                # their (short side, long side), of which they take the smaller number for the short one
+                # (short side, long side); PaddleDetection takes the smaller number as the short side
                 "target_size": [min(preprocess.short_side, preprocess.long_side), preprocess.long_side],
                 "keep_ratio": True,
                 "interp": cv2.INTER_CUBIC if preprocess.interpolation == "cubic" else cv2.INTER_LINEAR,

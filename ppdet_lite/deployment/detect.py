@@ -1,4 +1,4 @@
-"""A network over batches of images: the detections of each."""
+"""Detection over batches of network input, with one result per image."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +12,11 @@ from ppdet_lite.data.loading.transforms import Batch, flip_boxes
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 Network = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""What detects in network input, such as `Predictor`; the signature is that of `TrainedNetwork.__call__`."""
+"""A function that detects objects in network input, such as a `Predictor`; see `TrainedNetwork.__call__`."""
 
 
 class ImageDetections(NamedTuple):
-    """What was found in one image; D = 0 is legal."""
+    """The detections of one image; D = 0 is legal."""
 
     image_id: int
     boxes: np.ndarray  # [D, 4] float32 xyxy, original pixels
@@ -24,13 +24,13 @@ class ImageDetections(NamedTuple):
     classes: np.ndarray  # [D] int64, 0..K-1
 
     def above(self, score: float) -> "ImageDetections":
-        """Those of at least a score."""
+        """Return the detections with at least this score."""
         good = self.scores >= score
         return ImageDetections(self.image_id, self.boxes[good], self.scores[good], self.classes[good])
 
 
 class TrainedNetwork:
-    """A model as a `Network`; it is in evaluation mode while it is called, and returns to the mode it was in."""
+    """A model as a `Network`. A call runs in evaluation mode and then restores the model's mode."""
 
     def __init__(self, model: FasterRCNN) -> None:
         self.model = model
@@ -40,7 +40,7 @@ class TrainedNetwork:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Detect: float32 [N, 3, H, W], [N, 2] (h, w), [N, 2] (y, x) -> rows [M, 6] and counts [N] int32.
 
-        A row is class, score, x1, y1, x2, y2, in original pixels; the rows of an image follow each other, best first.
+        A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         with evaluation_mode(self.model), paddle.no_grad():
             found = self.model(*map(paddle.to_tensor, (images, image_sizes, scales)))
@@ -50,7 +50,7 @@ class TrainedNetwork:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Layer) -> Iterator[None]:
-    """Have a model in evaluation mode; in the end each layer returns to the mode it was in."""
+    """Put a model into evaluation mode inside the block; restore the mode of each layer afterwards."""
     modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
@@ -61,14 +61,14 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 
 def detect(network: Network, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
-    """Yield the detections of every image of the batches, in their order, those of mirrored ones mirrored back."""
+    """Yield the detections of every image in order. Boxes of flipped images are flipped back."""
     for batch in batches:
         rows, counts = network(batch["images"], batch["image_sizes"], batch["scales"])
         parts = np.split(rows, np.cumsum(counts)[:-1])
         for i in np.flatnonzero(batch["flipped"]) if "flipped" in batch else ():
             width = batch["image_sizes"][i, 1] / batch["scales"][i, 1]
             boxes = flip_boxes(parts[i][:, 2:], width)
-            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # the model's limit
+            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # where the model clips boxes
             parts[i] = np.concatenate([parts[i][:, :2], boxes], axis=1)
         for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True):
             yield ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))

@@ -1,4 +1,4 @@
-"""A detector to be used: a trained run, an exported folder or an ONNX file; images in, detections out."""
+"""`Detector`: runs a trained model, an exported folder or an ONNX file on images."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,15 +27,15 @@ Image = str | Path | np.ndarray
 
 
 class Detections(NamedTuple):
-    """What was found in an image, best first; D = 0 is legal."""
+    """The detections of one image in descending order of score; D = 0 is legal."""
 
-    boxes: np.ndarray  # [D, 4] float32 [x1, y1, x2, y2] in pixels of the image as it was given
+    boxes: np.ndarray  # [D, 4] float32 [x1, y1, x2, y2] in pixels of the given image
     scores: np.ndarray  # [D] float32
-    classes: np.ndarray  # [D] int64, places in the detector's class_names
-    names: list[str]  # [D], of the classes
+    classes: np.ndarray  # [D] int64, indices into the detector's class_names
+    names: list[str]  # [D], class names
 
     def above(self, score: float) -> "Detections":
-        """Those of at least a score."""
+        """Return the detections with at least this score."""
         good = np.flatnonzero(self.scores >= score)
         return Detections(self.boxes[good], self.scores[good], self.classes[good], [self.names[i] for i in good])
 
@@ -43,9 +43,9 @@ class Detections(NamedTuple):
 class Detector:
     """Finds objects in images: `Detector.load("output/run")("photo.jpg")`.
 
-    class_names: what it finds; category_ids: their ids in the data it was trained on.
-    preprocess, postprocess: how images become network input, and by what boxes are left out.
-    source: where it was read from.
+    class_names: the classes. category_ids: their ids in the training data.
+    preprocess: conversion of images to network input. postprocess: thresholds and limits of the detections.
+    source: path of the model.
     """
 
     def __init__(self, network: Network, description: Description, source: str) -> None:
@@ -55,23 +55,23 @@ class Detector:
 
     @classmethod
     def load(cls, source: str | Path, device: Literal["auto", "cpu", "gpu"] = "auto") -> "Detector":
-        """Read a run's folder or one of its checkpoints, an export's folder, or an exported .onnx file.
+        """Read a run folder, one of its checkpoints, an exported folder, or an exported .onnx file.
 
-        device: where a trained model runs; auto takes a GPU if there is one. Exported ones run on the CPU.
+        device: where a trained model runs; auto uses a GPU if there is one. Exported models run on the CPU.
 
-        Raises UserError for anything else, and for what is damaged or of another program.
+        Raises UserError for anything else, and for files that are damaged or were written by another program.
         """
         source = Path(source)
         if not source.exists():
-            raise UserError(f"{source}: no such file or folder; name a run's folder, an export's, or an .onnx file")
+            raise UserError(f"{source}: no such file or folder; give a run folder, an exported folder or an .onnx file")
         if is_exported(source):
             if device == "gpu":
                 raise UserError(f"{source}: exported models run on the CPU; load the trained run for a GPU")
             return cls._exported(source)
-        weights = f"weights={json.dumps(str(source))}"  # quoted, as YAML wants a path with a colon
+        weights = f"weights={json.dumps(str(source))}"  # quoted: YAML requires it for a path with a colon
         config = load_config(_run_config(source), [weights, f"runtime.device={device}"])
         use_device(config)
-        return cls.of(load_trained(config))
+        return cls.from_trained(load_trained(config))
 
     @classmethod
     def _exported(cls, source: Path) -> "Detector":
@@ -79,13 +79,13 @@ class Detector:
         if source.is_file() or (file.is_file() and not (source / GRAPH).exists()):
             network = OnnxPredictor(file)
             return cls(network, network.description, str(source))
-        description = from_folder(source)  # first: it tells what is another program's
+        description = from_folder(source)  # first: its error names an export of another program
         return cls(Predictor(source), description, str(source))
 
     @classmethod
-    def of(cls, trained: TrainedModel) -> "Detector":
-        """The detector that a trained model is."""
-        description = replace(Description.of(trained), preprocess=trained.preprocess)
+    def from_trained(cls, trained: TrainedModel) -> "Detector":
+        """Return a detector that runs a trained model."""
+        description = replace(Description.from_trained(trained), preprocess=trained.preprocess)
         return cls(TrainedNetwork(trained.model), description, trained.source)
 
     @overload
@@ -93,52 +93,52 @@ class Detector:
     @overload
     def __call__(self, images: Sequence[Image], batch_size: int = 1) -> list[Detections]: ...
     def __call__(self, images, batch_size=1):
-        """Detect in an image, or in each of a list of them; everything above the model's own score threshold.
+        """Detect objects in an image or in each image of a list, above the score threshold of `postprocess`.
 
-        An image is a file's path, turned as its EXIF orientation says, or an array, uint8 [H, W, 3], RGB: what
-        cv2.imread returns is BGR, and goes in as image[..., ::-1].
+        An image is the path of a file, whose EXIF orientation is applied, or an RGB array, uint8 [H, W, 3]. The BGR
+        array that cv2.imread returns is passed as image[..., ::-1].
 
-        batch_size: images of one size that the network takes at a time.
+        batch_size: the largest number of images in a batch; all images of a batch have the same padded size.
 
-        Raises UserError for an image that cannot be read and an array of another shape or type.
+        Raises UserError for an image that cannot be read and for an array of another shape or type.
         """
         if isinstance(images, Image):
             (found,) = self([images])
             return found
-        pictures = _Images(images)
-        if not len(pictures):
+        dataset = _ImageList(images)
+        if not len(dataset):
             return []
-        batches = EvalBatches(pictures, self.preprocess, Loader(batch_size, threads=min(len(pictures) - 1, 2)))
-        by_place = {found.image_id: found for found in self.detect(batches.iterate())}
-        return [self._named(by_place[place]) for place in range(len(pictures))]
+        batches = EvalBatches(dataset, self.preprocess, Loader(batch_size, threads=min(len(dataset) - 1, 2)))
+        by_index = {found.image_id: found for found in self.detect(batches.iterate())}
+        return [self._with_names(by_index[index]) for index in range(len(dataset))]
 
     def detect(self, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
-        """Yield the detections of each image of batches that were made by `preprocess`."""
+        """Yield the detections of each image in batches computed with `preprocess`."""
         return detect(self.network, batches)
 
-    def _named(self, found: ImageDetections) -> Detections:
+    def _with_names(self, found: ImageDetections) -> Detections:
         names = [self.class_names[k] for k in found.classes.tolist()]
         return Detections(found.boxes, found.scores, found.classes, names)
 
 
-class _Images:
-    """Files and arrays in the role of a dataset for `EvalBatches`."""
+class _ImageList:
+    """Files and arrays as a dataset for `EvalBatches`."""
 
     def __init__(self, images: Sequence[Image]) -> None:
         self._images = list(images)
-        for place, image in enumerate(self._images):
-            _check(image, place)
+        for index, image in enumerate(self._images):
+            _check(image, index)
 
     def __len__(self) -> int:
         return len(self._images)
 
     @property
     def sizes(self) -> np.ndarray:
-        """[N, 2] int32 (h, w); 1 of a file that is no image, which `load` then tells."""
+        """[N, 2] int32 (h, w); (1, 1) for a file that is not an image, for which `load` raises an error."""
         return np.array([_size(image) for image in self._images], np.int32)
 
     def info(self, index: int) -> ImageFile:
-        """Return the position of an image, and its path or what stands for it."""
+        """Return the index of an image, and its path or a description of the array."""
         image = self._images[index]
         return ImageFile(index, f"image {index}" if isinstance(image, np.ndarray) else str(image))
 
@@ -148,32 +148,32 @@ class _Images:
         return image if isinstance(image, np.ndarray) else load_image(str(image))
 
 
-def chosen(config: Config | None, model: Path | None) -> Detector:
-    """The detector that a tool is to use: `model` as `Detector.load` reads it, or else what a config's weights name."""
+def select_detector(config: Config | None, model: Path | None) -> Detector:
+    """Load a tool's detector: `model` (see `Detector.load`) if given, else the weights of the config."""
     if model is None:
         use_device(config)
-        return Detector.of(load_trained(config))
+        return Detector.from_trained(load_trained(config))
     if config is not None and config["weights"] is not None:
-        raise UserError(f"{config.origin('weights')}: weights, and --model {model}: name one of them")
+        raise UserError(f"{config.origin('weights')}: both weights and --model {model} are given; remove one")
     return Detector.load(model)
 
 
 def is_exported(source: Path) -> bool:
-    """Whether a path is an exported model, by its files' names."""
+    """Return whether a path is an exported model, judged by file names."""
     if source.is_file():
         return source.suffix == ".onnx"
     return any((source / name).is_file() for name in (GRAPH, DESCRIPTION, ONNX_FILE))
 
 
 def _run_config(source: Path) -> Path:
-    """The config of a run's folder, of its checkpoints, or of one of them."""
+    """Return the config file for a run folder, its `checkpoints` folder or one checkpoint."""
     folders = [source, *source.resolve().parents[:2]] if source.is_dir() else []
     for folder in folders:
         if (folder / RUN_CONFIG).is_file():
             return folder / RUN_CONFIG
     raise UserError(
-        f"{source}: neither a run's folder ({RUN_CONFIG}) nor an export's ({GRAPH}, {DESCRIPTION}) nor an .onnx file; "
-        "weights by themselves need their config: -c CONFIG -o weights=..."
+        f"{source}: not a run folder ({RUN_CONFIG}), an exported folder ({GRAPH}, {DESCRIPTION}) or an .onnx file; "
+        "for a bare weights file, give its config: -c CONFIG -o weights=..."
     )
 
 
@@ -184,12 +184,12 @@ def _size(image: Image) -> tuple[int, int]:
     return (1, 1) if header is None else header[:2]
 
 
-def _check(image: Image, place: int) -> None:
+def _check(image: Image, index: int) -> None:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            what = f"{image.dtype} {list(image.shape)}"
-            raise UserError(f"image {place} is {what}; an array has to be uint8 [H, W, 3], RGB")
+            actual = f"{image.dtype} {list(image.shape)}"
+            raise UserError(f"image {index} is {actual}; an array has to be uint8 [H, W, 3], RGB")
     elif not isinstance(image, str | Path):
-        raise UserError(f"image {place} is a {type(image).__name__}; give a path or an RGB array, uint8 [H, W, 3]")
+        raise UserError(f"image {index} is a {type(image).__name__}; give a path or an RGB array, uint8 [H, W, 3]")
     elif Path(image).is_dir():
         raise UserError(f"{image} is a folder; give a list of its images")

@@ -1,8 +1,9 @@
-"""Export: a detector as a static graph in PaddleDetection's deployment format or ONNX, compared before it is kept.
+"""Export of a detector as a static graph, in PaddleDetection's deployment format, as ONNX or both.
 
-A folder holds model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and counts, see
-`Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py reads; or model.onnx, with the same
-inputs and outputs, which describes itself; or all of these.
+The Paddle format consists of model.json and model.pdiparams (inputs image, im_shape, scale_factor; outputs rows and
+counts, see `Predictor`) and infer_cfg.yml, which PaddleDetection's deploy/python/infer.py can read. ONNX is one file,
+model.onnx, with the same inputs and outputs and its description as metadata. An export is only kept if its detections
+agree with those of the trained model.
 """
 
 import contextlib
@@ -42,8 +43,8 @@ FILES["both"] = FILES["paddle"] + FILES["onnx"]
 BOX_TOLERANCES = {"paddle": 1e-3, "onnx": 1e-2}  # pixels
 SCORE_TOLERANCE = 1e-4  # probability
 BATCH_SIZES = (1, 2)
-DRAWN_IMAGES = 4
-FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not for ONNX, oneDNN
+SYNTHETIC_IMAGES = 4
+FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # by ONNX or oneDNN
 INPUTS = (
     InputSpec([-1, 3, -1, -1], "float32", "image"),
     InputSpec([-1, 2], "float32", "im_shape"),
@@ -54,20 +55,20 @@ log = get_logger()
 
 
 class Agreement(NamedTuple):
-    """How far the exported model and the trained one are apart."""
+    """The largest differences between the detections of the trained and the exported model."""
 
     images: int
-    detections: int  # pairs of one detection of each
-    box_gap: float  # the largest, in original pixels
+    detections: int  # pairs of a trained and an exported detection
+    box_gap: float  # in original pixels
     score_gap: float
 
 
-@paddle.jit.not_to_static  # it would be rewritten as what is traced, with a warning about its decorator
+@paddle.jit.not_to_static  # otherwise Paddle would try to convert it too, and warn about its decorator
 @contextlib.contextmanager
 def _no_tracebacks() -> Iterator[None]:
-    """Meanwhile Paddle finds no stack to note for each operator it traces: a quarter of the time, and none is saved.
+    """Prevent Paddle from recording a stack trace for each traced operator, which takes a quarter of the tracing time.
 
-    Errors are told with theirs, as Paddle looks at them once they have left here.
+    The traces are not saved with the graph. Errors keep theirs: Paddle reads it after the block has ended.
     """
     limit = getattr(sys, "tracebacklimit", None)
     sys.tracebacklimit = 0
@@ -81,22 +82,22 @@ def _no_tracebacks() -> Iterator[None]:
 
 
 class Deployed(nn.Layer):
-    """A detector with the inputs and outputs that PaddleDetection's deployment code expects, which feeds RGB.
+    """A detector with the inputs (RGB) and outputs that PaddleDetection's deployment code expects.
 
-    channels: the order that the model itself takes.
+    channels: the channel order of the model's own input.
     """
 
     def __init__(self, model: FasterRCNN, channels: str = "rgb") -> None:
         super().__init__()
-        self.model, self.flips = model, channels == "bgr"
+        self.model, self.flip_channels = model, channels == "bgr"
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
         """See `Predictor.__call__`."""
-        image = image.flip(axis=1) if self.flips else image
+        image = image.flip(axis=1) if self.flip_channels else image
         with _no_tracebacks():
             found = self.model(image, im_shape, scale_factor)
         columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
-        # joined in float64, for which oneDNN has no kernel: its own crashes when there is no row
+        # concatenated in float64, which oneDNN does not support: its float32 kernel crashes without rows
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
 
 
@@ -106,13 +107,13 @@ def export(
     images: Sequence[Path] | None = None,
     format: Literal["paddle", "onnx", "both"] = "paddle",
 ) -> Agreement:
-    """Write a model for deployment, once its graph agrees with it on images, each alone and in pairs.
+    """Export a model, compare its detections with the trained model's (see `compare`), and write the folder.
 
-    images: the files to compare on; None draws some. Of two formats the gaps of the worse one are returned.
+    images: the files to compare on; None generates synthetic images. For two formats, return the larger gaps.
 
-    The folder appears complete or not at all, in place of an earlier export. Raises UserError if it holds anything
-    else, another format too, or cannot be written, and if a package is missing; RunFailed, with image and difference,
-    if graph and model disagree, and with the operator if ONNX has none like it.
+    The folder is written completely or not at all, and replaces an earlier export. Raises UserError if it contains
+    other files or another format, cannot be written, or if a package is missing. Raises RunFailed, with the image and
+    the difference, if detections differ, and with the operator's name if it cannot be converted to ONNX.
     """
     folder = Path(folder).resolve()
     _check_folder(folder, format)
@@ -124,7 +125,7 @@ def export(
         partial.mkdir(parents=True)
         _write(trained, partial, format)
         agreements = [
-            _agree(trained, source, images, kind)
+            _check_agreement(trained, source, images, kind)
             for kind, source in (("paddle", partial), ("onnx", partial / ONNX_FILE))
             if format in (kind, "both")
         ]
@@ -140,19 +141,19 @@ def export(
 
 
 def _check_folder(folder: Path, format: str) -> None:
-    """Raise UserError if a folder exists and writing an export in its place would lose something."""
+    """Raise UserError if replacing the folder by an export would delete other files or another format."""
     if not folder.exists():
         return
     names = set() if folder.is_file() else {path.name for path in folder.iterdir()}
     if folder.is_file() or names - set(FILES["both"]):
         raise UserError(f"{folder} exists and is not an exported model; choose another --output")
     if lost := sorted(names - set(FILES[format])):
-        raise UserError(f"{folder} has {lost[0]} of another format; add --format both, or choose another --output")
+        raise UserError(f"{folder} contains {lost[0]} of another format; add --format both, or choose another --output")
 
 
 def _write(trained: TrainedModel, folder: Path, format: str) -> None:
-    """Write a model's files, not compared yet, into a folder."""
-    description = Description.of(trained)
+    """Write the files of an export into a folder, without comparing them."""
+    description = Description.from_trained(trained)
     save_graph(trained.model, folder, trained.preprocess.channels)
     if format != "paddle":
         onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
@@ -163,28 +164,30 @@ def _write(trained: TrainedModel, folder: Path, format: str) -> None:
         (folder / DESCRIPTION).write_text(description.to_yaml(), encoding="utf-8")
 
 
-def _agree(trained: TrainedModel, source: Path, images: Sequence[Path] | None, format: str) -> Agreement:
-    agreement = compare(Detector.of(trained), Detector.load(source), images, BOX_TOLERANCES[format])
+def _check_agreement(trained: TrainedModel, source: Path, images: Sequence[Path] | None, format: str) -> Agreement:
+    """Compare an exported model with the trained one, and log the result."""
+    agreement = compare(Detector.from_trained(trained), Detector.load(source), images, BOX_TOLERANCES[format])
     log.info(
-        "%s: same detections on %d images, alone and in pairs: %d in all, boxes within %.1e px, scores within %.1e",
-        *(format, *agreement),
+        "%s: same detections on %d images in batches of 1 and 2: %d pairs, boxes within %.1e px, scores within %.1e",
+        format,
+        *agreement,
     )
     if agreement.detections == 0:
-        log.warning("neither found anything, so little was compared; name better images by --images")
+        log.warning("no detections to compare; give images that contain objects with --images")
     return agreement
 
 
 def choose_images(config: Config, source: Path | None, count: int) -> list[Path] | None:
-    """Up to `count` image files, evenly spread, of a source or else of the validation images; None if there are none.
+    """Return up to `count` evenly spaced image files of `source`, or of the validation images if it is None.
 
-    Raises UserError if a source is given and has no image.
+    Returns None if the folder of the validation images contains none; raises UserError if `source` contains none.
     """
     if source is None:
         folder = Path(config["data"]["val"]["images"])
         try:
             files = ImageFiles.find(folder)
         except UserError:
-            log.info("no images in %s; comparing on drawn ones instead (name others by --images)", folder)
+            log.info("no images in %s; comparing on synthetic images instead (choose others with --images)", folder)
             return None
     else:
         files = ImageFiles.find(source)
@@ -193,23 +196,23 @@ def choose_images(config: Config, source: Path | None, count: int) -> list[Path]
 
 
 def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
-    """Trace a model in evaluation mode, which takes images of that channel order, and write its graph.
+    """Trace a model in evaluation mode and write its graph. channels: the channel order of the model's input.
 
-    Raises RunFailed if the graph has an operator that oneDNN or ONNX cannot take, OSError on a full disk.
+    Raises RunFailed if the graph has an operator that oneDNN or ONNX does not support, OSError on a full disk.
     """
     deployed = Deployed(model, channels)
     deployed.eval()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's own full_like asks for it
+        warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # caused by Paddle's full_like
         static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
         paddle.jit.save(static, str(folder / Path(GRAPH).stem))
     require_space(folder)
-    if bad := sorted(name for name in operators(folder) if any(part in name for part in FORBIDDEN)):
-        raise RunFailed(f"the exported graph has {', '.join(bad)}, for which there is no ONNX or no oneDNN operator")
+    if bad := sorted(name for name in graph_operators(folder) if any(part in name for part in FORBIDDEN)):
+        raise RunFailed(f"the exported graph has {', '.join(bad)}, for which ONNX or oneDNN has no operator")
 
 
-def operators(folder: Path) -> set[str]:
-    """The operator names of an exported graph, such as "pd_op.conv2d", those in branches and loops included."""
+def graph_operators(folder: Path) -> set[str]:
+    """Return the operator names in an exported graph, such as "pd_op.conv2d", including those in branches and loops."""
 
     def names(block: Any) -> Iterator[str]:
         for operator in block.ops:
@@ -218,7 +221,7 @@ def operators(folder: Path) -> set[str]:
                 yield from names(inner)
 
     layer = paddle.jit.load(str(folder / Path(GRAPH).stem))
-    program = layer.program()  # has to outlive its blocks
+    program = layer.program()  # kept alive while its blocks are in use
     return set(names(program.global_block()))
 
 
@@ -228,30 +231,30 @@ def compare(
     images: Sequence[Path] | None = None,
     box_tolerance: float = BOX_TOLERANCES["paddle"],
 ) -> Agreement:
-    """Run a detector as it was trained and as it was exported on images, each alone and in pairs; None draws some.
+    """Compare the detections of a trained and an exported model on images, in batches of 1 and 2.
 
-    One more is added in which nothing can be found, as it has no extent.
+    images: None generates synthetic images. An image of size 0 x 0, which has no detections, is added.
 
-    Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE, or whose boxes by more than
-    box_tolerance pixels of the image or of the network input, whichever are larger.
+    Raises RunFailed at the first image whose scores differ by more than SCORE_TOLERANCE or whose boxes differ by more
+    than box_tolerance, in pixels of the image or of the network input, whichever are larger.
     """
     if images:
-        names, pictures = [str(path) for path in images], (load_image(path) for path in images)
+        names, arrays = [str(path) for path in images], (load_image(path) for path in images)
     else:
-        names = [f"drawn image {i}" for i in range(DRAWN_IMAGES)]
-        pictures = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(DRAWN_IMAGES))
-    samples = [image_sample(picture, trained.preprocess, i) for i, picture in enumerate(pictures)]
+        names = [f"synthetic image {i}" for i in range(SYNTHETIC_IMAGES)]
+        arrays = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(SYNTHETIC_IMAGES))
+    samples = [image_sample(array, trained.preprocess, i) for i, array in enumerate(arrays)]
     samples.append(samples[0] | {"image_id": len(names), "image_size": np.zeros(2, np.float32)})
-    names.append("an image without extent")
+    names.append("an image of size 0 x 0")
     paired, gaps = 0, []
     for size in BATCH_SIZES:
         for start in range(0, len(samples), size):
-            chosen = [samples[(start + k) % len(samples)] for k in range(size)]
-            found = (way.detect([collate(chosen, way.preprocess)]) for way in (trained, exported))
-            for sample, one, other in zip(chosen, *found, strict=True):
+            batch = [samples[(start + k) % len(samples)] for k in range(size)]
+            results = (detector.detect([collate(batch, detector.preprocess)]) for detector in (trained, exported))
+            for sample, expected, actual in zip(batch, *results, strict=True):
                 tolerance = box_tolerance / min(1.0, sample["scale"].min())
                 try:
-                    count, *gap = _pair(trained, one, other, tolerance)
+                    count, *gap = _pair(trained, expected, actual, tolerance)
                 except RunFailed as error:
                     raise RunFailed(f"{names[sample['image_id']]}, batch size {size}: {error}") from error
                 paired += count
@@ -262,36 +265,37 @@ def compare(
 def _pair(
     detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
 ) -> tuple[int, float, float]:
-    """Pair the detections of an image: the number of pairs, and the largest differences of boxes and scores in one.
+    """Pair the detections of an image; return the number of pairs and the largest gaps of boxes and scores in a pair.
 
-    The order does not matter: equal scores may swap places. RunFailed if a detection is left over, unless its score is
-    so near the threshold, or near the last of a full set, that rounding decides whether it is in.
+    Their order does not matter: detections of equal score may swap. Raises RunFailed for a detection without partner,
+    unless rounding may have removed the partner: its score is within SCORE_TOLERANCE of the score threshold or, if the
+    image has `max_detections`, of the lowest score.
     """
     box_gaps = np.abs(trained.boxes[:, None] - exported.boxes).max(axis=2)  # [D, D']
     score_gaps = np.abs(trained.scores[:, None] - exported.scores)
     same_class = trained.classes[:, None] == exported.classes
     pairs = same_class & (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
-    for name, found, others, alone in (
+    for name, found, others, unpaired in (
         ("trained", trained, exported, ~pairs.any(axis=1)),
         ("exported", exported, trained, ~pairs.any(axis=0)),
     ):
-        if (alone := alone & ~_at_the_edge(found.scores, detector.postprocess)).any():
-            k = int(alone.argmax())
-            what = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
-            raise RunFailed(f"only the {name} model finds {what}; {_nearest(found, k, others)}")
+        if (unpaired := unpaired & ~_near_limit(found.scores, detector.postprocess)).any():
+            k = int(unpaired.argmax())
+            detection = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
+            raise RunFailed(f"only the {name} model finds {detection}; {_nearest(found, k, others)}")
     return int(pairs.sum()), box_gaps[pairs].max(initial=0.0), score_gaps[pairs].max(initial=0.0)
 
 
-def _at_the_edge(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
+def _near_limit(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
     full = len(scores) == postprocess.max_detections
     return scores <= (scores.min() if full else postprocess.score_threshold) + SCORE_TOLERANCE
 
 
 def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
-    """How far the k-th detection is from the nearest other one of its class."""
+    """Describe how far the k-th detection is from the nearest one of its class in `others`."""
     rows = np.flatnonzero(others.classes == found.classes[k])
     if not rows.size:
-        return "the other finds none of that class"
+        return "the other model finds none of that class"
     gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
     score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
-    return f"the other's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"
+    return f"the other model's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"

@@ -1,9 +1,10 @@
-"""A saved Paddle graph through paddle2onnx: python -m ppdet_lite.deployment.onnx_convert FOLDER SCRATCH
+"""Convert a saved Paddle graph with paddle2onnx: python -m ppdet_lite.deployment.onnx_convert FOLDER SCRATCH
 
-It is a process of its own, since paddle2onnx ends the process it works in when it meets what it cannot convert.
+This runs as a separate process, because paddle2onnx aborts its process at an operator that it does not support.
 
-What `onnx_parts` makes better is cut out of the graph first: the operator's result becomes an input, what it reads
-becomes outputs. `onnx_export` closes the converted graph again at these places.
+Operators that `onnx_operators` replaces are removed from the graph before the conversion: the result of each becomes a
+graph input, its operands become graph outputs. Their names are written to SCRATCH/cuts.json. `onnx_export` then
+connects the replacement to these inputs and outputs of the converted graph.
 """
 
 import json
@@ -21,8 +22,8 @@ from ppdet_lite.deployment import onnx_operators
 from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 
 CONVERTED, CUTS = "converted.onnx", "cuts.json"
-AFTER_OTHERS = 1000  # where new outputs stand: behind the graph's own
-ALIASES = {  # operators that paddle2onnx takes, though its list has them by another name
+FIRST_NEW_OUTPUT = 1000  # index of the first new output, after the graph's own ones
+ALIASES = {  # operators that paddle2onnx supports but lists under another name
     *("add", "all", "any", "arange", "argmax", "assign_value_", "batch_norm_", "data", "divide", "expand", "fetch"),
     *("flatten", "floor_divide", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "nonzero", "prod"),
     *("remainder", "subtract", "topk", "unsqueeze"),
@@ -30,59 +31,59 @@ ALIASES = {  # operators that paddle2onnx takes, though its list has them by ano
 
 
 class Cut(NamedTuple):
-    """An operator that was cut out."""
+    """An operator that was removed from the graph."""
 
     operator: str
     attributes: dict[str, Any]
-    inputs: list[str]  # "" for one that it does without
-    output: str
+    inputs: list[str]  # names of the graph outputs for its operands; "" for an optional operand without value
+    output: str  # name of the graph input for its result
 
 
 def main() -> None:
-    """Write the converted graph, and what was cut out of it, into the scratch folder."""
+    """Write the converted graph and the removed operators into the scratch folder."""
     folder, scratch = map(Path, sys.argv[1:])
     paddle.enable_static()
     program = paddle.static.Program()
     core.deserialize_pir_program(str(folder / GRAPH), program)
-    cuts = cut_out(program)
-    told = {"cuts": [cut._asdict() for cut in cuts], "unknown": unknown(program)}
-    (scratch / CUTS).write_text(json.dumps(told), encoding="utf-8")
+    cuts = cut_operators(program)
+    report = {"cuts": [cut._asdict() for cut in cuts], "unsupported": unsupported_operators(program)}
+    (scratch / CUTS).write_text(json.dumps(report), encoding="utf-8")
     core.serialize_pir_program(program, str(scratch / GRAPH), True, False, True)
     converted = paddle2onnx.export(
         str(scratch / GRAPH),
         str(folder / WEIGHTS),
         opset_version=onnx_operators.OPSET,
         auto_upgrade_opset=False,
-        enable_onnx_checker=False,  # the graph is not whole yet
+        enable_onnx_checker=False,  # the graph is incomplete
         enable_optimize=False,
     )
     (scratch / CONVERTED).write_bytes(converted)
 
 
-def cut_out(program: paddle.static.Program) -> list[Cut]:
-    """Take the operators of `onnx_parts` out of a program: their operands become outputs, their results inputs."""
-    block, cuts, column = program.global_block(), [], AFTER_OTHERS
+def cut_operators(program: paddle.static.Program) -> list[Cut]:
+    """Remove the operators in `onnx_operators.REPLACED`: their operands become graph outputs, their results inputs."""
+    block, cuts, position = program.global_block(), [], FIRST_NEW_OUTPUT
     with paddle.static.program_guard(program):
         for operator in list(block.ops):
-            if (parts := _parts(operator)) is None:
+            if (replaceable := _attributes_and_operands(operator)) is None:
                 continue
-            (attributes, operands), result, name, inputs = parts, operator.result(0), f"cut{len(cuts)}", []
+            (attributes, operands), result, name, inputs = replaceable, operator.result(0), f"cut{len(cuts)}", []
             pir.set_insertion_point(operator)
-            stand_in = _pir_ops.data(name, list(result.shape), result.dtype, core.Place())
+            placeholder = _pir_ops.data(name, list(result.shape), result.dtype, core.Place())
             pir.reset_insertion_point_to_end()
             for k, value in enumerate(operands):
                 inputs.append(f"{name}_{k}" if value.initialized() else "")
                 if inputs[-1]:
-                    _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], column)  # a name for each use of a value
-                    column += 1
+                    _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], position)  # copied: one name per use
+                    position += 1
             cuts.append(Cut(operator.name(), attributes, inputs, name))
-            result.replace_all_uses_with(stand_in)
+            result.replace_all_uses_with(placeholder)
             block.remove_op(operator)
     return cuts
 
 
-def _parts(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | None:
-    """The attributes and operands of an operator that is to be cut out; None of one that is not."""
+def _attributes_and_operands(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | None:
+    """Return the arguments of `onnx_operators.replacement` for an operator; None if it is not to be replaced."""
     name = operator.name()
     if name not in onnx_operators.REPLACED:
         return None
@@ -92,35 +93,33 @@ def _parts(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | 
         return attributes, _boxes_and_groups(operands[0])
     if name not in ("pd_op.scale", "pd_op.clip"):
         return attributes, operands
-    kind, constants = (
-        str(operands[0].dtype).removeprefix("paddle."),
-        [value.get_defining_op() for value in operands[1:]],
-    )
+    kind = str(operands[0].dtype).removeprefix("paddle.")
+    constants = [value.get_defining_op() for value in operands[1:]]
     if kind == "float32" or {constant.name() for constant in constants} != {"pd_op.full"}:
         return None
     return attributes | {"kind": kind, "constants": [constant.attrs()["value"] for constant in constants]}, operands[:1]
 
 
-def _boxes_and_groups(moved: pir.Value) -> list[pir.Value]:
-    """Boxes and their groups, apart, out of what `grouped_nms` made of them.
+def _boxes_and_groups(shifted: pir.Value) -> list[pir.Value]:
+    """Return the boxes and groups from which `grouped_nms` computed the shifted boxes that it passes to Paddle's NMS.
 
-    There a group's boxes are moved to a place of their own: boxes + groups * distance, in float64. ONNX's operator
-    takes float32, which would round them.
+    It shifts each group to a separate region: boxes + groups * distance, in float64. ONNX's NonMaxSuppression takes
+    float32, which would round the shifted boxes.
     """
-    add = moved.get_defining_op()
-    boxes, by = add.operands_source()
-    multiply = by.get_defining_op()
+    add = shifted.get_defining_op()
+    boxes, shift = add.operands_source()
+    multiply = shift.get_defining_op()
     groups = multiply.operands_source()[0]
     if (add.name(), multiply.name(), list(groups.shape)[1:]) != ("pd_op.add", "pd_op.multiply", [1]):
-        raise ValueError("an NMS that is not ops.nms.grouped_nms's")
+        raise ValueError("the graph has an NMS outside ops.nms.grouped_nms")
     return [boxes, groups]
 
 
-def unknown(program: paddle.static.Program) -> list[str]:
-    """Names of operators that paddle2onnx does not know."""
-    known = {*paddle2onnx_cpp2py_export.get_all_supported_operators_pir(), *ALIASES}
+def unsupported_operators(program: paddle.static.Program) -> list[str]:
+    """Return the names of operators that paddle2onnx does not support."""
+    supported = {*paddle2onnx_cpp2py_export.get_all_supported_operators_pir(), *ALIASES}
     names = {operator.name() for operator in program.global_block().ops}
-    return sorted(name for name in names if name.startswith("pd_op.") and name.removeprefix("pd_op.") not in known)
+    return sorted(name for name in names if name.startswith("pd_op.") and name.removeprefix("pd_op.") not in supported)
 
 
 if __name__ == "__main__":

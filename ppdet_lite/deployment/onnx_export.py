@@ -1,4 +1,10 @@
-"""A saved Paddle graph as an ONNX file, in standard operators alone."""
+"""Conversion of a saved Paddle graph to an ONNX file that contains standard operators only.
+
+1. `onnx_convert`, in a separate process, removes the operators that paddle2onnx does not support or converts wrongly,
+   and has paddle2onnx convert the remaining graph.
+2. `insert_replacements` adds the nodes that `onnx_operators` builds for the removed operators.
+3. `save_onnx` adds the description as metadata, checks the model and writes it.
+"""
 
 import graphlib
 import importlib.metadata
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxruntime", "paddle2onnx")
 CONVERT = "ppdet_lite.deployment.onnx_convert"
-DIMENSIONS = {  # free ones by name, N images with M detections
+DIMENSIONS = {  # dynamic dimensions by name: N images with M detections
     "image": ("N", 3, "H", "W"),
     "im_shape": ("N", 2),
     "scale_factor": ("N", 2),
@@ -32,21 +38,22 @@ DIMENSIONS = {  # free ones by name, N images with M detections
 
 
 def require_packages() -> None:
-    """Raise UserError, saying what to install, where a package is missing that ONNX export needs."""
+    """Raise UserError, with the command to install them, if packages for ONNX export are missing."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"ONNX export needs {', '.join(missing)}: pip install -r requirements-onnx.txt")
 
 
 def save_onnx(folder: Path, file: Path, description: Description) -> None:
-    """Convert the graph in a folder that `save_graph` wrote, and write an ONNX file that describes itself.
+    """Convert the graph that `save_graph` wrote into a folder, and write an ONNX file with the description in it.
 
-    Raises RunFailed, naming the operator if it is known, where that fails; OSError if the file cannot be written.
+    Raises RunFailed, with the unsupported operators if there are any, if that fails; OSError if the file cannot be
+    written.
     """
     import onnx
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         cuts = _convert(folder, Path(scratch))
-        model = closed(onnx.load(str(Path(scratch) / "converted.onnx")), cuts)
+        model = insert_replacements(onnx.load(str(Path(scratch) / "converted.onnx")), cuts)
     model.producer_name, model.producer_version = "ppdet_lite", ppdet_lite.__version__
     onnx.helper.set_model_props(model, {SECTION: description.to_json()})
     _name_dimensions(model)
@@ -55,55 +62,58 @@ def save_onnx(folder: Path, file: Path, description: Description) -> None:
 
 
 def _convert(folder: Path, scratch: Path) -> list[dict[str, Any]]:
-    """Run paddle2onnx in a process of its own, which leaves its results in a scratch folder; what it cut out."""
+    """Run `onnx_convert`, which writes its results into the scratch folder; return the operators that it removed."""
     root = str(Path(ppdet_lite.__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", CONVERT, str(folder), str(scratch)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
-    if ended.returncode == 0:
+    process = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    if process.returncode == 0:
         return json.loads((scratch / "cuts.json").read_text(encoding="utf-8"))["cuts"]
     require_space(scratch)
-    raise RunFailed(f"paddle2onnx {importlib.metadata.version('paddle2onnx')} {_why(scratch, ended.stderr)}")
+    raise RunFailed(
+        f"paddle2onnx {importlib.metadata.version('paddle2onnx')} {_failure_reason(scratch, process.stderr)}"
+    )
 
 
-def _why(scratch: Path, output: str) -> str:
-    """What a conversion that ended too early says of the reason."""
-    told = scratch / "cuts.json"
-    unknown = json.loads(told.read_text(encoding="utf-8"))["unknown"] if told.exists() else []
-    if unknown:
-        return f"cannot convert {', '.join(unknown)}; make it of other operators, or choose --format paddle"
+def _failure_reason(scratch: Path, output: str) -> str:
+    """Describe why a conversion failed: unsupported operators, else the first error in its output."""
+    report = scratch / "cuts.json"
+    unsupported = json.loads(report.read_text(encoding="utf-8"))["unsupported"] if report.exists() else []
+    if unsupported:
+        return f"cannot convert {', '.join(unsupported)}; use other operators, or choose --format paddle"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if "rror" in line] or lines or ["without a word"]
-    return f"failed: {errors[0]}; choose --format paddle, or another version of it"
+    errors = [line for line in lines if "rror" in line] or lines or ["no error message"]
+    return f"failed: {errors[0]}; choose --format paddle, or install another version of paddle2onnx"
 
 
-def closed(model: "ModelProto", cuts: Sequence[dict[str, Any]]) -> "ModelProto":
-    """A converted model, with what was cut out put in again, in ONNX's own operators.
+def insert_replacements(model: "ModelProto", cuts: Sequence[dict[str, Any]]) -> "ModelProto":
+    """Add the replacements of the removed operators to a converted model. cuts: fields of `onnx_convert.Cut`.
 
-    Raises RunFailed if an operator of another domain is left, which not every runtime has.
+    The temporary graph inputs and outputs of the cuts are removed, and the functions in `onnx_operators` are inlined.
+    Raises RunFailed if the model then has an operator outside ONNX's standard domain, which not every runtime supports.
     """
     import onnx.inliner
 
     from ppdet_lite.deployment import onnx_operators
 
-    graph, loose = model.graph, {name for cut in cuts for name in (*cut["inputs"], cut["output"])}
+    graph, cut_names = model.graph, {name for cut in cuts for name in (*cut["inputs"], cut["output"])}
     for cut in cuts:
         graph.node.extend(onnx_operators.replacement(**cut))
     for values in (graph.input, graph.output):
-        _keep(values, [value for value in values if value.name not in loose])
+        _replace_items(values, [value for value in values if value.name not in cut_names])
     del graph.value_info[:]
-    _order(graph)
+    _sort_nodes(graph)
     model.functions.extend(onnx_operators.functions())
     model.opset_import.append(onnx.helper.make_opsetid(onnx_operators.DOMAIN, 1))
     model = onnx.inliner.inline_local_functions(model)
     if foreign := sorted({node.domain for node in nodes(model.graph)} - {""}):
-        raise RunFailed(f"the ONNX graph has operators of {', '.join(foreign)}, which not every runtime has")
-    _keep(model.opset_import, [opset for opset in model.opset_import if not opset.domain])
+        raise RunFailed(f"the ONNX graph has operators of {', '.join(foreign)}, which not every runtime supports")
+    _replace_items(model.opset_import, [opset for opset in model.opset_import if not opset.domain])
     return model
 
 
 def nodes(graph: "GraphProto") -> Iterator["NodeProto"]:
-    """All nodes of a graph, those in branches and loops included."""
+    """Yield all nodes of a graph, including those in branches and loops."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -111,25 +121,25 @@ def nodes(graph: "GraphProto") -> Iterator["NodeProto"]:
                 yield from nodes(inner)
 
 
-def _order(graph: "GraphProto") -> None:
-    """Put the nodes that an output needs into an order in which each comes after what it reads; drop the others."""
-    maker = {name: i for i, node in enumerate(graph.node) for name in node.output}
-    reads: dict[int, set[int]] = {}
-    wanted = [maker[output.name] for output in graph.output]
-    while wanted:
-        i = wanted.pop()
-        if i not in reads:
-            reads[i] = {maker[name] for name in graph.node[i].input if name in maker}
-            wanted += reads[i]
-    _keep(graph.node, [graph.node[i] for i in graphlib.TopologicalSorter(reads).static_order()])
+def _sort_nodes(graph: "GraphProto") -> None:
+    """Sort the nodes topologically; remove nodes and weights that no graph output depends on."""
+    producer = {name: i for i, node in enumerate(graph.node) for name in node.output}
+    dependencies: dict[int, set[int]] = {}
+    pending = [producer[output.name] for output in graph.output]
+    while pending:
+        i = pending.pop()
+        if i not in dependencies:
+            dependencies[i] = {producer[name] for name in graph.node[i].input if name in producer}
+            pending += dependencies[i]
+    _replace_items(graph.node, [graph.node[i] for i in graphlib.TopologicalSorter(dependencies).static_order()])
     used = {name for node in graph.node for name in node.input}
-    _keep(graph.initializer, [weight for weight in graph.initializer if weight.name in used])
+    _replace_items(graph.initializer, [weight for weight in graph.initializer if weight.name in used])
 
 
-def _keep(field: Any, kept: list[Any]) -> None:
-    """Have a repeated protobuf field hold these messages alone."""
+def _replace_items(field: Any, items: list[Any]) -> None:
+    """Replace the content of a repeated protobuf field."""
     del field[:]
-    field.extend(kept)
+    field.extend(items)
 
 
 def _name_dimensions(model: "ModelProto") -> None:

@@ -1,8 +1,13 @@
-"""The operators of a detector that paddle2onnx refuses or gets wrong, made of ONNX's own.
+"""ONNX replacements of operators that paddle2onnx 2.1 does not support or converts wrongly.
 
-Refused: NMS. Wrong, in version 2.1: RoIAlign reads the first image for every RoI and knows no other alignment than the
-half pixel's; deformable convolution has one group of offsets only, and always a mask; group norm has no epsilon;
-expand_as wants to know its size; scale and clip round to float32 what is float64 or an integer.
+- NMS is not supported.
+- RoIAlign pools all RoIs from the first image and always uses half-pixel alignment.
+- Deformable convolution is limited to one offset group and requires a mask.
+- Group norm ignores epsilon.
+- expand_as requires a static size.
+- scale and clip round float64 and integers to float32.
+
+Replacements of several nodes are ONNX functions, written in ONNX's textual syntax. `onnx_export` inlines them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +16,11 @@ from typing import Any
 import numpy as np
 from onnx import FunctionProto, NodeProto, helper, numpy_helper, parser
 
-OPSET = 19  # the first with DeformConv
-DOMAIN = "ppdet_lite"  # of the functions below, which are written out before a graph is kept
-# No two groups share a class of NonMaxSuppression, where boxes of different classes never suppress each other. It keeps
-# the best of a class, and what comes first is to be better here; indices come back class by class.
+OPSET = 19  # the first version with DeformConv
+DOMAIN = "ppdet_lite"  # operator domain of the functions below; no exported file contains it
+# Each group of boxes is a class of NonMaxSuppression, where boxes of different classes never suppress each other. Boxes
+# are given in descending order of score; here each box is scored by the number of boxes from it to the end.
+# NonMaxSuppression returns indices ordered by class; TopK sorts them into ascending order.
 _NMS = """
 Nms (boxes, groups, iou) => (kept) {
   count = Shape<start=0, end=1>(boxes)
@@ -25,24 +31,24 @@ Nms (boxes, groups, iou) => (kept) {
   all_corners = Unsqueeze(corners, zero)
   group = Cast<to=7>(groups)
   row = Reshape(group, minus_one)
-  row_or_zero = Concat<axis=0>(row, zero)
-  last = ReduceMax<keepdims=0>(row_or_zero)
+  row_and_zero = Concat<axis=0>(row, zero)
+  last_group = ReduceMax<keepdims=0>(row_and_zero)
   first = Constant<value_int=0>()
   step = Constant<value_int=1>()
-  group_count = Add(last, step)
+  group_count = Add(last_group, step)
   classes = Range(first, group_count, step)
   column = Unsqueeze(classes, one)
-  member = Equal(row, column)
+  is_member = Equal(row, column)
   length = Squeeze(count)
   position = Range(first, length, step)
-  behind = Sub(length, position)
-  rank = Cast<to=1>(behind)
-  never = Constant<value_float=0.0>()
-  scores = Where(member, rank, never)
+  boxes_to_end = Sub(length, position)
+  score = Cast<to=1>(boxes_to_end)
+  zero_score = Constant<value_float=0.0>()
+  scores = Where(is_member, score, zero_score)
   all_scores = Unsqueeze(scores, zero)
-  found = NonMaxSuppression(all_corners, all_scores, count, iou, never)
-  third = Constant<value_int=2>()
-  index = Gather<axis=1>(found, third)
+  selected = NonMaxSuppression(all_corners, all_scores, count, iou, zero_score)
+  index_column = Constant<value_int=2>()
+  index = Gather<axis=1>(selected, index_column)
   kept_count = Shape<start=0, end=1>(index)
   kept, order = TopK<largest=0>(index, kept_count)
 }
@@ -59,23 +65,23 @@ RoiAlignOfBatch <height, width, ratio, scale, mode> (x, boxes, counts) => (poole
   length = Squeeze(count)
   position = Range(first, length, step)
   column = Unsqueeze(position, one)
-  passed = GreaterOrEqual(column, ends)
-  images = Cast<to=7>(passed)
-  image = ReduceSum<keepdims=0>(images, one)
+  image_ended = GreaterOrEqual(column, ends)
+  ended_images = Cast<to=7>(image_ended)
+  image = ReduceSum<keepdims=0>(ended_images, one)
   pooled = RoiAlign<output_height: int = @height, output_width: int = @width, sampling_ratio: int = @ratio,
     spatial_scale: float = @scale, coordinate_transformation_mode: string = @mode>(x, boxes, image)
 }
 """
 
-# Means of a channel first, then of the channels: in one go, as InstanceNormalization takes them, ONNX Runtime is 5e-4
-# off where a group has 700 thousand values.
+# Means are computed per channel, then over channels: over the whole group at once, as in InstanceNormalization, ONNX
+# Runtime has an error of 5e-4 with 700 thousand values per group.
 _GROUP_NORM = """
 GroupNorm <groups, epsilon> (x, weight, bias) => (normalised) {
   by_group = Constant<value_ints: ints = @groups>()
   by_channel = Constant<value_ints=[0, 0, -1]>()
   last = Constant<value_ints=[2]>()
   axes = Constant<value_ints=[1, 2]>()
-  least = Constant<value_float: float = @epsilon>()
+  epsilon_constant = Constant<value_float: float = @epsilon>()
   shape = Shape(x)
   channels = Reshape(x, by_channel)
   channel_shape = Shape(channels)
@@ -89,30 +95,30 @@ GroupNorm <groups, epsilon> (x, weight, bias) => (normalised) {
   channel_square = ReduceMean(squares, last)
   variances = Reshape(channel_square, by_group)
   variance = ReduceMean(variances, last)
-  safe = Add(variance, least)
-  deviation = Sqrt(safe)
-  each = Div(centred, deviation)
-  whole = Reshape(each, shape)
+  stabilized = Add(variance, epsilon_constant)
+  deviation = Sqrt(stabilized)
+  grouped_result = Div(centred, deviation)
+  result = Reshape(grouped_result, shape)
   weights = Unsqueeze(weight, axes)
   biases = Unsqueeze(bias, axes)
-  scaled = Mul(whole, weights)
+  scaled = Mul(result, weights)
   normalised = Add(scaled, biases)
 }
 """
 
 
 def functions() -> list[FunctionProto]:
-    """What the nodes of `replacement` call."""
+    """Return the ONNX functions that nodes of `replacement` call."""
     header = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>'
     return [parser.parse_function(header + text) for text in (_NMS, _ROI_ALIGN, _GROUP_NORM)]
 
 
 def replacement(operator: str, attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
-    """Nodes in place of one of Paddle's operators, named as Paddle names it.
+    """Return the ONNX nodes that replace a Paddle operator, such as "pd_op.nms".
 
-    inputs: of "pd_op.nms" boxes [D, 4], best first, and their groups [D, 1] (see `ops.nms.grouped_nms`); of scale and
-    clip the tensor alone, whose type is the attribute `kind`, other operands being `constants`; otherwise the
-    operator's own, "" for one that it does without.
+    inputs: the names of the operator's operands, "" for an optional one without value, with two exceptions. NMS: boxes
+    [D, 4] in descending order of score and their groups [D, 1] (see `ops.nms.grouped_nms`). Scale and clip: the tensor
+    only; the attribute `kind` contains its data type and `constants` the values of the other operands.
     """
     return _REPLACEMENTS[operator](attributes, inputs, output)
 
@@ -131,7 +137,7 @@ def _roi_align(attributes: Mapping[str, Any], inputs: Sequence[str], output: str
         domain=DOMAIN,
         height=attributes["pooled_height"],
         width=attributes["pooled_width"],
-        ratio=max(attributes["sampling_ratio"], 0),  # "as many as cells" is -1 there, 0 here
+        ratio=max(attributes["sampling_ratio"], 0),  # adaptive: -1 in Paddle, 0 in ONNX
         scale=attributes["spatial_scale"],
         mode="half_pixel" if attributes["aligned"] else "output_half_pixel",
     )
@@ -162,21 +168,21 @@ def _expand_as(attributes: Mapping[str, Any], inputs: Sequence[str], output: str
 
 
 def _group_norm(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
-    shape = [0, attributes["groups"], -1]  # the images, the groups, the rest
+    shape = [0, attributes["groups"], -1]  # images, groups, all else
     return [helper.make_node("GroupNorm", inputs, [output], domain=DOMAIN, groups=shape, epsilon=attributes["epsilon"])]
 
 
 def _scale(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
-    factor, total, middle = f"{output}.factor", f"{output}.bias", f"{output}.middle"
+    factor, bias, intermediate = f"{output}.factor", f"{output}.bias", f"{output}.intermediate"
     constants = [
         _constant(factor, attributes["constants"][0], attributes["kind"]),
-        _constant(total, attributes["bias"], attributes["kind"]),
+        _constant(bias, attributes["bias"], attributes["kind"]),
     ]
-    steps = [("Mul", factor), ("Add", total)][:: 1 if attributes["bias_after_scale"] else -1]
+    steps = [("Mul", factor), ("Add", bias)][:: 1 if attributes["bias_after_scale"] else -1]
     return [
         *constants,
-        helper.make_node(steps[0][0], [*inputs, steps[0][1]], [middle]),
-        helper.make_node(steps[1][0], [middle, steps[1][1]], [output]),
+        helper.make_node(steps[0][0], [*inputs, steps[0][1]], [intermediate]),
+        helper.make_node(steps[1][0], [intermediate, steps[1][1]], [output]),
     ]
 
 
@@ -188,7 +194,7 @@ def _clip(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> 
 
 
 def _constant(name: str, value: float, kind: str) -> NodeProto:
-    """A constant of a numpy type; in place of what an integer cannot hold, as a limit may be, its largest."""
+    """Return a constant of a NumPy type. An integer is clipped to the range of its type: a limit may be infinite."""
     if np.issubdtype(kind, np.integer):
         limits = np.iinfo(kind)
         value = int(min(max(value, limits.min), limits.max))

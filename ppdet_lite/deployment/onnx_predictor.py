@@ -1,4 +1,4 @@
-"""An exported ONNX file under ONNX Runtime, on the CPU."""
+"""Inference of an exported ONNX file with ONNX Runtime on the CPU."""
 
 import os
 from pathlib import Path
@@ -18,10 +18,10 @@ ONNX_FILE = "model.onnx"
 class OnnxPredictor:
     """Runs an ONNX file that `export` wrote.
 
-    threads: None takes OMP_NUM_THREADS.
-    description: what the file says of itself.
+    threads: number of CPU threads; None: OMP_NUM_THREADS.
+    description: the description in the file's metadata.
 
-    Raises UserError if ONNX Runtime is not installed or too old, if the file is no ONNX, or if it is another program's.
+    Raises UserError if ONNX Runtime is missing or too old, or if the file is not ONNX or from another program.
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
@@ -52,10 +52,10 @@ def _session(path: Path, threads: int) -> "InferenceSession":
     settings.log_severity_level = 3  # errors
     try:
         return runtime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own share no class
+    except Exception as error:  # ONNX Runtime's errors have no common base class
         if not type(error).__module__.startswith("onnxruntime"):
             raise
         reason = " ".join(str(error).split())
         if type(error).__name__ == "NotImplemented":
-            raise UserError(f"{path}: onnxruntime {runtime.__version__} is too old for it: {reason}") from error
-        raise UserError(f"{path}: no ONNX file, or a damaged one: {reason}") from error
+            raise UserError(f"{path}: onnxruntime {runtime.__version__} is too old for this file: {reason}") from error
+        raise UserError(f"{path}: not an ONNX file, or damaged: {reason}") from error

@@ -1,4 +1,4 @@
-"""An exported model under paddle.inference, on the CPU."""
+"""Inference of an exported model with paddle.inference on the CPU."""
 
 import os
 from pathlib import Path
@@ -9,22 +9,22 @@ from paddle import inference
 from ppdet_lite.core.errors import UserError
 
 GRAPH, WEIGHTS = "model.json", "model.pdiparams"
-CACHED_SHAPES = 10  # input shapes that oneDNN keeps its preparations for; without a limit memory grows with each
+CACHED_SHAPES = 10  # limit of input shapes whose primitives oneDNN caches; without it, memory grows with every shape
 
 
 class Predictor:
-    """Runs the model in a folder that `export` wrote.
+    """Runs an exported model from its folder.
 
-    onednn: Paddle's fast CPU kernels, about twice as fast as without.
-    threads: None takes OMP_NUM_THREADS.
+    onednn: use oneDNN kernels, which are about twice as fast.
+    threads: number of CPU threads; None: OMP_NUM_THREADS.
 
-    Raises UserError if the folder holds no exported model, or a damaged one.
+    Raises UserError if the folder contains no exported model or a damaged one.
     """
 
     def __init__(self, folder: Path, onednn: bool = True, threads: int | None = None) -> None:
         for name in (GRAPH, WEIGHTS):
             if not (Path(folder) / name).is_file():
-                raise UserError(f"{folder}: no exported model, {name} is missing; write one with tools/export_model.py")
+                raise UserError(f"{folder}: not an exported model: {name} is missing; use tools/export_model.py")
         settings = inference.Config(str(Path(folder) / GRAPH), str(Path(folder) / WEIGHTS))
         settings.disable_gpu()
         settings.disable_glog_info()
@@ -36,16 +36,16 @@ class Predictor:
             settings.disable_mkldnn()
         try:
             self._predictor = inference.create_predictor(settings)
-        except (ValueError, RuntimeError) as error:  # Paddle's words for a file that it cannot read
+        except (ValueError, RuntimeError) as error:  # raised by Paddle for a file that it cannot read
             reason = " ".join(str(error).split())
-            raise UserError(f"{folder}: damaged, or another program's; export it again ({reason})") from error
+            raise UserError(f"{folder}: damaged or not written by this program; export it again ({reason})") from error
 
     def __call__(
         self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Detect: float32 [N, 3, H, W], [N, 2] (h, w), [N, 2] (y, x) -> rows [M, 6] and counts [N] int32.
 
-        A row is class, score, x1, y1, x2, y2, in original pixels; the rows of an image follow each other, best first.
+        A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         for name, value in {"image": images, "im_shape": image_sizes, "scale_factor": scales}.items():
             self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value, np.float32))

@@ -1,4 +1,4 @@
-"""A trained detector on images: detections, the COCO metric, pictures.
+"""Application of a detector to data sets, images and videos: COCO metric, validation loss, visualizations.
 
 May import deployment and below.
 """

@@ -1,4 +1,4 @@
-"""The COCO metric: detections as COCO writes them, and what pycocotools says of such a file."""
+"""The COCO metric: conversion of detections to COCO results, and scoring of results files with pycocotools."""
 
 import contextlib
 import importlib.util
@@ -15,13 +15,13 @@ from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.results_file import Results, read_results
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
-COLUMNS = 4  # of the table of classes
+COLUMNS = 4  # classes per line of the logged table
 
 
 def coco_results(found: Iterable[ImageDetections], category_ids: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The records of a COCO results file, {image_id, category_id, bbox [x, y, w, h], score}, image after image."""
+    """Yield the records of a COCO results file, {image_id, category_id, bbox [x, y, w, h], score}, image by image."""
     for image in found:
-        boxes = image.boxes.astype(np.float64)  # widths are then exact
+        boxes = image.boxes.astype(np.float64)  # so that widths are exact
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
         categories = category_ids[image.classes].tolist()
         for box, category, score in zip(xywh, categories, image.scores.tolist(), strict=True):
@@ -31,12 +31,12 @@ def coco_results(found: Iterable[ImageDetections], category_ids: np.ndarray) -> 
 def score_file(
     dataset: CocoDataset, results: Path, backend: Literal["pycocotools", "faster"] = "pycocotools"
 ) -> dict[str, Any]:
-    """Let pycocotools, or faster-coco-eval, score a COCO results file (bbox) against the objects of a dataset.
+    """Score a COCO results file (bbox) against the annotations of a dataset, with pycocotools or faster-coco-eval.
 
-    Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, `per_class_AP50` likewise, and the
-    numbers of `images` and `detections`. As pycocotools has it, -1 stands where nothing of that size or class is
-    annotated. Without any detection the rest is 0. Raises UserError if the file is missing or not the results of this
-    dataset, or the backend is not installed.
+    Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, `per_class_AP50` {name: AP50}, and the
+    numbers of `images` and `detections`. A metric is -1 if no object of its size or class is annotated; without any
+    detection all others are 0. Raises UserError if the file is missing or does not belong to this dataset, or if the
+    backend is not installed.
     """
     require_backend(backend)
     coco, coco_eval = _backend(backend)
@@ -52,8 +52,8 @@ def score_file(
         scorer.accumulate()
         scorer.summarize()
     precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
-    place = {category: k for k, category in enumerate(scorer.params.catIds)}
-    columns = {name: place[i] for name, i in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)}
+    index = {category: k for k, category in enumerate(scorer.params.catIds)}
+    columns = {name: index[i] for name, i in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)}
     return {
         **{name: float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
         "per_class": {name: _mean(precision[:, :, k]) for name, k in columns.items()},
@@ -64,7 +64,7 @@ def score_file(
 
 
 def _as_annotations(results: Results) -> list[dict[str, Any]]:
-    """Detections as COCO.loadRes makes them, which fails on an empty list."""
+    """Convert detections to annotations as COCO.loadRes does, which fails on an empty list."""
     keys = ("image_id", "category_id", "bbox", "score", "id", "area", "iscrowd")
     areas = results.xywh[:, 2] * results.xywh[:, 3]
     columns = (*results, np.arange(1, len(areas) + 1), areas, np.zeros(len(areas), int))
@@ -73,15 +73,13 @@ def _as_annotations(results: Results) -> list[dict[str, Any]]:
 
 
 def require_backend(name: Literal["pycocotools", "faster"], place: str = "eval.backend") -> None:
-    """Raise UserError, with the config's place, where a backend is not installed; before there is work to be lost."""
+    """Raise UserError if a backend is not installed. place: the key to change, for the message."""
     if name == "faster" and importlib.util.find_spec("faster_coco_eval") is None:
-        raise UserError(
-            f"{place}: faster needs a package that is not here: pip install faster-coco-eval, or set pycocotools"
-        )
+        raise UserError(f"{place}: faster requires a missing package: pip install faster-coco-eval, or set pycocotools")
 
 
 def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
-    """The classes COCO and COCOeval of one or the other."""
+    """Return the classes COCO and COCOeval of a backend."""
     if name == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -93,7 +91,7 @@ def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
-    """Lay out what `score_file` returns as lines for people; -- where there is nothing to measure."""
+    """Format the metrics of `score_file` as lines of text; -- if no object is annotated."""
     lines = [f"{metrics['detections']} detections in {metrics['images']} images"]
     if "loss" in metrics:
         losses = {"loss": metrics["loss"], **metrics["losses"]}
@@ -106,7 +104,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
 
 
 def _mean(precision: np.ndarray) -> float:
-    """The mean of what pycocotools could measure (the rest is -1); -1 if there is nothing."""
+    """Return the mean of the precisions that are defined (pycocotools sets others to -1); -1 if none is."""
     measured = precision[precision > -1]
     return float(measured.mean()) if measured.size else -1.0
 

@@ -1,4 +1,4 @@
-"""Detection in a video or before a camera: an annotated video, and a line of JSON per frame."""
+"""Detection in a video file or camera stream: an annotated video, and one line of JSON per frame."""
 
 import contextlib
 import itertools
@@ -20,98 +20,100 @@ from ppdet_lite.data.loading.transforms import collate, image_sample
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.infer import as_records, require_score
-from ppdet_lite.evaluation.progress import tell_progress
+from ppdet_lite.evaluation.progress import log_progress
 from ppdet_lite.storage.files import require_space
 
-CODEC = "mp4v"  # MPEG-4, part 2: every OpenCV has an encoder for it, and every player plays it
-USUAL_FPS = 25.0  # of a video that does not say
-MEASURED = 10  # frames after which the pace of a camera's is known
+CODEC = "mp4v"  # MPEG-4 part 2, which every build of OpenCV can write and every player can read
+DEFAULT_FPS = 25.0  # for a video that does not specify it
+MEASURED_FRAMES = 10  # from which the frame rate of a camera is measured
 
 
 def infer_video(detector: Detector, source: str | Path, output: Path, batch_size: int = 1, score: float = 0.5) -> None:
-    """Detect in the frames of a video file or, as `camera:0`, of a camera until it is told to stop.
+    """Detect objects in the frames of a video file or, for `camera:0`, of a camera until the process is stopped.
 
-    Writes NAME.mp4 below `output`, with the detections of at least `score` drawn, and NAME.jsonl, an object per frame:
+    Writes NAME.mp4 into `output`, with detections of at least `score`, and NAME.jsonl, one object per frame:
     {frame, time, detections: [{class, category_id, score, bbox}]}, time in seconds, bbox [x1, y1, x2, y2] in pixels of
-    the frame. The lines are written as they are found, the video appears when it is finished; both are whole, though
-    shorter, when SIGINT or SIGTERM ends the run, which of a file then raises Stopped.
+    the frame. Lines are written immediately; the video gets its name when it is complete. SIGINT or SIGTERM ends both
+    files early but intact; for a video file, Stopped is then raised.
 
-    batch_size: frames that the network takes at a time; of a camera it is 1.
+    batch_size: frames per batch; 1 for a camera.
 
-    Raises UserError for what is no video, a score that cannot be honoured and an output that cannot be written, and
-    RunFailed when all is written of a file that is damaged on the way, or of a camera that has gone.
+    Raises UserError for a file that is not a video, a score below the model's own threshold, and an output that cannot
+    be written. Raises RunFailed, after both files are written, if the video is damaged or the camera disconnected.
     """
     require_score(detector, score)
     name = _name(source, output)
     with StopRequest() as stop, contextlib.closing(Video(source)) as video:
-        began, count = time.monotonic(), 0
+        start, count = time.monotonic(), 0
         try:
             output.mkdir(parents=True, exist_ok=True)
-            with (output / f"{name}.jsonl").open("w", encoding="utf-8") as lines, _Film(output / name, video) as film:
-                for frame, found in _found(detector, video, 1 if video.is_camera else batch_size, stop):
+            jsonl = output / f"{name}.jsonl"
+            with jsonl.open("w", encoding="utf-8") as lines, _VideoFile(output / name, video) as drawn:
+                for frame, found in _detect_frames(detector, video, 1 if video.is_camera else batch_size, stop):
                     found, count = found.above(score), count + 1
-                    said = {"frame": frame.index, "time": round(frame.time, 3)}
-                    said["detections"] = as_records(detector, found)
-                    lines.write(json.dumps(said, ensure_ascii=False, allow_nan=False) + "\n")
+                    record = {"frame": frame.index, "time": round(frame.time, 3)}
+                    record["detections"] = as_records(detector, found)
+                    lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
                     lines.flush()
-                    drawn = found.boxes, found.classes, found.scores, detector.class_names
-                    film.add(draw_detections(frame.pixels, *drawn), frame.time)
+                    boxes, classes, scores = found.boxes, found.classes, found.scores
+                    image = draw_detections(frame.pixels, boxes, classes, scores, detector.class_names)
+                    drawn.add(image, frame.time)
         except OSError as error:
-            if error.errno is None:  # Paddle's own, such as CUDA's
+            if error.errno is None:  # raised by Paddle, for example for a CUDA error
                 raise
             reason = f"cannot be written: {error.strerror}; free space or choose another output"
             raise UserError(f"{output / name}: {reason}") from error
-        rate = count / (time.monotonic() - began)
+        rate = count / (time.monotonic() - start)
         get_logger().info("%d frames, %.2f frames/s: %s.mp4 and %s.jsonl in %s", count, rate, name, name, output)
-        if stop.is_made:
+        if stop.is_requested:
             if not video.is_camera:
                 raise Stopped(f"stopped by {stop.signal.name}", EXIT_CODES[stop.signal])
-        elif video.broken_off is not None:
-            raise RunFailed(f"{video.broken_off}; what was found until then is written")
+        elif video.missing_frames_message is not None:
+            raise RunFailed(f"{video.missing_frames_message}; the detections before that are written")
 
 
 def _name(source: str | Path, output: Path) -> str:
-    """What the files are to be called. Raises UserError where they could lie beside their source."""
+    """Return the name of the output files without suffix. Raises UserError if the video is in the output folder."""
     if (camera := CAMERA.fullmatch(str(source))) is not None:
         return f"camera{camera[1]}"
     if output.resolve() == Path(source).resolve().parent:
-        raise UserError(f"output {output} is where the video is; choose another folder")
+        raise UserError(f"output {output} contains the video itself; choose another folder")
     return Path(source).stem
 
 
-def _found(
+def _detect_frames(
     detector: Detector, video: Video, batch_size: int, stop: StopRequest
 ) -> Iterator[tuple[Frame, ImageDetections]]:
-    """Each frame with what is found in it, until a request to stop."""
+    """Yield each frame with its detections until the video ends or a stop is requested."""
 
     def pairs() -> Iterator[tuple[Frame, ImageDetections]]:
         frames = video.frames()
-        while not stop.is_made and (chosen := list(itertools.islice(frames, batch_size))):
-            samples = [image_sample(frame.pixels, detector.preprocess, frame.index) for frame in chosen]
-            yield from zip(chosen, detector.detect([collate(samples, detector.preprocess)]), strict=True)
+        while not stop.is_requested and (batch := list(itertools.islice(frames, batch_size))):
+            samples = [image_sample(frame.pixels, detector.preprocess, frame.index) for frame in batch]
+            yield from zip(batch, detector.detect([collate(samples, detector.preprocess)]), strict=True)
 
-    return tell_progress(pairs(), video.total, "frame")
+    return log_progress(pairs(), video.total, "frame")
 
 
-class _Film:
-    """The annotated video. It is written under a hidden name and gets its own in the end, however that comes.
+class _VideoFile:
+    """Writer of the annotated video, under a hidden name; the file is renamed on exit, also after an exception.
 
-    Of a video without a pace, as a camera's, the first frames wait until theirs is known.
+    For a camera without a frame rate, the first MEASURED_FRAMES are buffered to measure it.
     """
 
     def __init__(self, path: Path, video: Video) -> None:
         self._path = path.with_name(f"{path.name}.mp4")
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial.mp4")
-        self._fps = video.fps if video.is_camera else video.fps or USUAL_FPS
-        self._waiting: list[tuple[np.ndarray, float]] = []
+        self._fps = video.fps if video.is_camera else video.fps or DEFAULT_FPS
+        self._buffer: list[tuple[np.ndarray, float]] = []
         self._writer: cv2.VideoWriter | None = None
 
-    def __enter__(self) -> "_Film":
+    def __enter__(self) -> "_VideoFile":
         return self
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._write_waiting()
+            self._write_buffer()
             if self._writer is not None:
                 self._writer.release()
                 require_space(self._path.parent)
@@ -119,28 +121,28 @@ class _Film:
         finally:
             self._partial.unlink(missing_ok=True)
 
-    def add(self, picture: np.ndarray, seconds: float) -> None:
-        """Append a picture [H, W, 3] RGB of a time. Raises UserError for a size that the codec does not take."""
-        height, width = picture.shape[:2]
-        even = cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)  # the codec cuts it off
-        self._waiting.append((even[..., ::-1], seconds))
-        if self._fps is not None or len(self._waiting) == MEASURED:
-            self._write_waiting()
+    def add(self, image: np.ndarray, seconds: float) -> None:
+        """Append an image [H, W, 3] RGB with its time. Raises UserError for a size that the codec does not support."""
+        height, width = image.shape[:2]
+        even = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)  # codecs cut off odd ends
+        self._buffer.append((even[..., ::-1], seconds))
+        if self._fps is not None or len(self._buffer) == MEASURED_FRAMES:
+            self._write_buffer()
 
-    def _write_waiting(self) -> None:
-        if self._waiting and self._writer is None:
-            self._writer = self._open(self._waiting)
-        for picture, _ in self._waiting:
-            self._writer.write(np.ascontiguousarray(picture))
-        self._waiting = []
+    def _write_buffer(self) -> None:
+        if self._buffer and self._writer is None:
+            self._writer = self._open(self._buffer)
+        for image, _ in self._buffer:
+            self._writer.write(np.ascontiguousarray(image))
+        self._buffer = []
 
-    def _open(self, pictures: list[tuple[np.ndarray, float]]) -> cv2.VideoWriter:
+    def _open(self, images: list[tuple[np.ndarray, float]]) -> cv2.VideoWriter:
         if self._fps is None:
-            seconds = pictures[-1][1] - pictures[0][1]
-            self._fps = (len(pictures) - 1) / seconds if seconds > 0 else USUAL_FPS
-        height, width = pictures[0][0].shape[:2]
+            seconds = images[-1][1] - images[0][1]
+            self._fps = (len(images) - 1) / seconds if seconds > 0 else DEFAULT_FPS
+        height, width = images[0][0].shape[:2]
         writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter_fourcc(*CODEC), self._fps, (width, height))
         if not writer.isOpened():
-            self._waiting = []
+            self._buffer = []
             raise UserError(f"{self._path}: cannot be written as {width} x {height} pixels; choose a smaller video")
         return writer

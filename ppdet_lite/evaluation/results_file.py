@@ -1,4 +1,4 @@
-"""A COCO results file, read and checked against its dataset."""
+"""Reading of COCO results files, checked against their dataset."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from ppdet_lite.data.annotations.dataset import CocoDataset
 
 
 class Results(NamedTuple):
-    """The detections of a file, in its order; D = 0 is legal."""
+    """The detections of a file in their order there; D = 0 is legal."""
 
     image_ids: np.ndarray  # [D] int64
     category_ids: np.ndarray  # [D] int64
@@ -31,7 +31,8 @@ class _Record(msgspec.Struct, gc=False):
 def read_results(path: Path, dataset: CocoDataset) -> Results:
     """Read a COCO results file (bbox).
 
-    Raises UserError, naming the entry, if it is missing, no such file, or not the results of this dataset.
+    Raises UserError if the file is missing, and, with the number of the entry, if it is invalid or has images or
+    categories that are not in the dataset.
     """
     path = Path(path)
     try:
@@ -41,7 +42,7 @@ def read_results(path: Path, dataset: CocoDataset) -> Results:
     try:
         results = _packed(msgspec.json.decode(content, type=list[_Record]))
     except (msgspec.DecodeError, OverflowError, RecursionError):
-        results = _packed(_told(path, content))
+        results = _packed(_parse_strictly(path, content))
     for key, values, known in (
         ("image_id", results.image_ids, dataset.image_ids),
         ("category_id", results.category_ids, dataset.category_ids),
@@ -65,17 +66,19 @@ def _packed(records: list[_Record]) -> Results:
     )
 
 
-def _told(path: Path, content: bytes) -> list[_Record]:
-    """The same with every record looked at, so that what is wrong has a place."""
+def _parse_strictly(path: Path, content: bytes) -> list[_Record]:
+    """Parse a file that msgspec rejected. Raises UserError with the number of the first invalid entry."""
     try:
         records = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"results {path} are not JSON: {error}") from None
     if not isinstance(records, list):
-        raise UserError(f"results {path}: a list of detections is expected, found {type(records).__name__}")
+        raise UserError(f"results {path}: expected a list of detections, found {type(records).__name__}")
     for number, record in enumerate(records, start=1):
         if not _is_detection(record):
-            raise UserError(f"results {path}: entry {number} is no image_id, category_id, bbox [x, y, w, h] and score")
+            raise UserError(
+                f"results {path}: entry {number} is not {{image_id, category_id, bbox: [x, y, w, h], score}}"
+            )
     return [_Record(record["image_id"], record["category_id"], record["bbox"], record["score"]) for record in records]
 
 

@@ -1,4 +1,4 @@
-"""The training losses on validation images."""
+"""The training losses, computed on validation images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,29 +21,30 @@ def validation_losses(
     loader: Loader,
     check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """The mean over a dataset's images of each of the training losses, as `losses`, and of their sum, as `loss`.
+    """Return `losses`, the mean of each training loss over the images of a dataset, and `loss`, their sum.
 
-    Images are not augmented, norms keep to their running statistics, and proposals are as many as in training. What is
-    drawn, such as the RoIs of a batch, is drawn alike each time; the random numbers of others go on as if nothing was.
-    Of several ranks each takes its share, and every one returns the mean over all.
+    Images are not augmented, norm layers use their running statistics, and the RPN keeps as many proposals as in
+    training. Sampling, such as that of RoIs, is seeded by image id, so that results are reproducible; the state of the
+    random generator is restored afterwards. With several ranks each processes a part of the images, and all return the
+    mean over all images.
 
-    check: called after every batch; what it raises ends it on all ranks.
+    check: called after every batch. An exception that it raises ends the computation on all ranks.
     """
     batches = EvalBatches(dataset, preprocess, loader, ranks.rank(), ranks.world())
-    shares = ranks.together(lambda: _sums(model, batches, check))
-    names = dict.fromkeys(name for share in shares for name in share)
-    means = {name: sum(share.get(name, 0.0) for share in shares) / len(dataset) for name in names}
+    sums_by_rank = ranks.on_all_ranks(lambda: _sums(model, batches, check))
+    names = dict.fromkeys(name for sums in sums_by_rank for name in sums)
+    means = {name: sum(sums.get(name, 0.0) for sums in sums_by_rank) / len(dataset) for name in names}
     return {"loss": sum(means.values()), "losses": means}
 
 
 def _sums(model: FasterRCNN, batches: EvalBatches, check: Callable[[], None] | None) -> dict[str, float]:
-    """The sum over the images of batches of each loss."""
+    """Return the sum of each loss over the images of the batches."""
     state = paddle.get_rng_state()
     sums: dict[str, float] = {}
     try:
         with evaluation_mode(model), paddle.no_grad():
             model.rpn.training = True
-            for batch in batches.labelled(model.needs_originals):
+            for batch in batches.iterate_with_targets(model.needs_originals):
                 ids = batch["image_ids"]
                 paddle.seed(int(ids[0]) % 2**31)
                 for name, value in model(*training_arguments(batch)).losses.items():

@@ -175,7 +175,7 @@ class TestModel:
         config = load(tmp_path, "model.neck.norm=gn", "model.neck.out_channels=48")
         with pytest.raises(UserError) as error:
             build_model(config, CLASSES)
-        assert "model: gn has 32 groups: 48 channels cannot be divided among them" in message(error)
+        assert "model: gn has 32 groups: the number of channels must be a multiple of 32, not 48" in message(error)
 
     def test_thresholds_that_contradict_each_other(self, tmp_path: Path) -> None:
         config = load(tmp_path, "model.rpn.matcher={foreground_iou: 0.3, background_iou: 0.7}")
@@ -282,7 +282,7 @@ class TestDetector:
         save_checkpoint(tmp_path / "ckpt", {"model": arrays(trained)}, META)
         with pytest.raises(UserError) as error:
             load_trained(load(tmp_path, f"weights={tmp_path}/ckpt", "model.neck.out_channels=64"))
-        assert f"{tmp_path}/ckpt: weights of another model" in message(error)
+        assert f"{tmp_path}/ckpt: the weights are of another model" in message(error)
         assert "wanted [64, 128, 1, 1], found [32, 128, 1, 1]" in message(error)
 
     def test_an_array_is_missing(self, trained: FasterRCNN, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ class TestPretrained:
 
     def test_nothing_fits(self, tmp_path: Path) -> None:
         save_file({"a.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-        with pytest.raises(UserError, match=r"other\.safetensors: no array fits this model"):
+        with pytest.raises(UserError, match=r"other\.safetensors: no array matches this model"):
             load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "other.safetensors"))
 
     def test_no_such_file(self, tmp_path: Path) -> None:

@@ -67,16 +67,16 @@ def test_what_differs_or_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(CHECKS, "crop", Check(fails, 0.1))
     lines = check_device(["nms", "crop", "matching"], "cpu")
     assert [next(lines) for _ in range(3)] == [
-        "nms              DIFFERS in kept: 1.0e+00 apart, 0.1 allowed",
+        "nms              DIFFERS in kept: difference 1.0e+00, tolerance 0.1",
         "crop             fails: no such kernel",
-        "matching         same: 0.0e+00 apart, 0 allowed",
+        "matching         same: difference 0.0e+00, tolerance 0",
     ]
     with pytest.raises(RunFailed, match="cpu failed 2 of 3 checks: nms, crop"):
         next(lines)
 
 
 def test_an_unknown_check_is_refused() -> None:
-    with pytest.raises(UserError, match=r"roialign: no such check; there are convolution, .*processes"):
+    with pytest.raises(UserError, match=r"roialign: unknown check; choose from convolution, .*processes"):
         next(check_device(["roialign"], "cpu"))
 
 

@@ -8,7 +8,15 @@ from paddle import nn
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.benchmarks import model_zoo
-from ppdet_lite.benchmarks.model_zoo import Row, converts_from, multiply_adds, page, published_ap, rows, size_of
+from ppdet_lite.benchmarks.model_zoo import (
+    Row,
+    converts_from,
+    format_page,
+    measure_rows,
+    model_cost,
+    multiply_adds,
+    published_ap,
+)
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -25,7 +33,7 @@ def test_what_rois_cost_is_counted_for_all_that_the_config_proposes(monkeypatch:
     monkeypatch.setattr(model_zoo, "COUNTED_SIZE", (64, 96))
     path = CONFIGS / "quickstart/shapes_r18_fpn.yml"
     few, many, none = (
-        size_of(load_config(path, [f"model.rpn.post_nms_test={count}", "model.box_head.width=64"]))
+        model_cost(load_config(path, [f"model.rpn.post_nms_test={count}", "model.box_head.width=64"]))
         for count in (10, 20, 1)
     )
     assert few[0] == many[0] and 11.2 < few[0] < 13
@@ -40,7 +48,7 @@ def test_what_rois_read_from_whole_maps_is_counted_once(monkeypatch: pytest.Monk
     path = CONFIGS / "faster_rcnn/faster_rcnn_r50_dc5_1x_coco.yml"
     options = ["model.roi_pool={type: DeformPSRoIPool, out_channels: 8}", "model.box_head.width=64"]
     few, many = (  # both more than this image has anchors
-        size_of(load_config(path, [*options, f"model.rpn.post_nms_test={count}"]))[1] for count in (1000, 2000)
+        model_cost(load_config(path, [*options, f"model.rpn.post_nms_test={count}"]))[1] for count in (1000, 2000)
     )
     per_roi = 64 * (8 * 49 + 64) + 64 * (81 + 320)  # two layers of 64, classes and boxes of 80 classes
     assert (many - few) * 1e9 == pytest.approx(1000 * per_roi, rel=1e-6)
@@ -54,16 +62,16 @@ def test_headers_say_whose_number_it_is() -> None:
     recipes = [path for path in CONFIGS.glob("*/*.yml") if path.parent.name not in ("_base_", "quickstart", "bccd")]
     assert all(published_ap(path) != "--" for path in recipes)
     named = {path.stem for path in recipes}
-    assert set(model_zoo.CONVERTS) <= named
+    assert set(model_zoo.CONVERTIBLE) <= named
 
 
 def test_a_row_and_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_zoo, "COUNTED_SIZE", (64, 96))
     monkeypatch.setattr(model_zoo, "TIMED_SIZE", (60, 90))
     path = CONFIGS / "quickstart/shapes_r18_fpn.yml"
-    (row,) = rows([path], CONFIGS, 1)
+    (row,) = measure_rows([path], CONFIGS, 1)
     assert row.recipe == "quickstart/shapes_r18_fpn.yml" and row.ap == "--" and row.converts == ""
     assert min(row.parameters, row.gmacs, row.step_seconds, row.detect_seconds) > 0
-    lines = page([Row("a/b.yml", 41.75, 215.9, "theirs 40.1", "theirs", 1.234, 0.5)]).splitlines()
+    lines = format_page([Row("a/b.yml", 41.75, 215.9, "theirs 40.1", "theirs", 1.234, 0.5)]).splitlines()
     assert lines[0] == "# Model zoo"
     assert lines[-1] == "| `a/b.yml` | 41.8 | 216 | theirs 40.1 | theirs | 1.23 | 0.50 |"

@@ -14,7 +14,7 @@ from ppdet_lite.assembly.setup import load_config, load_trained
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.deployment.description import DESCRIPTION
-from ppdet_lite.deployment.detector import Detections, Detector, chosen
+from ppdet_lite.deployment.detector import Detections, Detector, select_detector
 from ppdet_lite.deployment.export import export
 from tests.tiny_run import SIZES, describe_tiny_run, tiny_checkpoint
 from tests.unmeasured import unmeasured
@@ -88,7 +88,7 @@ def test_a_list_gives_a_list_in_its_order(detector: Detector, place: Path, batch
 def test_all_kinds_find_the_same(detector: Detector, place: Path) -> None:
     trained = Detector.load(place / "run")
     if "exported" in detector.source:
-        assert detector.preprocess == trained.preprocess.for_rgb() != trained.preprocess
+        assert detector.preprocess == trained.preprocess.with_rgb_input() != trained.preprocess
     assert detector.postprocess == trained.postprocess
     for path in sorted((place / "images").glob("*.png")):
         assert_same(detector(path), trained(path), 1e-3)
@@ -127,12 +127,12 @@ def test_what_is_no_image(detector: Detector, place: Path, image: object, messag
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "nothing: no such file or folder; name a run's folder, an export's, or an .onnx file"),
-        ("images", "images: neither a run's folder"),
-        ("val.json", r"val\.json: neither a run's folder .* weights by themselves need their config"),
-        ("half", r"half: no exported model, model\.pdiparams is missing; write one with tools/export_model\.py"),
-        ("torn", r"torn: damaged, or another program's; export it again \(.*Cannot read tensor"),
-        ("other", r"other/infer_cfg\.yml: has no section ppdet_lite: another program's export"),
+        ("nothing", "nothing: no such file or folder; give a run folder, an exported folder or an .onnx file"),
+        ("images", "images: not a run folder"),
+        ("val.json", r"val\.json: not a run folder .* for a bare weights file, give its config"),
+        ("half", r"half: not an exported model: model\.pdiparams is missing; use tools/export_model\.py"),
+        ("torn", r"torn: damaged or not written by this program; export it again \(.*Cannot read tensor"),
+        ("other", r"other/infer_cfg\.yml: has no section ppdet_lite, another program wrote it"),
     ],
 )
 def test_what_is_no_model(place: Path, name: str, message: str) -> None:
@@ -164,9 +164,9 @@ def test_onnx_files_of_something_else(place: Path) -> None:
     (place / "empty.onnx").touch()
     for name, message in (
         ("theirs", r"theirs\.onnx: an ONNX file of another program"),
-        ("text", r"text\.onnx: no ONNX file, or a damaged one"),
-        ("torn", r"torn\.onnx: no ONNX file, or a damaged one"),
-        ("empty", r"empty\.onnx: (no|an) ONNX file"),
+        ("text", r"text\.onnx: not an ONNX file, or damaged"),
+        ("torn", r"torn\.onnx: not an ONNX file, or damaged"),
+        ("empty", r"empty\.onnx: (not an|an) ONNX file"),
     ):
         with pytest.raises(UserError, match=message) as told:
             Detector.load(place / f"{name}.onnx")
@@ -180,10 +180,10 @@ def test_the_device(place: Path) -> None:
 
 def test_a_tool_uses_the_one_or_the_other(place: Path) -> None:
     config = load_config(place / "tiny.yml", [f"weights={place}/run"])
-    assert chosen(config, None).source == str(place / "run/checkpoints/best")
-    assert chosen(None, place / "exported").source == str(place / "exported")
-    with pytest.raises(UserError, match=r"command line: weights, and --model .*exported: name one of them"):
-        chosen(config, place / "exported")
+    assert select_detector(config, None).source == str(place / "run/checkpoints/best")
+    assert select_detector(None, place / "exported").source == str(place / "exported")
+    with pytest.raises(UserError, match=r"command line: both weights and --model .*exported are given; remove one"):
+        select_detector(config, place / "exported")
 
 
 def test_a_path_with_a_colon(place: Path, tmp_path: Path) -> None:

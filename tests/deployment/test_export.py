@@ -26,7 +26,7 @@ from ppdet_lite.deployment import export as export_module
 from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, export, operators, save_graph
+from ppdet_lite.deployment.export import FORBIDDEN, choose_images, compare, export, graph_operators, save_graph
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.structures import PackedDetections
@@ -121,7 +121,7 @@ def test_nothing_found(norm: str, tmp_path: Path) -> None:
 
 
 def test_graph_is_made_of_plain_operators(exported: Path) -> None:
-    names = operators(exported)
+    names = graph_operators(exported)
     assert {"pd_op.nms", "pd_op.roi_align", "pd_op.topk", "pd_op.conv2d"} <= names
     assert not [name for name in names for part in FORBIDDEN if part in name]
 
@@ -216,7 +216,7 @@ def test_description_is_paddle_detections(detector: TrainedModel, exported: Path
 def test_long_side_limit_below_the_short_side(detector: TrainedModel) -> None:
     # PaddleDetection takes the smaller number of target_size for the short side
     preprocess = type(detector.preprocess)(short_side=200, long_side=160)
-    content = yaml.safe_load(Description.of(detector._replace(preprocess=preprocess)).to_yaml())
+    content = yaml.safe_load(Description.from_trained(detector._replace(preprocess=preprocess)).to_yaml())
     assert content["Preprocess"][0]["target_size"] == [160, 160]
 
 
@@ -235,7 +235,7 @@ def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
 ) -> None:
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
     monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
-    text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other's nearest differs by 0\.25 px"
+    text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other .* nearest differs by 0\.25 px"
     with pytest.raises(RunFailed, match=text):
         export(detector, tmp_path / "new", sorted(pictures.iterdir()))
     assert list(tmp_path.iterdir()) == []
@@ -292,7 +292,7 @@ def detections(*rows: tuple[int, float, float]) -> ImageDetections:
 
 
 def pair(detector: TrainedModel, trained: ImageDetections, exported: ImageDetections) -> tuple[int, float, float]:
-    return export_module._pair(Detector.of(detector), trained, exported, 1e-3)
+    return export_module._pair(Detector.from_trained(detector), trained, exported, 1e-3)
 
 
 def test_pairing_does_not_depend_on_the_order(detector: TrainedModel) -> None:
@@ -310,11 +310,11 @@ def test_pairing_does_not_depend_on_the_order(detector: TrainedModel) -> None:
         (
             [(0, 0.9, 50)],
             [(0, 0.9, 50.5)],
-            r"only the trained model finds cat 0\.90000 at \[50\.0, 0\.0, 60\.0, 20\.0\]; the other's nearest differs "
-            r"by 0\.5 px and 0 in score",
+            r"only the trained model finds cat 0\.90000 at \[50\.0, 0\.0, 60\.0, 20\.0\]; the other model's nearest "
+            r"differs by 0\.5 px and 0 in score",
         ),
         ([(0, 0.9, 50)], [(0, 0.89, 50)], r"nearest differs by 0 px and 0\.01 in score"),
-        ([(0, 0.9, 50)], [(1, 0.9, 50)], "trained model finds cat .* the other finds none of that class"),
+        ([(0, 0.9, 50)], [(1, 0.9, 50)], "trained model finds cat .* the other model finds none of that class"),
         ([(0, 0.9, 50)], [(0, 0.9, 50), (1, 0.5, 9)], "only the exported model finds dog 0.5"),
         ([(0, 0.9, 50)], [(0, np.nan, 50)], "only the trained model finds cat"),
         ([], [(2, 0.3, np.nan)], "only the exported model finds naïve"),
@@ -344,15 +344,15 @@ def test_large_images_are_compared_in_network_pixels(detector: TrainedModel, exp
             return rows, counts
 
     shift = 0.008  # 0.0008 pixels of the network input, which is a tenth of the image
-    shifted = Detector(Shifted(exported), Description.of(detector), "shifted")
-    compare(Detector.of(detector), shifted, [tmp_path / "large.png"])
+    shifted = Detector(Shifted(exported), Description.from_trained(detector), "shifted")
+    compare(Detector.from_trained(detector), shifted, [tmp_path / "large.png"])
     shift = 0.02
     with pytest.raises(RunFailed, match=r"large\.png, batch size 1"):
-        compare(Detector.of(detector), shifted, [tmp_path / "large.png"])
+        compare(Detector.from_trained(detector), shifted, [tmp_path / "large.png"])
 
 
 def test_predictor_needs_an_exported_model(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no exported model, model\.json is missing"):
+    with pytest.raises(UserError, match=r"not an exported model: model\.json is missing"):
         Predictor(tmp_path)
     shutil.copy(exported / "model.json", tmp_path)
     with pytest.raises(UserError, match=r"model\.pdiparams is missing"):
@@ -364,7 +364,7 @@ def test_images_to_compare_on(pictures: Path, tmp_path: Path) -> None:
     names = [path.name for path in choose_images(config, None, 2)]
     assert names == ["0.png", "2.png"]
     assert len(choose_images(config, pictures / "1.png", 8)) == 1
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         choose_images(config, tmp_path, 8)
     assert choose_images(load_config(CONFIG, [f"data.val.images={tmp_path / 'absent'}"]), None, 8) is None
 

@@ -12,7 +12,7 @@ from ppdet_lite.data.loading.transforms import collate, image_sample
 from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.deployment.export import compare, export, operators
+from ppdet_lite.deployment.export import compare, export, graph_operators
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.evaluation.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.deform import DeformConv2D
@@ -52,9 +52,9 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
     assert all(value > 0.05 for key, value in moved.items() if key.endswith("mean")) and moved
     agreement = export(detector, tmp_path / "model", format="both")
     assert agreement.detections > 30 and agreement.box_gap < 2e-3 and agreement.score_gap < 1e-4
-    plain = Detector(Predictor(tmp_path / "model", onednn=False), Description.of(detector), "without oneDNN")
-    assert compare(Detector.of(detector), plain).detections == agreement.detections
-    assert "pd_op.deformable_conv" not in operators(tmp_path / "model")  # slow on a CPU
+    plain = Detector(Predictor(tmp_path / "model", onednn=False), Description.from_trained(detector), "without oneDNN")
+    assert compare(Detector.from_trained(detector), plain).detections == agreement.detections
+    assert "pd_op.deformable_conv" not in graph_operators(tmp_path / "model")  # slow on a CPU
 
     onnx = Detector.load(tmp_path / "model/model.onnx")
     last_conv_and_pool = list(deformable_parts(detector.model).values())[-2:]
@@ -65,6 +65,6 @@ def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None
             parameter.set_value(paddle.zeros_like(parameter))
         for exported in (plain, onnx):
             with pytest.raises(RunFailed, match="only the trained model finds"):
-                compare(Detector.of(detector), exported)
+                compare(Detector.from_trained(detector), exported)
         for parameter, value in zip(branch.parameters(), kept, strict=True):
             parameter.set_value(value)

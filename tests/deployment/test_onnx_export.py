@@ -114,7 +114,7 @@ def test_the_graph_is_standard_and_says_what_it_is(trained: TrainedModel, export
     }
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"), providers=["CPUExecutionProvider"])
     told = from_json(session.get_modelmeta().custom_metadata_map[SECTION], "a test")
-    assert told == Description.of(trained)
+    assert told == Description.from_trained(trained)
     assert (told.class_names, told.category_ids, told.preprocess.channels) == (NAMES, IDS, "rgb")
     assert (model.producer_name, model.producer_version) == ("ppdet_lite", ppdet_lite.__version__)
 
@@ -124,7 +124,7 @@ def test_an_operator_of_another_domain_is_refused() -> None:
     graph = helper.make_graph([helper.make_node("Gelu", ["x"], ["y"], domain="com.other")], "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19), helper.make_opsetid("com.other", 1)])
     with pytest.raises(RunFailed, match=r"has operators of com\.other"):
-        onnx_export.closed(model, [])
+        onnx_export.insert_replacements(model, [])
 
 
 class Unconvertible(nn.Layer):
@@ -141,7 +141,7 @@ def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     save_graph(Unconvertible(), tmp_path)
     with pytest.raises(RunFailed) as caught:
         onnx_export.save_onnx(tmp_path, tmp_path / "model.onnx", None)
-    assert "cannot convert pd_op.lgamma; make it of other operators, or choose --format paddle" in str(caught.value)
+    assert "cannot convert pd_op.lgamma; use other operators, or choose --format paddle" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
 
@@ -184,6 +184,6 @@ def test_missing_packages_are_told_before_anything_is_done(
 
 def test_a_format_is_not_lost_in_favour_of_another(trained: TrainedModel, exported: Path) -> None:
     for format in ("onnx", "paddle"):
-        with pytest.raises(UserError, match=r"model has .* of another format; add --format both, or choose another"):
+        with pytest.raises(UserError, match=r"contains .* of another format; add --format both, or choose another"):
             export(trained, exported, None, format)
     assert sorted(path.name for path in exported.iterdir()) == FILES

@@ -23,13 +23,13 @@ def told(path: Path) -> str:
 @pytest.mark.parametrize("content", [b"", b"no graph at all", bytes(1000)])
 def test_a_file_that_is_no_onnx(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
-    assert "no ONNX file, or a damaged one" in told(tmp_path / "model.onnx")
+    assert "not an ONNX file, or damaged" in told(tmp_path / "model.onnx")
 
 
 def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
     whole = other_programs_file(tmp_path / "model.onnx").read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole[:-20])
-    assert "no ONNX file, or a damaged one" in told(tmp_path / "model.onnx")
+    assert "not an ONNX file, or damaged" in told(tmp_path / "model.onnx")
 
 
 def test_a_file_of_another_program(tmp_path: Path) -> None:
@@ -39,13 +39,13 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
 
 def test_a_damaged_description(tmp_path: Path) -> None:
     path = other_programs_file(tmp_path / "model.onnx", **{SECTION: described(["cat"])[:-10]})
-    assert "what it says of itself is damaged" in told(path)
+    assert "its description is damaged" in told(path)
 
 
 def test_an_operator_that_onnx_runtime_does_not_have(tmp_path: Path) -> None:
     """Convolution in float64, in place of an operator that came with a later version."""
     path = other_programs_file(tmp_path / "model.onnx", "Conv", TensorProto.DOUBLE)
-    assert "is too old for it" in told(path) and "Conv" in told(path)
+    assert "is too old for this file" in told(path) and "Conv" in told(path)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -250,13 +250,13 @@ GOOD = {"image_id": 7, "category_id": 5, "bbox": [1, 2, 3.5, 4], "score": 0.5}
     ("content", "message"),
     [
         ("[{", r"results .*r\.json are not JSON"),
-        ({"annotations": []}, "a list of detections is expected, found dict"),
-        ([GOOD, {**GOOD, "score": None}], "entry 2 is no image_id, category_id, bbox"),
-        ([{**GOOD, "bbox": [1, 2, 3]}], "entry 1 is no"),
-        ([{**GOOD, "bbox": None}], "entry 1 is no"),
-        ([{**GOOD, "score": float("nan")}], "entry 1 is no"),
-        ([{**GOOD, "category_id": "5"}], "entry 1 is no"),
-        ([7], "entry 1 is no"),
+        ({"annotations": []}, "expected a list of detections, found dict"),
+        ([GOOD, {**GOOD, "score": None}], "entry 2 is not \\{image_id, category_id, bbox"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], "entry 1 is not"),
+        ([{**GOOD, "bbox": None}], "entry 1 is not"),
+        ([{**GOOD, "score": float("nan")}], "entry 1 is not"),
+        ([{**GOOD, "category_id": "5"}], "entry 1 is not"),
+        ([7], "entry 1 is not"),
         ([GOOD, {**GOOD, "image_id": 8}], r"entry 2 has image_id 8, which is not in .*val\.json"),
         ([{**GOOD, "category_id": 1}], "entry 1 has category_id 1, which is not in .* results of another dataset"),
     ],
@@ -278,7 +278,7 @@ def test_progress_is_told_at_intervals(monkeypatch, caplog):
     clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     images = [ImageDetections(i, np.empty((0, 4)), np.empty(0), np.empty(0)) for i in range(4)]
-    assert [image.image_id for image in progress.tell_progress(iter(images), 6)] == [0, 1, 2, 3]
+    assert [image.image_id for image in progress.log_progress(iter(images), 6)] == [0, 1, 2, 3]
     assert caplog.messages == ["image 2/6  eta 0:00:22  0.18 images/s", "image 4/6  eta 0:00:11  0.18 images/s"]
 
 
@@ -292,9 +292,9 @@ def test_ranks_gather_every_image_once(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(module.ranks, "world", lambda: 2)
     monkeypatch.setattr(module.ranks, "start", lambda: None)
-    monkeypatch.setattr(module.ranks, "together", lambda work: [work(), theirs[:1] and [theirs.pop()]])
-    monkeypatch.setattr(module.ranks, "first", lambda work: work())
-    monkeypatch.setattr(module, "ROUND", 0.0)  # an image of each a time
+    monkeypatch.setattr(module.ranks, "on_all_ranks", lambda work: [work(), theirs[:1] and [theirs.pop()]])
+    monkeypatch.setattr(module.ranks, "on_rank0", lambda work: work())
+    monkeypatch.setattr(module, "EXCHANGE_INTERVAL", 0.0)  # an image of each a time
     metrics = run(dataset, [answers[7]], tmp_path)
     assert (metrics["AP"], metrics["detections"]) == (pytest.approx(1.0), 3)
     assert [record["image_id"] for record in json.loads((tmp_path / "bbox.json").read_text())] == [7, 7, 3]

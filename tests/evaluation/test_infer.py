@@ -34,7 +34,7 @@ def write_image(path, height=48, width=64, seed=0):
 def oracle(answers):
     model = Oracle(answers)
     model.eval()
-    return Detector.of(TrainedModel(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test"))
+    return Detector.from_trained(TrainedModel(model, NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test"))
 
 
 def run(answers, source, output, score=0.5, threads=1):
@@ -117,8 +117,8 @@ def test_truth_of_other_images_is_refused(tmp_path):
     for name in ("a.png", "b.png"):
         write_image(source / name)
     for names, size, message in (
-        (["b.png"], (48, 64), r"truth\.json: a\.png is not among its images \(1 of 2 are not\); --side-by-side takes"),
-        (["a.png", "b.png"], (64, 48), r"a\.png is 64x48, but .*truth\.json says 48x64"),
+        (["b.png"], (48, 64), r"truth\.json: has no image a\.png \(missing images: 1 of 2\); --side-by-side requires"),
+        (["a.png", "b.png"], (64, 48), r"a\.png is 64x48, but 48x64 in .*truth\.json"),
     ):
         truth = write_truth(tmp_path, names, size)
         with pytest.raises(UserError, match=message):
@@ -151,9 +151,9 @@ def test_damaged_images_are_passed_over_and_named(tmp_path, threads, caplog, mon
         write_image(source / name)
     (source / "d.png").write_bytes((source / "a.png").read_bytes()[:200])
     (source / "f.tiff").write_bytes(b"II*\0")
-    with pytest.raises(RunFailed, match=r"^2 of 6 images were passed over; the first: .*d\.png cannot be decoded"):
+    with pytest.raises(RunFailed, match=r"^skipped 2 of 6 images; the first: .*d\.png cannot be decoded"):
         run([CAT] * 6, source, output, threads=threads)
-    assert [line for line in caplog.messages if "f.tiff cannot be decoded" in line and line.startswith("passed over: ")]
+    assert [line for line in caplog.messages if "f.tiff cannot be decoded" in line and line.startswith("skipped: ")]
     found = json.loads((output / "detections.json").read_text())
     assert [(image["file"], len(image["detections"])) for image in found] == [
         (name, 1) for name in ("a.png", "b.png", "c.png", "e.png")
@@ -175,9 +175,9 @@ def test_tiff(tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("no.png", r"no\.png: no such image or folder, correct the path"),
-        ("notes.txt", r"notes\.txt: not an image by its name; known are \.jpg"),
-        ("empty", r"empty: holds no image \(\.jpg.*, correct the path"),
+        ("no.png", r"no\.png: no such image or folder; correct the path"),
+        ("notes.txt", r"notes\.txt: not an image file; supported are \.jpg"),
+        ("empty", r"empty: contains no image \(\.jpg.*; correct the path"),
     ],
 )
 def test_a_source_without_images_is_told(tmp_path, source, message):

@@ -32,7 +32,7 @@ SEEN = [([BOX], [0.75], [0]), ([BOX, BOX], [0.5, 0.25], [1, 0]), ([], [], [])]
 def oracle(count: int) -> Detector:
     """It sees one, one good and one bad, and none, over and over."""
     answers = [SEEN[i % 3] for i in range(count)]
-    return Detector.of(TrainedModel(Oracle(answers), NAMES, IDS, Preprocess(short_side=32, long_side=64), "a test"))
+    return Detector.from_trained(TrainedModel(Oracle(answers), NAMES, IDS, Preprocess(32, 64), "a test"))
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -86,7 +86,7 @@ def test_an_odd_size_keeps_its_last_column(tmp_path: Path) -> None:
 
 def test_a_damaged_end_is_told_once_all_is_written(tmp_path: Path) -> None:
     cut(write_video(tmp_path / "a.mkv", 20), 0.6)
-    with pytest.raises(RunFailed, match=r"a\.mkv is damaged after \d+ of 20 frames; what was found until then is writ"):
+    with pytest.raises(RunFailed, match=r"a\.mkv is damaged after \d+ of 20 frames; the detections before that are"):
         infer_video(oracle(20), tmp_path / "a.mkv", tmp_path / "out")
     assert len(lines_of(tmp_path / "out/a.jsonl")) == len(read_video(tmp_path / "out/a.mp4")[0]) > 0
 
@@ -144,9 +144,9 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "file").touch()
     for source, output, score, message in (
-        ("empty.mp4", "out", 0.5, r"empty\.mp4: no video that OpenCV can read"),
+        ("empty.mp4", "out", 0.5, r"empty\.mp4: not a video that OpenCV can read"),
         ("a.mp4", "out", 0.01, r"score 0\.01 is not between"),
-        ("a.mp4", ".", 0.5, "is where the video is; choose another folder"),
+        ("a.mp4", ".", 0.5, "contains the video itself; choose another folder"),
         ("a.mp4", "file", 0.5, r"file/a: cannot be written: File exists"),
     ):
         with pytest.raises(UserError, match=message):

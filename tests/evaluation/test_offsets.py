@@ -19,19 +19,19 @@ from ppdet_lite.data.loading.transforms import collate, image_sample
 from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.deployment.detect import TrainedNetwork, detect
 from ppdet_lite.evaluation.offsets import (
+    LONG_SIDE,
     MAGENTA,
-    SIDE,
     WHITE,
     ConvSamples,
-    _rois_of,
-    bins_of,
+    _detection_rois,
+    bin_boxes,
     deformable_parts,
     draw_bins,
     draw_offsets,
     draw_points,
     offset_statistics,
-    recorded,
-    sampling_places,
+    record_arguments,
+    sampling_positions,
 )
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.ops.boxes import decode_boxes
@@ -115,7 +115,7 @@ def test_places_by_hand() -> None:
     ]
     # The pixel of index (16, 24) is cell (2, 3), which reads cells (2.75, 3) and (3, 2) of the map that the first
     # layer made. Nearest to these are its units (3, 3) and (3, 2), which read 2 * 2.75 + (0, 1), 2 * 3 + (0, 1), ...
-    places, modulation = sampling_places(convs, np.array([16.5, 24.5]))
+    places, modulation = sampling_positions(convs, np.array([16.5, 24.5]))
     cells = [[5.5 + 1, 6 + 0.5], [5.5 + 1, 6], [6 - 2, 4], [6 + 1, 4]]
     np.testing.assert_allclose(places, 4 * np.array(cells) + 0.5)
     np.testing.assert_allclose(modulation, [0.5 * 0.1, 0.5 * 0.2, 0.25 * 0.3, 0.25 * 0.4])
@@ -125,7 +125,7 @@ def test_nothing_is_read_outside_of_a_map() -> None:
     offset = np.zeros((3, 2, 4, 4))
     offset[1, 0], offset[2, 1] = -1.5, 3.5
     conv = ConvSamples(offset, np.ones((3, 4, 4)), np.zeros((3, 2)), 1, 8)
-    places, _ = sampling_places([conv, conv], np.array([8.5, 8.5]))
+    places, _ = sampling_positions([conv, conv], np.array([8.5, 8.5]))
     # the second tap of unit (1, 1) reads (-0.5, 1), near unit (0, 1); the third reads (1, 4.5), where nothing is
     expected = [[1, 1], [-0.5, 1], [1, 4.5], [-0.5, 1], [-2, 1], [-0.5, 4.5]]
     np.testing.assert_allclose(places, 8 * np.array(expected) + 0.5)
@@ -152,7 +152,7 @@ def test_dots_are_where_the_offsets_move_them(photo: Path, tmp_path: Path) -> No
     set_offsets(detector, LAST, dx=0.5, dy=-0.25)
     files = draw_offsets(detector, photo, tmp_path, [(160, 120), (12, 12)])
     assert [file.name for file in files] == ["photo_point1.png", "photo_point2.png"]
-    zoom = SIDE / 320
+    zoom = LONG_SIDE / 320
     middle, corner = (body(load_image(str(file)), 750) for file in files)
     steps = np.arange(-3, 4)
     for picture, xs, ys in (
@@ -182,7 +182,7 @@ def test_bins_by_hand() -> None:
     """A RoI of 40 x 60 at (10, 20), 2 x 2 bins; gamma 0.1 makes an offset of 1 a tenth of the RoI."""
     offset = np.zeros((2, 2, 2))
     offset[0, 0, 1], offset[1, 1, 0], offset[:, 1, 1] = 1, -2, (0.5, 3)
-    bins, moved = bins_of(np.array([10.0, 20, 50, 80]), offset, 0.1)
+    bins, moved = bin_boxes(np.array([10.0, 20, 50, 80]), offset, 0.1)
     np.testing.assert_allclose(bins, [[10, 20, 30, 50], [30, 20, 50, 50], [10, 50, 30, 80], [30, 50, 50, 80]])
     np.testing.assert_allclose(moved - bins, [[0] * 4, [4, 0, 4, 0], [0, -12, 0, -12], [2, 18, 2, 18]], atol=1e-12)
 
@@ -193,7 +193,7 @@ def test_bins_are_drawn_around_the_roi() -> None:
     moved = np.array([[110.0, 105, 130, 155], [100, 1e12, 120, 1e12], [-1e12, 120, -1e11, 130]])
     picture = draw_bins(image, bins, moved, np.array([0.2, 0.9, 0.4]), np.array([90.0, 90, 130, 150]))
     # Seen is [90, 90, 130, 150] and half of its size around it: [70, 60, 150, 180], 120 high. Zoom 1000 / 120.
-    picture, zoom = body(picture, SIDE), SIDE / 120
+    picture, zoom = body(picture, LONG_SIDE), LONG_SIDE / 120
     assert picture.shape[1] == round(80 * zoom)
 
     def at(x: float, y: float) -> tuple[int, ...]:
@@ -216,16 +216,16 @@ def test_pictures_of_the_best_detections(detector: TrainedModel, photo: Path, tm
     )
     for file, box in zip(files[:3], found.boxes, strict=False):
         marked = centres(body(load_image(str(file)), 750), MAGENTA)
-        np.testing.assert_allclose(marked, [(box[:2] + box[2:]) / 2 * SIDE / 320], atol=1)
+        np.testing.assert_allclose(marked, [(box[:2] + box[2:]) / 2 * LONG_SIDE / 320], atol=1)
 
 
 def test_the_rois_drawn_are_those_that_became_the_detections(detector: TrainedModel, photo: Path) -> None:
     """Each RoI, moved by its own regression for the class found, is the detection."""
     model = detector.model
     batch = collate([image_sample(load_image(str(photo)), detector.preprocess, 0)], detector.preprocess)
-    with recorded({"predictor": model.predictor, "roi_pool": model.roi_pool}) as calls, paddle.no_grad():
+    with record_arguments({"predictor": model.predictor, "roi_pool": model.roi_pool}) as calls, paddle.no_grad():
         (found,) = detect(TrainedNetwork(model), [batch])
-        rois, offset, mask = _rois_of(found, model, calls)
+        rois, offset, mask = _detection_rois(found, model, calls)
         deltas = model.predictor(*calls["predictor"]).deltas.reshape([-1, len(NAMES), 4])
     everything = calls["roi_pool"][1].boxes
     assert len(rois) == len(found.boxes) > 5 and offset.shape[1:] == (2, 7, 7) and mask.shape[1:] == (7, 7)
@@ -245,7 +245,7 @@ def test_an_earlier_stage_and_version_1(photo: Path, tmp_path: Path) -> None:
     layer.offset.bias.set_value(bias)
     files = draw_offsets(detector, photo, tmp_path, [(160, 120)], stage=4)
     steps = 8 * np.arange(-3, 4)
-    expected = np.array([[160 + x, 120 + 4 + y] for y in steps for x in steps]) * SIDE / 320
+    expected = np.array([[160 + x, 120 + 4 + y] for y in steps for x in steps]) * LONG_SIDE / 320
     found = centres(body(load_image(str(files[0])), 750), RED)
     np.testing.assert_allclose(found, np.floor(expected), atol=0.51)
 
@@ -253,14 +253,14 @@ def test_an_earlier_stage_and_version_1(photo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "arguments", "text"),
     [
-        ([NO_CONV, NO_POOL], {}, "^nowhere: the model has no deformable parts; they are model.backbone.deformable and"),
-        ([NO_CONV, POOL], {"points": [(1, 1)]}, "^--points and --stage are for deformable convolutions; this model"),
-        ([NO_CONV, POOL], {"stage": 5}, "^--points and --stage are for deformable convolutions; this model has"),
+        ([NO_CONV, NO_POOL], {}, "^nowhere: the model has no deformable layers; configure model.backbone.deformable"),
+        ([NO_CONV, POOL], {"points": [(1, 1)]}, "^--points and --stage require deformable convolutions; this model"),
+        ([NO_CONV, POOL], {"stage": 5}, "^--points and --stage require deformable convolutions; this model has"),
         ([CONV, POOL], {"stage": 4}, "^--stage 4 has no deformable convolutions; they are in res5$"),
         ([CONV, POOL], {"points": [(3, 3), (320, 3)]}, "--points 320,3 is outside of .*, which has 320 x 240 pixels"),
         ([CONV, POOL], {"points": [(float("nan"), 3)]}, "--points nan,3 is outside"),
-        ([CONV, POOL, NOTHING_FOUND], {}, "nothing is detected in it; take another image, or give --points$"),
-        ([NO_CONV, POOL, NOTHING_FOUND], {}, "nothing is detected in it; take another image$"),
+        ([CONV, POOL, NOTHING_FOUND], {}, "no object is detected; use another image, or give --points$"),
+        ([NO_CONV, POOL, NOTHING_FOUND], {}, "no object is detected; use another image$"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(
@@ -312,7 +312,7 @@ def test_version_1_has_no_mask(photo: Path) -> None:
 
 def test_hooks_are_removed_after_an_error(detector: TrainedModel) -> None:
     parts = deformable_parts(detector.model)
-    with pytest.raises(KeyError), recorded(parts):
+    with pytest.raises(KeyError), record_arguments(parts):
         assert all(len(layer._forward_pre_hooks) == 1 for layer in parts.values())
         raise KeyError
     assert not any(layer._forward_pre_hooks for layer in parts.values())
@@ -352,7 +352,7 @@ def test_why_they_are_not_shown_is_told(
     recorder = Recorder(tmp_path, total=1, start=0, log_every=1)
     recorder.offsets(1, detector.model, Damaged(), detector.preprocess)
     recorder.close()
-    assert "offsets are not shown: image 0 is damaged" in caplog.text
+    assert "offsets are not record_arguments: image 0 is damaged" in caplog.text
 
 
 @pytest.fixture(scope="module")

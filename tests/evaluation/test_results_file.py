@@ -46,7 +46,7 @@ def test_no_detection_at_all(tmp_path):
     ],
 )
 def test_a_record_that_is_none_is_told_by_its_number(tmp_path, change):
-    with pytest.raises(UserError, match=r"r\.json: entry 2 is no image_id, category_id, bbox"):
+    with pytest.raises(UserError, match=r"r\.json: entry 2 is not \{image_id, category_id, bbox"):
         read(tmp_path, f"[{GOOD}, {GOOD.replace(*change)}]")
 
 

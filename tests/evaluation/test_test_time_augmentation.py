@@ -14,7 +14,7 @@ from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.data.loading.transforms import Preprocess, collate, image_sample
 from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.evaluation.evaluate import evaluate
-from ppdet_lite.evaluation.test_time_augmentation import make_views, merge, merged
+from ppdet_lite.evaluation.test_time_augmentation import make_views, merge_detections, merge_views
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.structures import PackedDetections
 from tests.tiny_run import as_detector
@@ -61,7 +61,7 @@ def test_views_are_mirrored_back_and_merged(tmp_path):
     batches = EvalBatches(dataset, views[0].preprocess, LOADER, views=views)
     each = list(detect(TrainedNetwork(Corner()), batches.iterate()))
     assert [image.boxes.tolist() for image in each] == [[[0, 0, 20, 10]]] * 6
-    (image,) = merged(iter(each), 6, Postprocess())
+    (image,) = merge_views(iter(each), 6, Postprocess())
     assert (image.boxes.tolist(), image.scores.tolist()) == ([[0, 0, 20, 10]], [pytest.approx(0.08)])
     metrics = evaluate(
         as_detector(Corner(), dataset, Preprocess(short_side=20, long_side=50)), dataset, LOADER, tmp_path, how
@@ -73,13 +73,14 @@ def test_merging_is_nms_per_class_over_all_views_and_keeps_the_best():
     """Boxes of IoU 0.6 and 1/3, by hand: the second falls to the first, the third and the other class stay."""
     one = ImageDetections(5, np.float32([[0, 0, 8, 10], [0, 0, 8, 10]]), np.float32([0.9, 0.6]), np.array([0, 1]))
     two = ImageDetections(5, np.float32([[2, 0, 10, 10], [4, 0, 12, 10]]), np.float32([0.8, 0.7]), np.array([0, 0]))
-    found = merge([one, two], Postprocess(nms_iou=0.5))
+    found = merge_detections([one, two], Postprocess(nms_iou=0.5))
     assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.6]) and found.classes.tolist() == [0, 0, 1]
     assert found.boxes[:, 0].tolist() == [0, 4, 0]
-    assert merge([one, two], Postprocess(nms_iou=0.5, max_detections=2)).scores.tolist() == pytest.approx([0.9, 0.7])
+    best = merge_detections([one, two], Postprocess(nms_iou=0.5, max_detections=2))
+    assert best.scores.tolist() == pytest.approx([0.9, 0.7])
     nothing = ImageDetections(5, np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-    assert merge([nothing, nothing], Postprocess()).boxes.shape == (0, 4)
-    assert merge([nothing, one], Postprocess()).scores.tolist() == pytest.approx([0.9, 0.6])
+    assert merge_detections([nothing, nothing], Postprocess()).boxes.shape == (0, 4)
+    assert merge_detections([nothing, one], Postprocess()).scores.tolist() == pytest.approx([0.9, 0.6])
 
 
 def test_what_is_mirrored_back_stays_inside_its_image():
