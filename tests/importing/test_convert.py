@@ -146,14 +146,14 @@ def test_sizes_are_those_of_the_images_as_shown(source):
     source.write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\ndeep/a.jpg,1,2,31,22,cat,60,40\n")
     message = source.refusal("csv")
     assert message.startswith(
-        "boxes.csv:2: says 60x40, but deep/a.jpg is 40x60 (width x height); annotate it as its EXIF"
+        "boxes.csv:2: has size 60x40, but deep/a.jpg is 40x60 (width x height); annotate the image as"
     )
 
 
-def test_swapped_sizes_are_mended_and_told(source, caplog):
+def test_swapped_sizes_are_corrected_and_reported(source, caplog):
     one_box(source).write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\ndeep/a.jpg,1,2,51,22,cat,40,60\n")
     assert source.bring_in("csv")["all"]["images"][0]["width"] == 60
-    assert "1 of 1 images have width and height swapped: taken from the files; the first: " in caplog.text
+    assert "images with swapped width and height: 1 of 1; taken from the files; the first: " in caplog.text
 
 
 def test_classes_in_a_given_order(source):
@@ -165,25 +165,27 @@ def test_classes_in_a_given_order(source):
     source.write("names.txt", "dog\n")
     assert source.refusal("csv", classes=names) == "boxes.csv:1: the class 'cat' is not in names.txt"
     source.write("names.txt", "cat\ncat\n")
-    assert source.refusal("csv", classes=names) == "names.txt:2: the class 'cat' is there twice"
+    assert source.refusal("csv", classes=names) == "names.txt:2: the class 'cat' is repeated"
 
 
-def test_nearly_equal_class_names_are_told(source, caplog):
+def test_nearly_equal_class_names_are_reported(source, caplog):
     one_box(source).write("boxes.csv", "deep/a.jpg,1,2,3,4,cat\ndeep/a.jpg,1,2,3,4,Cat\ndeep/a.jpg,1,2,3,4,dog\n")
     assert len(source.bring_in("csv")["all"]["categories"]) == 3
-    assert "classes with nearly one name: 'Cat', 'cat'" in caplog.text
+    assert "classes with nearly equal names: 'Cat', 'cat'" in caplog.text
 
 
 def test_refusals_of_options(source):
     one_box(source)
-    assert source.refusal("csv", voc_origin=1).startswith("--voc-origin 1 is of VOC alone")
-    assert source.refusal("csv", difficult="keep").startswith("--difficult keep: nothing in ")
+    assert source.refusal("csv", voc_origin=1).startswith("--voc-origin 1 applies only to VOC")
+    assert source.refusal("csv", difficult="keep").endswith("does not mark objects as difficult; remove the option")
     assert source.refusal("csv", images=source.folder / "no").startswith("--images no: no such folder")
-    assert source.refusal("yolo", classes=source.folder / "names.txt").startswith("--classes: YOLO's own files say")
+    assert source.refusal("yolo", classes=source.folder / "names.txt").startswith(
+        "--classes: YOLO takes the classes from"
+    )
     assert source.refusal("voc", "no").startswith("no: no such file or folder")
-    assert source.refusal("voc").endswith("holds no .xml file; correct the path, or --from")
+    assert source.refusal("voc").endswith("contains no .xml file; correct the path or --from")
     source.write("boxes.csv", "deep/a.jpg,,,,,\n")
-    assert source.refusal("csv").startswith("no image has an object")
+    assert source.refusal("csv").startswith("no image has objects")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
@@ -230,9 +232,9 @@ def test_the_command(source, monkeypatch, capsys):
     source.write("boxes.csv", "".join(f"{name}.png,1,2,3,4,cat\n" for name in "abcd"))
     command = ["--from", "csv", source.folder, "--output", source.output]
     code, told = run(*command, "--split", "0.8/0.3")
-    assert code == 2 and told.err.startswith("error: --split 0.8/0.3: expected two or three shares")
+    assert code == 2 and told.err.startswith("error: --split 0.8/0.3: expected two or three fractions")
     code, told = run(*command, "--seed", "1")
-    assert code == 2 and "--seed is 0 or more, and goes with --split" in told.err and not source.output.exists()
+    assert code == 2 and "--seed is 0 or more and requires --split" in told.err and not source.output.exists()
     code, told = run(*command, "--split", "0.75/0.25", "--seed", "1")
     assert (
         code == 0 and len(json.loads((source.output / "annotations/instances_train.json").read_text())["images"]) == 3

@@ -26,19 +26,19 @@ def test_named_columns_in_any_order(source, boxes_of, delimiter):
 
 MALFORMED = {
     "five columns": ("a.png,1,2,3,cat", ":2: 5 columns, expected 6: a.png,1,2,3,cat"),
-    "no number": ("a.png,1,2,x,4,cat", ":2: x2 is no number: 'x'"),
-    "a number missing": ("a.png,1,2,,4,cat", ":2: x2 is no number: ''"),
-    "underscores": ("a.png,1,2,1_0,4,cat", ":2: x2 is no number: '1_0'"),
-    "huge": ("a.png,1,2,1e300,4,cat", ":2: x2 is no number of pixels: '1e300'"),
-    "infinite": ("a.png,1,2,inf,4,cat", ":2: x2 is no number of pixels: 'inf'"),
+    "no number": ("a.png,1,2,x,4,cat", ":2: x2 is not a number: 'x'"),
+    "a number missing": ("a.png,1,2,,4,cat", ":2: x2 is not a number: ''"),
+    "underscores": ("a.png,1,2,1_0,4,cat", ":2: x2 is not a number: '1_0'"),
+    "huge": ("a.png,1,2,1e300,4,cat", ":2: x2 is not a number of pixels: '1e300'"),
+    "infinite": ("a.png,1,2,inf,4,cat", ":2: x2 is not a number of pixels: 'inf'"),
     "interchanged": (
         "a.png,3,2,1,4,cat",
         ":2: the second corner is left of or above the first: 3, 2, 1, 4 (x1, y1, x2, y2)",
     ),
-    "a quote": ('"a.png,1,2,3,4,cat', ':2: a quote (") opens in this line and does not close in it'),
-    "no class": ("a.png,1,2,3,4,", ":2: the object has no class name: ''"),
-    "no file": (",1,2,3,4,cat", ":2: no file name: ''"),
-    "no image": ("b.png,1,2,3,4,cat", ":2: no image b.png, looked for at b.png; give the folder by --images"),
+    "a quote": ('"a.png,1,2,3,4,cat', ':2: a quote (") is not closed in this line'),
+    "no class": ("a.png,1,2,3,4,", ":2: missing or unprintable class name: ''"),
+    "no file": (",1,2,3,4,cat", ":2: missing or invalid file name: ''"),
+    "no image": ("b.png,1,2,3,4,cat", ":2: no image b.png, expected at b.png; give the folder by --images"),
 }
 
 
@@ -52,14 +52,16 @@ def test_malformed_rows(source, row, message):
 def test_other_refusals(source):
     source.draw("a.png", 40, 60)
     source.write("boxes.csv", "filename,xmin,ymin,xmax,label\na.png,1,2,3,cat\n")
-    assert source.refusal("csv").startswith("boxes.csv:1: no column y2 (y2 or ymax or y_max) among filename, xmin")
+    assert source.refusal("csv").startswith("boxes.csv:1: no column y2 or ymax or y_max among filename, xmin")
     source.write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\na.png,1,2,3,4,cat,60,40\na.png,1,2,3,4,cat,9,9\n")
-    assert source.refusal("csv") == "boxes.csv:3: another size of a.png than in boxes.csv:2: 9x9"
+    assert source.refusal("csv") == "boxes.csv:3: size 9x9 of a.png differs from boxes.csv:2"
     source.write("boxes.csv", "a.png 1 2 3 4 cat\n")
-    assert source.refusal("csv").startswith("boxes.csv:1: no columns; expected file,x1,y1,x2,y2,class: 'a.png 1 2")
+    assert source.refusal("csv").startswith(
+        "boxes.csv:1: no columns found; expected file,x1,y1,x2,y2,class: 'a.png 1 2"
+    )
     source.write("boxes.csv", "file,x1,y1,x2,y2,class\n")
-    assert source.refusal("csv") == "boxes.csv: has no row of a box"
+    assert source.refusal("csv") == "boxes.csv: contains no boxes"
     (source.folder / "boxes.csv").write_bytes(b"a.png,1,2,3,4,cat\na.png,1,2,3,4,caf\xe9\n")
     assert source.refusal("csv") == "boxes.csv:2: not UTF-8: byte 0xe9; save it as UTF-8"
     source.write("more.csv", "")
-    assert source.refusal("csv").endswith("name the CSV file; here are: boxes.csv, more.csv")
+    assert source.refusal("csv").endswith("give the path of one CSV file; found: boxes.csv, more.csv")

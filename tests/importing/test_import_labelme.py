@@ -34,7 +34,7 @@ def test_images_elsewhere(source):
     source.draw("pictures/a.png", 40, 60)
     source.write("labels/a.json", content(RECTANGLE))
     assert source.refusal("labelme", "labels").startswith(
-        "labels/a.json: imagePath a.png is not there, looked for at labels/a.png; give --images"
+        "labels/a.json: no image a.png (imagePath), expected at labels/a.png; give --images"
     )
     assert source.bring_in("labelme", "labels", images=source.folder / "pictures")["all"]["annotations"]
 
@@ -42,21 +42,36 @@ def test_images_elsewhere(source):
 MALFORMED = {
     "no JSON": ('{"shapes": [\n}', "a.json:2: not JSON: "),
     "COCO": ('{"images": []}', "a.json: not labelme JSON: it has no list of shapes"),
-    "no image": (content(RECTANGLE, imagePath=None), "a.json: imagePath is no file name: null"),
-    "size": (content(RECTANGLE, imageWidth="wide"), "a.json: the image's width is no number: 'wide'"),
-    "another size": (content(RECTANGLE, imageWidth=90), "a.json: says 90x40, but a.png is 60x40"),
-    "a point": (content(RECTANGLE, RECTANGLE | {"shape_type": "point"}), "a.json: shape 2 (cat): a point has no box"),
-    "one point": (content(RECTANGLE | {"points": [[1, 2]]}), "a.json: shape 1 (cat): a rectangle has 2 points or more"),
-    "no points": (content(RECTANGLE | {"points": None}), "a.json: shape 1 (cat): a rectangle has 2 points or more"),
-    "three numbers": (content(RECTANGLE | {"points": [[1, 2], [3, 4, 5]]}), "a.json: shape 1 (cat): a point is two"),
-    "text": (content(RECTANGLE | {"points": [[1, 2], [3, "4"]]}), "a.json: shape 1 (cat): a point is two numbers"),
-    "infinite": (content(RECTANGLE | {"points": [[1, 2], [3, math.inf]]}), "a.json: shape 1 (cat): a point is two"),
-    "no label": (content(RECTANGLE | {"label": 3}), "a.json: shape 1: label is no text: 3"),
-    "empty label": (content(RECTANGLE | {"label": ""}), "a.json: shape 1: the object has no class name: ''"),
+    "no image": (content(RECTANGLE, imagePath=None), "a.json: imagePath is not a file name: null"),
+    "size": (content(RECTANGLE, imageWidth="wide"), "a.json: the image's width is not a number: 'wide'"),
+    "another size": (content(RECTANGLE, imageWidth=90), "a.json: has size 90x40, but a.png is 60x40"),
+    "a point": (
+        content(RECTANGLE, RECTANGLE | {"shape_type": "point"}),
+        "a.json: shape 2 (cat): shape type point has no box",
+    ),
+    "one point": (
+        content(RECTANGLE | {"points": [[1, 2]]}),
+        "a.json: shape 1 (cat): a rectangle needs at least 2 points",
+    ),
+    "no points": (content(RECTANGLE | {"points": None}), "a.json: shape 1 (cat): a rectangle needs at least 2 points"),
+    "three numbers": (
+        content(RECTANGLE | {"points": [[1, 2], [3, 4, 5]]}),
+        "a.json: shape 1 (cat): a point must be two",
+    ),
+    "text": (content(RECTANGLE | {"points": [[1, 2], [3, "4"]]}), "a.json: shape 1 (cat): a point must be two numbers"),
+    "infinite": (
+        content(RECTANGLE | {"points": [[1, 2], [3, math.inf]]}),
+        "a.json: shape 1 (cat): a point must be two",
+    ),
+    "no label": (content(RECTANGLE | {"label": 3}), "a.json: shape 1: label is not text: 3"),
+    "empty label": (content(RECTANGLE | {"label": ""}), "a.json: shape 1: missing or unprintable class name: ''"),
     "difficult": (content(RECTANGLE | {"difficult": "x"}), "a.json: shape 1 (cat): difficult is neither true nor fal"),
-    "no mapping": (content([1, 2]), "a.json: shape 1: no mapping"),
+    "no mapping": (content([1, 2]), "a.json: shape 1: not a JSON object"),
     "deep": ("[" * 100000, "a.json: not labelme JSON: maximum recursion depth exceeded"),
-    "huge": (content(RECTANGLE | {"points": [[1, 2], [3, 10**400]]}), "a.json: shape 1 (cat): a point is two numbers"),
+    "huge": (
+        content(RECTANGLE | {"points": [[1, 2], [3, 10**400]]}),
+        "a.json: shape 1 (cat): a point must be two numbers",
+    ),
     "digits": ('{"shapes": [%s]}' % ("9" * 5000), "a.json: not labelme JSON: Exceeds the limit"),
 }
 

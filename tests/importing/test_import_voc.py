@@ -67,7 +67,7 @@ def test_difficult_objects(source, caplog, difficult, crowds):
     found = tree(source).bring_in("voc", difficult=difficult)["train"]["annotations"]
     assert [record["iscrowd"] for record in found] == crowds
     assert [record.get("difficult", 0) for record in found] == [0, 1][: len(crowds)]
-    assert "1 of 3 objects are marked as difficult: " in caplog.text
+    assert "objects marked as difficult: 1 of 3; " in caplog.text
 
 
 def test_trainval_counts_where_train_and_val_are_missing(source):
@@ -98,20 +98,23 @@ MALFORMED = {
     "empty": ("", "a.xml:1: not well-formed XML: no element found"),
     "bomb": (
         '<!DOCTYPE x [<!ENTITY a "aaa"><!ENTITY b "&a;&a;">]>' + xml(),
-        "a.xml:1: has a DTD (<!DOCTYPE>), which is not read",
+        "a.xml:1: has a DTD (<!DOCTYPE>), which is not supported",
     ),
     "another root": ("<doc/>", "a.xml:1: <doc> is not VOC's <annotation>"),
     "no width": (xml().replace("width", "w"), "a.xml:3: <size> has no <width>"),
-    "width is no number": (xml(width="60px"), "a.xml:3: the image's width is no number: '60px'"),
-    "width has a fraction": (xml(width=60.5), "a.xml:3: the image's width is no whole number: '60.5'"),
-    "size below 0": (xml(width=-60), "a.xml:3: the image's size is below 0: -60x40"),
-    "another size": (xml(width=61), "a.xml: says 61x40, but JPEGImages/a.png is 60x40 (width x height); correct one"),
+    "width is not a number": (xml(width="60px"), "a.xml:3: the image's width is not a number: '60px'"),
+    "width has a fraction": (xml(width=60.5), "a.xml:3: the image's width is not an integer: '60.5'"),
+    "size below 0": (xml(width=-60), "a.xml:3: the image's size is negative: -60x40"),
+    "another size": (
+        xml(width=61),
+        "a.xml: has size 61x40, but JPEGImages/a.png is 60x40 (width x height); correct one",
+    ),
     "no box": (xml(GOOD.replace("bndbox", "robndbox")), "a.xml:4: <object> has no <bndbox>"),
     "no xmax": (xml(GOOD.replace("xmax", "x2", 2)), "a.xml:5: <bndbox> has no <xmax>"),
-    "no number": (xml(an_object(1, "two", 3, 4)), "a.xml:5: ymin is no number: 'two'"),
-    "not finite": (xml(an_object(1, 2, "nan", 4)), "a.xml:5: xmax is no number: 'nan'"),
+    "no number": (xml(an_object(1, "two", 3, 4)), "a.xml:5: ymin is not a number: 'two'"),
+    "not finite": (xml(an_object(1, 2, "nan", 4)), "a.xml:5: xmax is not a number: 'nan'"),
     "interchanged": (xml(an_object(31, 2, 1, 22)), "a.xml:5: the second corner is left of or above the first: 31, 2"),
-    "no name": (xml(an_object(1, 2, 3, 4, name=" ")), "a.xml:4: the object has no class name: ' '"),
+    "no name": (xml(an_object(1, 2, 3, 4, name=" ")), "a.xml:4: missing or unprintable class name: ' '"),
     "difficult": (xml(an_object(1, 2, 3, 4, difficult="very")), "a.xml:4: difficult is neither 0 nor 1: very"),
     "encoding": ('<?xml version="1.0" encoding="martian"?>' + xml(), "a.xml"),
 }
@@ -125,20 +128,20 @@ def test_malformed_files(source, text, message):
 
 def test_images_that_are_not_there(source):
     (tree(source).folder / "JPEGImages/a.png").unlink()
-    message = "Annotations/a.xml:1: no image a.* in JPEGImages, nor other.jpg; give the folder by --images"
+    message = "Annotations/a.xml:1: no image a.* or other.jpg in JPEGImages; give the folder by --images"
     assert source.refusal("voc") == message
     for name in ("a.png", "a.jpg"):
         source.draw(f"JPEGImages/{name}", 40, 60)
-    assert "Annotations/a.xml:1: which image is it: a.jpg, a.png in JPEGImages?" in source.refusal("voc")
+    assert "Annotations/a.xml:1: ambiguous images a.jpg, a.png in JPEGImages;" in source.refusal("voc")
 
 
 def test_lists_that_do_not_fit(source):
     tree(source).write("ImageSets/Main/val.txt", "b\nd\n")
-    assert source.refusal("voc") == "ImageSets/Main/val.txt:2: d is no annotated image"
+    assert source.refusal("voc") == "ImageSets/Main/val.txt:2: d is not an annotated image"
     source.write("ImageSets/Main/val.txt", "b\na.png\n")
-    assert source.refusal("voc").startswith("ImageSets/Main/val.txt:2: a.png is in ")
+    assert source.refusal("voc").startswith("ImageSets/Main/val.txt:2: a.png is already in ")
     source.write("ImageSets/Main/val.txt", "\n")
-    assert source.refusal("voc") == "ImageSets/Main/val.txt: lists no image"
+    assert source.refusal("voc") == "ImageSets/Main/val.txt: lists no images"
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is not here")

@@ -63,8 +63,8 @@ def test_what_exporters_write_in_the_yaml(source, caplog):
     splits = source.bring_in("yolo", source="data.yaml")
     assert list(splits) == ["train", "val"] and splits["val"]["images"][0]["file_name"] == "c.png"
     assert splits["val"]["categories"][0]["name"] == "cat"
-    assert "data.yaml:3: test: ../test/images is not there: left out" in caplog.text
-    assert "1 of 3 images have no text file: taken as without objects" in caplog.text
+    assert "data.yaml:3: test: ../test/images does not exist: left out" in caplog.text
+    assert "images without text file: 1 of 3; imported without objects" in caplog.text
 
 
 def test_a_yaml_of_names_alone(source):
@@ -76,24 +76,24 @@ def test_a_yaml_of_names_alone(source):
 def test_text_files_without_an_image_are_told(source, caplog):
     two_images(source).write("labels/train/gone.txt", "0 0.5 0.5 0.5 0.5\n")
     source.bring_in("yolo")
-    assert "1 text files have no image: left out; the first: " in caplog.text
+    assert "text files without image: 1; left out; the first: " in caplog.text
 
 
 LINES = {
-    "a class too high": ("2 0.5 0.5 0.1 0.1", "'2' is no class; there are 0 to 1"),
-    "a class below 0": ("-1 0.5 0.5 0.1 0.1", "'-1' is no class"),
-    "a class by name": ("cat 0.5 0.5 0.1 0.1", "'cat' is no class"),
-    "an index": ("² 0.5 0.5 0.1 0.1", "'²' is no class"),
-    "a class with a fraction": ("0.5 0.5 0.5 0.1 0.1", "'0.5' is no class"),
+    "a class too high": ("2 0.5 0.5 0.1 0.1", "'2' is not a class index from 0 to 1"),
+    "a class below 0": ("-1 0.5 0.5 0.1 0.1", "'-1' is not a class index"),
+    "a class by name": ("cat 0.5 0.5 0.1 0.1", "'cat' is not a class index"),
+    "an index": ("² 0.5 0.5 0.1 0.1", "'²' is not a class index"),
+    "a class with a fraction": ("0.5 0.5 0.5 0.1 0.1", "'0.5' is not a class index"),
     "three numbers": ("0 0.5 0.5 0.1", "3 numbers after the class, expected x y w h, or a polygon"),
     "a confidence": (
         "0 0.5 0.5 0.1 0.1 0.9",
-        "5 numbers after the class, expected x y w h, or a polygon; is it a conf",
+        "5 numbers after the class, expected x y w h, or a polygon; are these pre",
     ),
-    "pixels": ("0 30 20 10 10", "30 is no share of the image, 0 to 1; are these pixels?"),
-    "below 0": ("0 0.5 0.5 -0.1 0.1", "-0.1 is no share of the image"),
-    "no number": ("0 0.5 0,5 0.1 0.1", "a coordinate is no number: '0,5'"),
-    "not finite": ("0 0.5 nan 0.1 0.1", "a coordinate is no number: 'nan'"),
+    "pixels": ("0 30 20 10 10", "30 is not between 0 and 1, relative to the image; is it in pixels?"),
+    "below 0": ("0 0.5 0.5 -0.1 0.1", "-0.1 is not between 0 and 1"),
+    "no number": ("0 0.5 0,5 0.1 0.1", "a coordinate is not a number: '0,5'"),
+    "not finite": ("0 0.5 nan 0.1 0.1", "a coordinate is not a number: 'nan'"),
 }
 
 
@@ -104,14 +104,14 @@ def test_malformed_lines(source, line, message):
 
 
 CONFIGS = {
-    "no names": ("train: images/train\n", "data.yaml:1: has no names of classes"),
-    "names of another number": (YAML + "nc: 3\n", "data.yaml:5: nc is 3, but there are 2 names"),
+    "no names": ("train: images/train\n", "data.yaml:1: `names`, the class names, is missing"),
+    "names of another number": (YAML + "nc: 3\n", "data.yaml:5: nc is 3, but names has 2 entries"),
     "a gap": (YAML.replace("[cat, ant]", "{0: cat, 2: ant}"), "data.yaml:4: names are numbered 0, 2; expected 0 to 1"),
-    "a name twice": (YAML.replace("ant", "cat"), "data.yaml:4: the class 'cat' is there twice"),
-    "an empty name": (YAML.replace("ant", '" "'), "data.yaml:4: the object has no class name: ' '"),
-    "names is text": (YAML.replace("[cat, ant]", "cat"), "data.yaml:4: names is no list of class names"),
-    "a folder not there": (YAML.replace("images/val", "img/val"), "data.yaml:3: val: img/val is not there; correct"),
-    "a path that is none": ("names: [cat, ant]\ntrain: 3\n", "data.yaml:2: no path: 3"),
+    "a name twice": (YAML.replace("ant", "cat"), "data.yaml:4: the class 'cat' is repeated"),
+    "an empty name": (YAML.replace("ant", '" "'), "data.yaml:4: missing or unprintable class name: ' '"),
+    "names is text": (YAML.replace("[cat, ant]", "cat"), "data.yaml:4: names is not a list of class names"),
+    "a folder not there": (YAML.replace("images/val", "img/val"), "data.yaml:3: val: img/val does not exist; correct"),
+    "a path that is none": ("names: [cat, ant]\ntrain: 3\n", "data.yaml:2: not a path: 3"),
     "no YAML": ("names: [cat", "data.yaml:"),
     "one folder twice": (YAML.replace("images/val", "images/train"), "labels/train/a.txt (val): images/train/a.png is"),
 }
@@ -127,11 +127,11 @@ def test_other_refusals(source):
     two_images(source)
     assert "--images" in source.refusal("yolo", images=source.folder / "images")
     (source.folder / "images/train/a.png").write_bytes(b"no image")
-    assert source.refusal("yolo").startswith("images/train/a.png: cannot be read as an image")
+    assert source.refusal("yolo").startswith("images/train/a.png: damaged or not an image")
     (source.folder / "data.yaml").unlink()
     assert "has neither data.yaml nor classes.txt" in source.refusal("yolo")
     source.write("classes.txt", "cat\ncat\n")
-    assert source.refusal("yolo") == "classes.txt:2: the class 'cat' is there twice"
+    assert source.refusal("yolo") == "classes.txt:2: the class 'cat' is repeated"
 
 
 def test_no_text_file_at_all(source):

@@ -1,16 +1,16 @@
-"""How images are divided: shares, lists, folders."""
+"""How images are divided: fractions, lists, folders."""
 
 from pathlib import Path
 
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.importing.records import Found, Picture
-from ppdet_lite.data.importing.splits import parse_shares, split
+from ppdet_lite.data.importing.records import ImportedData, ImportedImage
+from ppdet_lite.data.importing.splits import parse_fractions, split
 
 
 def found(*names, **more):
-    return Found([Picture(Path(name), name, [], name, **more) for name in names])
+    return ImportedData([ImportedImage(Path(name), name, [], name, **more) for name in names])
 
 
 def names_of(splits):
@@ -20,31 +20,31 @@ def names_of(splits):
 TEN = [f"{k}.jpg" for k in range(10)]
 
 
-@pytest.mark.parametrize(("shares", "counts"), [([0.8, 0.2], [8, 2]), ([0.5, 0.25, 0.25], [5, 3, 2])])
-def test_shares(shares, counts):
+@pytest.mark.parametrize(("fractions", "counts"), [([0.8, 0.2], [8, 2]), ([0.5, 0.25, 0.25], [5, 3, 2])])
+def test_fractions(fractions, counts):
     """0.25 of ten: the ends are at 5, 7.5 and 10, and 7.5 is rounded to the even 8."""
-    splits = names_of(split(found(*reversed(TEN)), shares, (), 0)[0])
-    assert list(splits) == ["train", "val", "test"][: len(shares)]
+    splits = names_of(split(found(*reversed(TEN)), fractions, (), 0)[0])
+    assert list(splits) == ["train", "val", "test"][: len(fractions)]
     assert [len(names) for names in splits.values()] == counts
     assert sorted(name for names in splits.values() for name in names) == TEN
     assert all(names == sorted(names) for names in splits.values())
 
 
-def test_shares_follow_the_seed_alone():
+def test_fractions_depend_only_on_the_seed():
     first, again, other = (names_of(split(found(*TEN), [0.5, 0.5], (), seed)[0]) for seed in (3, 3, 4))
     assert first == again != other
     assert names_of(split(found(*reversed(TEN)), [0.5, 0.5], (), 3)[0]) == first
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.8/0.3", "1/0", "-0.2/1.2", "a/b", "0.2/0.2/0.2/0.4", "nan/1", ""])
-def test_shares_that_are_none(text):
-    with pytest.raises(UserError, match="expected two or three shares that are 1 together"):
-        parse_shares(text)
-    assert parse_shares("0.7/0.2/0.1") == [0.7, 0.2, 0.1]
+def test_invalid_fractions(text):
+    with pytest.raises(UserError, match="expected two or three fractions with sum 1"):
+        parse_fractions(text)
+    assert parse_fractions("0.7/0.2/0.1") == [0.7, 0.2, 0.1]
 
 
-def test_a_share_without_images():
-    with pytest.raises(UserError, match="no image is left for val of 2 images"):
+def test_a_fraction_without_images():
+    with pytest.raises(UserError, match="no image of 2 is left for val"):
         split(found("a.jpg", "b.jpg"), [0.9, 0.1], (), 0)
 
 
@@ -55,9 +55,9 @@ def test_lists_call_images_by_path_or_name_with_or_without_suffix(tmp_path):
     second.write_text("y/b\nx\\b.jpg\n")
     splits, notes = split(images, None, [first, second], 0)
     assert names_of(splits) == {"one": ["c.jpg", "x/a.jpg"], "two": ["x/b.jpg", "y/b.jpg"]}
-    assert notes == ["1 of 5 annotated images are in no list: left out"]
+    assert notes == ["annotated images in no list: 1 of 5; left out"]
     second.write_text("b.jpg\n")
-    with pytest.raises(UserError, match=r"two.txt:1: b.jpg is the name of 2 images; give the folder too"):
+    with pytest.raises(UserError, match=r"two.txt:1: b.jpg matches 2 images; add the folder"):
         split(images, None, [first, second], 0)
     with pytest.raises(UserError, match="two lists are named one"):
         split(images, None, [first, first], 0)

@@ -1,4 +1,4 @@
-"""Annotations in other formats, read with their places and written as COCO files.
+"""Imports annotations in other formats and writes them as COCO files.
 
-May import core, config, storage and the rooms of data before it.
+May import core, config, storage, and the images and annotations directories of data.
 """

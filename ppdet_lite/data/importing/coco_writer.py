@@ -1,4 +1,4 @@
-"""COCO files and their images, written into a folder that appears whole or not at all."""
+"""Writes COCO files and their images into a folder, atomically."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.importing.records import Box, Picture
+from ppdet_lite.data.importing.records import Box, ImportedImage
 from ppdet_lite.data.importing.splits import Splits
 from ppdet_lite.storage.files import write_json
 
@@ -17,21 +17,21 @@ ANNOTATIONS = "annotations"  # the folder of the COCO files
 def write_splits(
     splits: Splits, names: Sequence[str], output: Path, transfer: str, difficult: str
 ) -> dict[str, tuple[Path, Path]]:
-    """Write a folder that appears whole; the image folder and the annotation file of each split are returned."""
+    """Write a folder that appears complete or not at all; return (image folder, annotation file) of each split."""
     partial = Path(os.path.abspath(output))
     partial = partial.with_name(f".{partial.name}.{os.getpid()}.partial")
     files = {}
     try:
-        for name, pictures in splits.items():
-            root = Path(os.path.commonpath([os.path.abspath(picture.path.parent) for picture in pictures]))
-            file_names = [os.path.relpath(os.path.abspath(p.path), root).replace(os.sep, "/") for p in pictures]
+        for name, images in splits.items():
+            root = Path(os.path.commonpath([os.path.abspath(image.path.parent) for image in images]))
+            file_names = [os.path.relpath(os.path.abspath(image.path), root).replace(os.sep, "/") for image in images]
             file = Path(ANNOTATIONS, f"instances_{name}.json")
-            write_json(partial / file, _content(pictures, file_names, names, difficult))
+            write_json(partial / file, _content(images, file_names, names, difficult))
             if transfer != "leave":
                 _transfer([root / file_name for file_name in file_names], partial / name, root, transfer)
             files[name] = (root if transfer == "leave" else output / name, output / file)
         if output.exists():
-            output.rmdir()  # empty; Windows would not replace it
+            output.rmdir()  # empty; rename does not replace it on Windows
         partial.rename(output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror}; free space or choose another output") from None
@@ -51,24 +51,24 @@ def _transfer(paths: Sequence[Path], folder: Path, root: Path, transfer: str) ->
 
 
 def _content(
-    pictures: Sequence[Picture], file_names: Sequence[str], names: Sequence[str], difficult: str
+    images: Sequence[ImportedImage], file_names: Sequence[str], names: Sequence[str], difficult: str
 ) -> dict[str, Any]:
-    """One COCO file."""
+    """Return the content of a COCO file."""
     categories = {name: number for number, name in enumerate(names, start=1)}
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     content["categories"] = [{"id": number, "name": name} for name, number in categories.items()]
-    for image_id, (picture, file_name) in enumerate(zip(pictures, file_names, strict=True), start=1):
-        height, width = picture.size or (0, 0)
+    for image_id, (image, file_name) in enumerate(zip(images, file_names, strict=True), start=1):
+        height, width = image.size or (0, 0)
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for box in picture.boxes:
+        for box in image.boxes:
             if box.difficult and difficult == "drop":
                 continue
             record = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": categories[box.name]}
-            content["annotations"].append(record | _object(box, difficult))
+            content["annotations"].append(record | _box_fields(box, difficult))
     return content
 
 
-def _object(box: Box, difficult: str) -> dict[str, Any]:
+def _box_fields(box: Box, difficult: str) -> dict[str, Any]:
     x1, y1, x2, y2 = box.corners
     width, height = x2 - x1, y2 - y1
     crowd = int(bool(box.difficult) and difficult == "crowd")

@@ -1,4 +1,4 @@
-"""Annotations in another format written as COCO: read, compared with the image files, divided, and written whole."""
+"""Converts annotations to COCO: reads them, compares sizes with the image files, divides them into splits, writes."""
 
 import os
 from collections import Counter
@@ -13,19 +13,19 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.lenient_values import is_file_name
 from ppdet_lite.data.annotations.statistics import format_statistics
-from ppdet_lite.data.images.sizes import compare
+from ppdet_lite.data.images.sizes import compare_sizes
 from ppdet_lite.data.importing import csv_table, labelme, voc, yolo
 from ppdet_lite.data.importing.coco_writer import write_splits
-from ppdet_lite.data.importing.records import Found, Picture, class_name, lines_of
+from ppdet_lite.data.importing.records import ImportedData, ImportedImage, parse_class_name, read_lines
 from ppdet_lite.data.importing.splits import Splits, split
 
 
 def import_data(
-    form: Literal["voc", "yolo", "labelme", "csv"],
+    source_format: Literal["voc", "yolo", "labelme", "csv"],
     source: Path,
     output: Path,
     images: Path | None = None,
-    shares: Sequence[float] | None = None,
+    fractions: Sequence[float] | None = None,
     lists: Sequence[Path] = (),
     seed: int = 0,
     transfer: Literal["copy", "link", "leave"] = "copy",
@@ -35,125 +35,134 @@ def import_data(
 ) -> dict[str, CocoDataset]:
     """Write OUTPUT/annotations/instances_SPLIT.json for each split, and the images into OUTPUT/SPLIT.
 
-    images: the folder of images where the source does not say it. shares, lists, seed: see `splits.split`.
+    images: the image folder, if the source does not give it. fractions, lists, seed: see `splits.split`.
     transfer: copy the images, link to them, or leave them where they are.
-    classes: a file with a class name on each line, their order; by itself it is YOLO's, or that of their letters.
-    difficult: objects that are marked so become crowd regions, which neither training nor evaluation counts, as VOC
-        has it; or are kept as others; or are dropped. They have `difficult: 1` in the file. Left open, crowd.
-    voc_origin: see `voc.read`. Left open, 0.
+    classes: a file with the class names in order, one on each line; by default the order is YOLO's own or alphabetical.
+    difficult: convert objects marked as difficult to crowd regions, which training and evaluation ignore as VOC does
+        (the default); or keep them as ordinary objects; or drop them. They have `difficult: 1` in the file.
+    voc_origin: see `voc.read`; 0 by default.
 
-    All splits have the same categories, with ids from 1. The folder appears whole or not at all; the sets are returned
-    as training reads them. Raises UserError, naming file, line and value, for what is malformed.
+    All splits have the same categories, with ids from 1. The folder appears complete or not at all. Returns the
+    datasets as training reads them. Raises UserError with file, line and value if something is malformed.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not empty; choose another output")
-    found = _read(form, source, images, classes, difficult, voc_origin)
-    pictures, notes = _measured(found.pictures)
-    splits, left_out = split(found._replace(pictures=pictures), shares, lists, seed)
-    names = _class_names(found, splits, classes)
-    notes += [*found.notes, *left_out, *_alike(names), *_difficult(found, difficult or "crowd")]
+    data = _read(source_format, source, images, classes, difficult, voc_origin)
+    measured, notes = _with_file_sizes(data.images)
+    splits, left_out = split(data._replace(images=measured), fractions, lists, seed)
+    names = _class_names(data, splits, classes)
+    notes += [*data.notes, *left_out, *_similar_names(names), *_difficult_note(data, difficult or "crowd")]
     for note in notes:
         get_logger().warning("%s", note)
     files = write_splits(splits, names, output, transfer, difficult or "crowd")
-    sets = {name: CocoDataset(str(folder), str(file)) for name, (folder, file) in files.items()}
-    for dataset in sets.values():
-        for line in dataset.notes:
+    datasets = {name: CocoDataset(str(folder), str(file)) for name, (folder, file) in files.items()}
+    for dataset in datasets.values():
+        for line in dataset.problem_messages:
             get_logger().info("%s", line)
-    get_logger().info("written:\n%s", format_statistics({key: each.statistics() for key, each in sets.items()}, names))
-    return sets
+    statistics = {name: dataset.statistics() for name, dataset in datasets.items()}
+    get_logger().info("written:\n%s", format_statistics(statistics, names))
+    return datasets
 
 
 def _read(
-    form: str, source: Path, images: Path | None, classes: Path | None, difficult: str | None, origin: int | None
-) -> Found:
+    source_format: str,
+    source: Path,
+    images: Path | None,
+    classes: Path | None,
+    difficult: str | None,
+    origin: int | None,
+) -> ImportedData:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; correct the path")
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images}: no such folder; correct the path")
-    if origin is not None and form != "voc":
-        raise UserError(f"--voc-origin {origin} is of VOC alone; leave it out with --from {form}")
-    if classes is not None and form == "yolo":
-        raise UserError("--classes: YOLO's own files say the classes: data.yaml or classes.txt; write them there")
-    if form == "voc":
-        found = voc.read(source, images, origin or 0)
+    if origin is not None and source_format != "voc":
+        raise UserError(f"--voc-origin {origin} applies only to VOC; remove it with --from {source_format}")
+    if classes is not None and source_format == "yolo":
+        raise UserError("--classes: YOLO takes the classes from data.yaml or classes.txt; change them there")
+    if source_format == "voc":
+        data = voc.read(source, images, origin or 0)
     else:
-        found = {"yolo": yolo.read, "labelme": labelme.read, "csv": csv_table.read}[form](source, images)
-    says = any(box.difficult is not None for picture in found.pictures for box in picture.boxes)
-    if difficult is not None and not says:
-        raise UserError(f"--difficult {difficult}: nothing in {source} says what is difficult; leave it out")
-    return found
+        data = {"yolo": yolo.read, "labelme": labelme.read, "csv": csv_table.read}[source_format](source, images)
+    has_flags = any(box.difficult is not None for image in data.images for box in image.boxes)
+    if difficult is not None and not has_flags:
+        raise UserError(f"--difficult {difficult}: {source} does not mark objects as difficult; remove the option")
+    return data
 
 
-def _measured(pictures: Sequence[Picture]) -> tuple[list[Picture], list[str]]:
-    """The images with the sizes of their files, as they are shown; UserError where a said size is another."""
+def _with_file_sizes(images: Sequence[ImportedImage]) -> tuple[list[ImportedImage], list[str]]:
+    """Return the images with the sizes of their files. Raises UserError if an annotated size differs."""
     seen: dict[str, str] = {}
-    for picture in pictures:
-        if not is_file_name(picture.name):
-            raise UserError(f"{picture.place}: the image's name is not UTF-8: {picture.name!r}; rename it")
-        path = os.path.realpath(picture.path)
+    for image in images:
+        if not is_file_name(image.name):
+            raise UserError(f"{image.place}: the image's name is not UTF-8: {image.name!r}; rename it")
+        path = os.path.realpath(image.path)
         if path in seen:
-            raise UserError(f"{_owner(picture)}: {picture.path} is the image of {seen[path]} already")
-        seen[path] = _owner(picture)
-    said = np.array([picture.size or (0, 0) for picture in pictures], np.int64)
-    reach = np.array([np.max([box.corners[:1:-1] for box in p.boxes] or [(0, 0)], axis=0) for p in pictures])
-    sizes, kinds = compare([picture.path for picture in pictures], said, reach)
+            raise UserError(f"{_owner(image)}: {image.path} is already the image of {seen[path]}")
+        seen[path] = _owner(image)
+    annotated = np.array([image.size or (0, 0) for image in images], np.int64)
+    extents = np.array([np.max([box.corners[:1:-1] for box in image.boxes] or [(0, 0)], axis=0) for image in images])
+    sizes, kinds = compare_sizes([image.path for image in images], annotated, extents)
     unreadable = np.flatnonzero((sizes <= 0).any(1))
     if len(unreadable):
-        path = pictures[unreadable[0]].path
-        raise UserError(f"{path}: cannot be read as an image, it is damaged or none; take it out{_more(unreadable)}")
-    for kind, hint in (("size_other", "correct one"), ("size_turned", "annotate it as its EXIF rotation shows it")):
+        path = images[unreadable[0]].path
+        raise UserError(f"{path}: damaged or not an image; remove it{_more(unreadable)}")
+    for kind, hint in (
+        ("size_other", "correct one"),
+        ("size_turned", "annotate the image as displayed, after EXIF rotation"),
+    ):
         if kind in kinds:
-            picture, (h, w) = pictures[kinds[kind][0]], sizes[kinds[kind][0]].tolist()
-            both = f"says {picture.size[1]}x{picture.size[0]}, but {picture.path} is {w}x{h} (width x height)"
-            raise UserError(f"{picture.place}: {both}; {hint}{_more(kinds[kind])}")
+            image, (h, w) = images[kinds[kind][0]], sizes[kinds[kind][0]].tolist()
+            both = f"has size {image.size[1]}x{image.size[0]}, but {image.path} is {w}x{h} (width x height)"
+            raise UserError(f"{image.place}: {both}; {hint}{_more(kinds[kind])}")
     swapped, notes = kinds.get("size_swapped", []), []
     if swapped:
-        what = f"{len(swapped)} of {len(pictures)} images have width and height swapped"
-        notes = [f"{what}: taken from the files; the first: {pictures[swapped[0]].place}"]
-    return [picture._replace(size=tuple(size)) for picture, size in zip(pictures, sizes.tolist(), strict=True)], notes
+        count = f"images with swapped width and height: {len(swapped)} of {len(images)}"
+        notes = [f"{count}; taken from the files; the first: {images[swapped[0]].place}"]
+    return [image._replace(size=tuple(size)) for image, size in zip(images, sizes.tolist(), strict=True)], notes
 
 
-def _owner(picture: Picture) -> str:
-    return picture.place + (f" ({picture.split})" if picture.split else "")
+def _owner(image: ImportedImage) -> str:
+    return image.place + (f" ({image.split})" if image.split else "")
 
 
 def _more(places: Sequence[int]) -> str:
-    return f" ({len(places) - 1} more such)" if len(places) > 1 else ""
+    return f" (and {len(places) - 1} more)" if len(places) > 1 else ""
 
 
-def _class_names(found: Found, splits: Splits, classes: Path | None) -> list[str]:
-    """The classes of all splits in their order."""
-    names = list(found.class_names or sorted({box.name for picture in found.pictures for box in picture.boxes}))
-    if not any(picture.boxes for pictures in splits.values() for picture in pictures):
-        raise UserError("no image has an object; correct the path, or --images")
+def _class_names(data: ImportedData, splits: Splits, classes: Path | None) -> list[str]:
+    """Return the class names of all splits in order."""
+    names = list(data.class_names or sorted({box.name for image in data.images for box in image.boxes}))
+    if not any(image.boxes for images in splits.values() for image in images):
+        raise UserError("no image has objects; correct the path or --images")
     if classes is None:
         return names
     given: list[str] = []
-    for place, line in lines_of(classes):
-        name = class_name(line, place)
+    for place, line in read_lines(classes):
+        name = parse_class_name(line, place)
         if name in given:
-            raise UserError(f"{place}: the class {name!r} is there twice")
+            raise UserError(f"{place}: the class {name!r} is repeated")
         given.append(name)
-    for picture in found.pictures:
-        for box in picture.boxes:
+    for image in data.images:
+        for box in image.boxes:
             if box.name not in given:
-                raise UserError(f"{picture.place}: the class {box.name!r} is not in {classes}")
+                raise UserError(f"{image.place}: the class {box.name!r} is not in {classes}")
     return given
 
 
-def _difficult(found: Found, what: str) -> list[str]:
-    """A line for objects that are marked as difficult."""
-    marked = [bool(box.difficult) for picture in found.pictures for box in picture.boxes]
-    becomes = {"crowd": "crowd regions, neither trained nor counted", "keep": "kept as others", "drop": "left out"}
-    return [f"{sum(marked)} of {len(marked)} objects are marked as difficult: {becomes[what]}"] if any(marked) else []
+def _difficult_note(data: ImportedData, action: str) -> list[str]:
+    """Return a message on the objects that are marked as difficult, if there are any."""
+    marked = [bool(box.difficult) for image in data.images for box in image.boxes]
+    results = {"crowd": "converted to crowd regions, which are ignored", "keep": "kept as objects", "drop": "left out"}
+    return [f"objects marked as difficult: {sum(marked)} of {len(marked)}; {results[action]}"] if any(marked) else []
 
 
-def _alike(names: Sequence[str]) -> list[str]:
-    """A line for class names that differ only in case, spaces or dashes."""
+def _similar_names(names: Sequence[str]) -> list[str]:
+    """Return a message for each group of class names that differ only in case, spaces, dashes or underscores."""
     keys = {name: "".join(letter for letter in name.lower() if letter not in " -_") for name in names}
     counts = Counter(keys.values())
     return [
-        f"classes with nearly one name: {', '.join(repr(name) for name in names if keys[name] == key)}"
+        f"classes with nearly equal names: {', '.join(repr(name) for name in names if keys[name] == key)}"
         for key, count in counts.items()
         if count > 1
     ]

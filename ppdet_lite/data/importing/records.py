@@ -1,4 +1,4 @@
-"""What every format is read into, and how the values in its files are read."""
+"""The common form into which all formats are read, and functions that read their files and parse their values."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,78 +8,78 @@ from typing import NamedTuple
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.files import SUFFIXES, ImageFiles
 
-LARGEST = 2**31 - 1  # pixels; what is beyond cannot be a place in an image
+MAX_COORDINATE = 2**31 - 1  # pixels; larger values cannot be coordinates in an image
 
 
 class Box(NamedTuple):
     """One annotated object."""
 
-    name: str  # of its class
+    name: str  # of the class
     corners: tuple[float, float, float, float]  # x1, y1, x2, y2, continuous pixels
-    difficult: bool | None = None  # None where the format does not say
+    difficult: bool | None = None  # None where the format does not give it
 
 
-class Picture(NamedTuple):
-    """One image and what is annotated in it."""
+class ImportedImage(NamedTuple):
+    """One image and its annotations."""
 
     path: Path
-    name: str  # its path relative to the folder of images, with slashes
+    name: str  # path relative to the image folder, with slashes
     boxes: list[Box]
-    place: str  # where it is annotated, such as "a.xml" or "boxes.csv:7"
-    size: tuple[int, int] | None = None  # (h, w) where the annotation says it
-    split: str | None = None  # where the source says it
+    place: str  # where its annotations are, such as "a.xml" or "boxes.csv:7"
+    size: tuple[int, int] | None = None  # (h, w) if the annotations give it
+    split: str | None = None  # if the source assigns one
 
 
-class Found(NamedTuple):
-    """The content of a source."""
+class ImportedData(NamedTuple):
+    """The content of a source: a folder or file in another format."""
 
-    pictures: list[Picture]
-    class_names: list[str] | None = None  # in their order; None: those of the boxes, sorted
-    lists: tuple[Path, ...] = ()  # files that list the images of a split each
-    notes: tuple[str, ...] = ()  # what was left out
+    images: list[ImportedImage]
+    class_names: list[str] | None = None  # in order; None: those of the boxes, sorted
+    lists: tuple[Path, ...] = ()  # one file per split that lists its images
+    notes: tuple[str, ...] = ()  # messages on what was left out
 
 
-class Images:
-    """The image files below a folder, found by name or without their suffix."""
+class ImageIndex:
+    """The image files below a folder, to be found by name with or without suffix."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.names = ImageFiles.find(folder).names
-        self._known = set(self.names)
+        self._names = set(self.names)
         self._stems: dict[str, list[str]] = {}
         for name in self.names:
             self._stems.setdefault(_stem(name), []).append(name)
 
-    def named(self, name: str) -> str | None:
-        """The image with this relative name, if there is one."""
-        return name if name in self._known else None
+    def find(self, name: str) -> str | None:
+        """Return the relative name if there is an image with this name, None otherwise."""
+        return name if name in self._names else None
 
-    def without_suffix(self, stem: str, place: str) -> str | None:
-        """The image with this relative name before its suffix; UserError, with the place, where there are several."""
+    def find_by_stem(self, stem: str, place: str) -> str | None:
+        """Return the name of the image with this stem, or None. Raises UserError if several match."""
         names = self._stems.get(stem, [])
         if len(names) > 1:
-            raise UserError(f"{place}: which image is it: {', '.join(names)} in {self.folder}? Move the others away")
+            raise UserError(f"{place}: ambiguous images {', '.join(names)} in {self.folder}; move the others away")
         return names[0] if names else None
 
 
 def files_below(folder: Path, suffix: str) -> list[Path]:
-    """Files of a kind below a folder, sorted, without hidden ones. Raises UserError where there is none."""
+    """Return the files with a suffix below a folder, sorted, without hidden ones. Raises UserError if none exist."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; correct the path")
     paths = (path for path in folder.rglob("*") if path.suffix.lower() == suffix and path.is_file())
     found = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     if not found:
-        raise UserError(f"{folder}: holds no {suffix} file; correct the path, or --from")
+        raise UserError(f"{folder}: contains no {suffix} file; correct the path or --from")
     return found
 
 
 def existing_folder(*folders: Path) -> Path | None:
-    """The first folder that is there."""
+    """Return the first of the folders that exists, None if none does."""
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises UserError, naming it, if it cannot be read."""
+    """Read a UTF-8 file. Raises UserError with its path if it cannot be read."""
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
@@ -90,64 +90,66 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}:{line}: not UTF-8: byte {content[error.start]:#04x}; save it as UTF-8") from None
 
 
-def lines_of(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not blank, stripped, each after its place "file:line"."""
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield ("file:line", line) for the lines of a text file that are not blank, stripped."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}:{number}", line.strip()
 
 
-def number(text: str, place: str, what: str) -> float:
-    """A number of pixels or a share. Raises UserError with place and value if it is none."""
+def parse_number(text: str, place: str, what: str) -> float:
+    """Parse a number of pixels or a fraction. Raises UserError with place and value if it is invalid."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) <= LARGEST or "_" in text:  # Python's floats may have underscores
-        raise UserError(f"{place}: {what} is no number{' of pixels' * (abs(value) > LARGEST)}: {_shown(text)}")
+    if not abs(value) <= MAX_COORDINATE or "_" in text:  # float() accepts underscores
+        raise UserError(
+            f"{place}: {what} is not a number{' of pixels' * (abs(value) > MAX_COORDINATE)}: {_shown(text)}"
+        )
     return value
 
 
-def whole_number(text: str, place: str, what: str) -> int:
-    """A whole number, 1.0 too. Raises UserError with place and value if it is none."""
-    value = number(text, place, what)
+def parse_integer(text: str, place: str, what: str) -> int:
+    """Parse an integer, also written as 1.0. Raises UserError with place and value if it is invalid."""
+    value = parse_number(text, place, what)
     if not value.is_integer():
-        raise UserError(f"{place}: {what} is no whole number: {_shown(text)}")
+        raise UserError(f"{place}: {what} is not an integer: {_shown(text)}")
     return int(value)
 
 
-def size_of(height: str, width: str, place: str) -> tuple[int, int] | None:
-    """A size (h, w) as the annotation says it; None where it says 0, as some tools do that do not know it."""
-    size = whole_number(height, place, "the image's height"), whole_number(width, place, "the image's width")
+def parse_size(height: str, width: str, place: str) -> tuple[int, int] | None:
+    """Parse an image size (h, w). Return None if a side is 0, which some tools write for an unknown size."""
+    size = parse_integer(height, place, "the image's height"), parse_integer(width, place, "the image's width")
     if min(size) < 0:
-        raise UserError(f"{place}: the image's size is below 0: {width.strip()}x{height.strip()}")
+        raise UserError(f"{place}: the image's size is negative: {width.strip()}x{height.strip()}")
     return size if min(size) > 0 else None
 
 
-def class_name(text: str | None, place: str) -> str:
-    """A class name without spaces around it. Raises UserError with the place if it is empty or not printable."""
+def parse_class_name(text: str | None, place: str) -> str:
+    """Return a class name without spaces around it. Raises UserError if it is empty or not printable."""
     name = (text or "").strip()
     if not name or not name.isprintable():
-        raise UserError(f"{place}: the object has no class name: {_shown(text or '')}")
+        raise UserError(f"{place}: missing or unprintable class name: {_shown(text or '')}")
     return name
 
 
 def ordered_corners(x1: float, y1: float, x2: float, y2: float, place: str) -> tuple[float, float, float, float]:
-    """The corners as they are, no area included. Raises UserError with place and values if they are interchanged."""
+    """Return the corners, which may enclose no area. Raises UserError with place and values if x2 < x1 or y2 < y1."""
     if x2 < x1 or y2 < y1:
         what = f"{x1:g}, {y1:g}, {x2:g}, {y2:g} (x1, y1, x2, y2)"
         raise UserError(f"{place}: the second corner is left of or above the first: {what}")
     return x1, y1, x2, y2
 
 
-def bounds(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """The box around points (x, y)."""
+def bounding_box(points: Iterable[tuple[float, float]]) -> tuple[float, float, float, float]:
+    """Return the bounding box x1, y1, x2, y2 of points (x, y)."""
     xs, ys = zip(*points)
     return min(xs), min(ys), max(xs), max(ys)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name has the suffix of an image."""
+    """Return whether a file name has the suffix of an image."""
     return name.lower().endswith(SUFFIXES)
 
 

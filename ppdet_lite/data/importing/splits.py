@@ -1,4 +1,4 @@
-"""Which images belong to which split: by lists, by shares at random, by folders, or as the source says."""
+"""Divides images into splits: by lists, randomly by fractions, by folders, or as the source assigns them."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -6,107 +6,107 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.annotations.problems import shown
-from ppdet_lite.data.importing.records import Found, Picture, lines_of
+from ppdet_lite.data.annotations.problems import format_value
+from ppdet_lite.data.importing.records import ImportedData, ImportedImage, read_lines
 
-SHARED = ("train", "val", "test")  # the names of shares, in their order
+NAMES = ("train", "val", "test")  # of the splits by fractions, in this order
 FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-WHOLE = "all"  # the one split of a source that is not divided
+UNDIVIDED = "all"  # the name of the only split of a source that is not divided
 
-Splits = dict[str, list[Picture]]
+Splits = dict[str, list[ImportedImage]]
 
 
-def parse_shares(text: str) -> list[float]:
-    """The shares of "0.8/0.2". Raises UserError unless they are two or three, above 0 and 1 together."""
+def parse_fractions(text: str) -> list[float]:
+    """Parse fractions such as "0.8/0.2". Raises UserError unless there are two or three positive ones with sum 1."""
     try:
-        shares = [float(part) for part in text.split("/")]
+        fractions = [float(part) for part in text.split("/")]
     except ValueError:
-        shares = []
-    if len(shares) not in (2, 3) or min(shares) <= 0 or not abs(sum(shares) - 1) < 1e-6:
-        raise UserError(
-            f"--split {text}: expected two or three shares that are 1 together, such as 0.8/0.2 (train/val)"
-        )
-    return shares
+        fractions = []
+    if len(fractions) not in (2, 3) or min(fractions) <= 0 or not abs(sum(fractions) - 1) < 1e-6:
+        raise UserError(f"--split {text}: expected two or three fractions with sum 1, such as 0.8/0.2 (train/val)")
+    return fractions
 
 
-def split(found: Found, shares: Sequence[float] | None, lists: Sequence[Path], seed: int) -> tuple[Splits, list[str]]:
-    """Divide the images, each split in the order of names; also what was left out, in words.
+def split(
+    data: ImportedData, fractions: Sequence[float] | None, lists: Sequence[Path], seed: int
+) -> tuple[Splits, list[str]]:
+    """Divide the images into splits, each sorted by name; return them with messages on what was left out.
 
-    shares: of images drawn at random from the seed. lists: a file with an image on each line, named as its split.
-    Without both it goes by the source's own lists, by what its files say, or by folders train, val (valid), test;
-    where there is none of these, all images are the split "all". Raises UserError for a split without images.
+    fractions: of images chosen randomly with the seed. lists: files with an image on each line, named as the split.
+    Without both, the splits are those of the source's own lists, of its files, or of the folders train, val (valid)
+    and test; without these, all images are the split "all". Raises UserError for a split without images.
     """
-    pictures, notes = sorted(found.pictures, key=lambda picture: picture.name), []
-    if shares is not None:
-        splits = _by_shares(pictures, shares, seed)
-    elif lists or found.lists:
-        splits, notes = _by_lists(pictures, lists or found.lists)
-    elif any(picture.split for picture in pictures):
-        splits = _grouped(pictures, [picture.split for picture in pictures])
+    images, notes = sorted(data.images, key=lambda image: image.name), []
+    if fractions is not None:
+        splits = _by_fractions(images, fractions, seed)
+    elif lists or data.lists:
+        splits, notes = _by_lists(images, lists or data.lists)
+    elif any(image.split for image in images):
+        splits = _grouped(images, [image.split for image in images])
     else:
-        folders = [FOLDERS.get(PurePosixPath(picture.name).parts[0]) for picture in pictures]
-        splits = {WHOLE: pictures} if None in folders else _grouped(pictures, folders)
+        folders = [FOLDERS.get(PurePosixPath(image.name).parts[0]) for image in images]
+        splits = {UNDIVIDED: images} if None in folders else _grouped(images, folders)
     return splits, notes
 
 
-def _grouped(pictures: Sequence[Picture], names: Sequence[str]) -> Splits:
+def _grouped(images: Sequence[ImportedImage], names: Sequence[str]) -> Splits:
     return {
-        name: [picture for picture, own in zip(pictures, names, strict=True) if own == name]
-        for name in SHARED
+        name: [image for image, own in zip(images, names, strict=True) if own == name]
+        for name in NAMES
         if name in names
     }
 
 
-def _by_shares(pictures: Sequence[Picture], shares: Sequence[float], seed: int) -> Splits:
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    ends = np.rint(np.cumsum([0, *shares]) * len(pictures)).astype(int)
+def _by_fractions(images: Sequence[ImportedImage], fractions: Sequence[float], seed: int) -> Splits:
+    order = np.random.default_rng(seed).permutation(len(images))
+    ends = np.rint(np.cumsum([0, *fractions]) * len(images)).astype(int)
     splits = {
-        name: [pictures[i] for i in sorted(order[start:end].tolist())]
-        for name, start, end in zip(SHARED, ends[:-1], ends[1:])
+        name: [images[i] for i in sorted(order[start:end].tolist())]
+        for name, start, end in zip(NAMES, ends[:-1], ends[1:])
     }
     for name, chosen in splits.items():
         if not chosen:
-            raise UserError(f"--split: no image is left for {name} of {len(pictures)} images; choose other shares")
+            raise UserError(f"--split: no image of {len(images)} is left for {name}; choose other fractions")
     return splits
 
 
-def _by_lists(pictures: Sequence[Picture], lists: Sequence[Path]) -> tuple[Splits, list[str]]:
-    known = _names(pictures)
+def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path]) -> tuple[Splits, list[str]]:
+    index = _index_by_name(images)
     splits: Splits = {}
     taken: dict[int, str] = {}
     for path in lists:
         if path.stem in splits:
-            raise UserError(f"{path}: two lists are named {path.stem}; the name of a list is that of its split")
+            raise UserError(f"{path}: two lists are named {path.stem}; each list needs the name of its split")
         chosen = []
-        for place, line in lines_of(path):
-            number = _find(line, known, place)
+        for place, line in read_lines(path):
+            number = _find(line, index, place)
             if number in taken:
                 raise UserError(
-                    f"{place}: {shown(line)} is in {taken[number]} already; an image belongs to one split, once"
+                    f"{place}: {format_value(line)} is already in {taken[number]}; list each image once, in one split"
                 )
             taken[number] = place
             chosen.append(number)
         if not chosen:
-            raise UserError(f"{path}: lists no image")
-        splits[path.stem] = [pictures[number] for number in sorted(chosen)]
-    left = len(pictures) - len(taken)
-    return splits, [f"{left} of {len(pictures)} annotated images are in no list: left out"] if left else []
+            raise UserError(f"{path}: lists no images")
+        splits[path.stem] = [images[number] for number in sorted(chosen)]
+    left = len(images) - len(taken)
+    return splits, [f"annotated images in no list: {left} of {len(images)}; left out"] if left else []
 
 
-def _names(pictures: Sequence[Picture]) -> dict[str, set[int]]:
-    """What a list may call an image: its path or its file name, each with or without the suffix."""
-    known: dict[str, set[int]] = {}
-    for number, picture in enumerate(pictures):
-        path = PurePosixPath(picture.name)
+def _index_by_name(images: Sequence[ImportedImage]) -> dict[str, set[int]]:
+    """Return the indices of images by their names in lists: path or file name, each with or without suffix."""
+    index: dict[str, set[int]] = {}
+    for number, image in enumerate(images):
+        path = PurePosixPath(image.name)
         for name in {path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem}:
-            known.setdefault(name, set()).add(number)
-    return known
+            index.setdefault(name, set()).add(number)
+    return index
 
 
-def _find(line: str, known: dict[str, set[int]], place: str) -> int:
+def _find(line: str, index: dict[str, set[int]], place: str) -> int:
     path = PurePosixPath(line.replace("\\", "/"))
-    numbers = known.get(path.as_posix()) or known.get(path.name) or set()
+    numbers = index.get(path.as_posix()) or index.get(path.name) or set()
     if len(numbers) != 1:
-        what = "is no annotated image" if not numbers else f"is the name of {len(numbers)} images; give the folder too"
-        raise UserError(f"{place}: {shown(line)} {what}")
+        fault = "is not an annotated image" if not numbers else f"matches {len(numbers)} images; add the folder"
+        raise UserError(f"{place}: {format_value(line)} {fault}")
     return next(iter(numbers))

@@ -1,4 +1,4 @@
-"""XML as elements that know their lines. Documents with a DTD are refused: entities could grow without bound."""
+"""Parses XML into elements with line numbers. Documents with a DTD are refused: entities could expand without bound."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,16 +17,16 @@ class Element:
     text: str = ""
     children: list["Element"] = field(default_factory=list)
 
-    def all(self, tag: str) -> list["Element"]:
-        """The children with a tag."""
+    def find_all(self, tag: str) -> list["Element"]:
+        """Return the children with a tag."""
         return [child for child in self.children if child.tag == tag]
 
     def find(self, tag: str) -> "Element | None":
-        """The first child with a tag, if there is one."""
-        return next(iter(self.all(tag)), None)
+        """Return the first child with a tag, None if there is none."""
+        return next(iter(self.find_all(tag)), None)
 
-    def need(self, tag: str) -> "Element":
-        """The first child with a tag; UserError with the place where there is none."""
+    def require(self, tag: str) -> "Element":
+        """Return the first child with a tag. Raises UserError with the place of this element if there is none."""
         child = self.find(tag)
         if child is None:
             raise UserError(f"{self.place}: <{self.tag}> has no <{tag}>")
@@ -34,7 +34,7 @@ class Element:
 
 
 def read_xml(path: Path) -> Element:
-    """The root of an XML file. Raises UserError with the line for what is not well-formed, or has a DTD."""
+    """Return the root element of an XML file. Raises UserError with the line if it is not well-formed or has a DTD."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -54,7 +54,7 @@ def read_xml(path: Path) -> Element:
         open_elements[-1].text += data
 
     def refuse(*declaration: Any) -> None:
-        raise UserError(f"{path}:{parser.CurrentLineNumber}: has a DTD (<!DOCTYPE>), which is not read; take it out")
+        raise UserError(f"{path}:{parser.CurrentLineNumber}: has a DTD (<!DOCTYPE>), which is not supported; remove it")
 
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, text
     parser.StartDoctypeDeclHandler, parser.buffer_text = refuse, True
@@ -62,6 +62,6 @@ def read_xml(path: Path) -> Element:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         raise UserError(f"{path}:{error.lineno}: not well-formed XML: {expat.ErrorString(error.code)}") from None
-    except (LookupError, ValueError) as error:  # an encoding that Python does not have
-        raise UserError(f"{path}: not readable as XML: {error}") from None
+    except (LookupError, ValueError) as error:  # an encoding that Python does not support
+        raise UserError(f"{path}: cannot be read as XML: {error}") from None
     return root.children[0]
