@@ -127,7 +127,7 @@ def test_defaults_are_filled_in_as_lists_and_mappings():
     assert config["augment"][0].component is Flip
 
 
-def test_a_section_may_leave_out_its_type_and_a_missing_one_is_made_of_defaults():
+def test_a_section_needs_no_type_and_a_missing_one_has_defaults():
     config = checked("neck: {type: Identity}\ntrain: {epochs: 3}\n")
     assert to_plain(config["train"]) == {"epochs": 3, "loader": {"workers": 2, "pad": [0.5, 1.0]}}
     assert config["train"].component is Train
@@ -196,7 +196,7 @@ def test_mistakes_in_the_structure(text, lines):
     assert errors_of(text) == lines
 
 
-def test_all_mistakes_are_told_one_line_each():
+def test_all_mistakes_are_reported_one_per_line():
     text = """\
 neck:
   type: FPN
@@ -293,7 +293,7 @@ def test_values_that_fit(key, text, expected):
     assert config.origin(key) == "x.yml:1"
 
 
-def test_a_wrong_default_is_told_too():
+def test_a_wrong_default_is_reported_too():
     @register
     class Wrong:
         def __init__(self, size: int = "x") -> None: ...
@@ -301,7 +301,7 @@ def test_a_wrong_default_is_told_too():
     assert errors_of("{}", Wrong) == ["default of Wrong: size: expected a whole number, got 'x' (text)"]
 
 
-def test_what_only_a_developer_can_mend_is_a_type_error():
+def test_mistakes_of_developers_are_type_errors():
     class Hidden:
         pass
 

@@ -112,7 +112,7 @@ def test_errors_name_the_layer_that_is_wrong():
     assert str(caught.value) == "command line: neck.norm: unknown key of PAFPN; valid keys: depth"
 
 
-def test_a_new_type_on_the_command_line_starts_clean():
+def test_a_new_type_on_the_command_line_discards_arguments():
     assert loaded(*GOOD, "neck.type=PAFPN", "notes=null")["neck"] == {"type": "PAFPN", "depth": 1}
 
 
@@ -237,7 +237,7 @@ def test_a_config_shows_its_values():
     assert repr(loaded(*GOOD)["steps"][0]) == "Config({'at': 3, 'sides': [1, 2]})"
 
 
-def test_place_says_where_a_component_stands():
+def test_the_location_of_a_component():
     config = loaded(*GOOD)
     assert config["neck"].location == "_base_/base.yml:1: neck"
     assert config["steps"][1].location == "x.yml:6: steps.1"

@@ -57,7 +57,7 @@ def test_null_replaces_a_mapping(write):
     assert loaded() == {"a": None}
 
 
-def test_a_new_type_starts_clean_and_the_same_type_does_not(write):
+def test_a_new_type_discards_arguments_and_the_same_type_does_not(write):
     write(
         base="neck: {type: FPN, channels: 256}\n",
         x="_base_: base.yml\nneck: {type: PAFPN, depth: 2}\n",
@@ -69,7 +69,7 @@ def test_a_new_type_starts_clean_and_the_same_type_does_not(write):
 
 @pytest.mark.parametrize("bases", list(itertools.permutations(["left.yml", "right.yml"])))
 def test_in_a_diamond_the_changes_of_both_sides_hold(write, bases):
-    """The shared base counts once, below both sides, in either order; only what both set depends on the order."""
+    """The shared base is merged once, below both sides. Only values that both sides set depend on their order."""
     write(
         root="a: 0\nb: 0\nc: 0\n",
         left="_base_: root.yml\na: left\nc: left\n",
@@ -98,7 +98,7 @@ def test_a_file_outside_the_working_directory_is_shown_in_full(write, tmp_path, 
     assert read_with_bases("../x.yml").value["a"].origin == f"{tmp_path.as_posix()}/x.yml:1"
 
 
-def test_a_byte_order_mark_is_no_content(write, tmp_path):
+def test_a_byte_order_mark_is_ignored(write, tmp_path):
     (tmp_path / "x.yml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert loaded() == {"a": 1}
 
@@ -174,7 +174,7 @@ def test_override_mistakes(write, override, message):
 
 
 def test_overrides_of_different_values_all_count_in_any_order(write):
-    """Also beside a new type, which drops what the file says about the old component but no override."""
+    """Also with a new type, which discards the file's arguments for the old component but no override."""
     write(x="neck: {type: FPN, old: 1}\nsteps: [1, 2]\n")
     overrides = ["neck.type=PAFPN", "neck.a=1", "neck={b: 2}", "steps.0=7", "lr=0.1"]
     expected = {"neck": {"type": "PAFPN", "a": 1, "b": 2}, "steps": [7, 2], "lr": 0.1}
@@ -189,7 +189,7 @@ def test_of_two_overrides_of_one_value_the_later_wins(write):
     assert loaded("x.yml", "a=[1, 2]", "a.1=3") == {"a": [1, 3]}
 
 
-def test_overrides_leave_the_tree_they_are_given_alone(write):
+def test_overrides_do_not_modify_their_tree(write):
     write(x="a: {b: 0, c: [1]}\n")
     tree = read_with_bases("x.yml")
     apply_overrides(tree, ["a.b=1", "a.c.0=2"])

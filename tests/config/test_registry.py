@@ -135,7 +135,7 @@ def test_parameters_of_a_class():
     assert parameters(Empty) == {}
 
 
-def test_the_default_of_a_dataclass_field_with_a_factory_is_what_it_makes():
+def test_a_default_factory_gives_the_default():
     names = parameters(Settings)["names"]
     assert not names.required and names.default == {"a": 1}
     assert names.default is not parameters(Settings)["names"].default
@@ -177,7 +177,7 @@ def test_components_elsewhere_in_a_hint_are_refused(hint):
         slot_of(hint)
 
 
-def test_the_settings_of_a_slot_are_its_class_if_that_is_registered():
+def test_the_default_class_of_a_slot_is_its_registered_base():
     assert slot_of(Settings | None).default_class is Settings
     assert slot_of(FPN).default_class is FPN
     assert slot_of(Neck).default_class is None
@@ -213,7 +213,7 @@ def test_build_makes_children_first_and_gives_hinted_types():
     assert type(root.empty) is Empty
 
 
-def test_what_is_given_replaces_what_the_config_says():
+def test_arguments_replace_values_of_the_config():
     assert build(checked("out_channels: 8", FPN), in_channels=[1], out_channels=16).out_channels == 16
 
 
@@ -231,14 +231,14 @@ def test_a_plain_mapping_is_not_built():
         build(names)
 
 
-def test_a_user_error_of_a_constructor_gains_its_place():
+def test_a_user_error_of_a_constructor_gains_its_location():
     node = checked("neck:\n  type: FPN\n  out_channels: 0\n", NeckOnly)
     with pytest.raises(UserError) as caught:
         build(node["neck"], in_channels=[1])
     assert str(caught.value) == "x.yml:1: neck: out_channels must not be 0"
 
 
-def test_a_user_error_that_names_an_argument_has_the_place_of_that():
+def test_a_user_error_that_names_an_argument_has_its_location():
     node = checked("neck:\n  type: FPN\n  out_channels: 8\n  scale: 0\n", NeckOnly)
     with pytest.raises(UserError) as caught:
         build(node["neck"], in_channels=[1])

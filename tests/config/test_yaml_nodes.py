@@ -59,7 +59,7 @@ def test_scalars_follow_yaml_1_2(text, expected):
     assert value == expected and type(value) is type(expected)
 
 
-def test_each_value_knows_its_line():
+def test_each_value_has_its_line():
     tree = tree_of("# comment\na:\n  b: 1\n  c:\n  - 2\n  - d:\n      3\n")
     a = tree.value["a"]
     assert a.origin == "x.yml:2"

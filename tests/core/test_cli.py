@@ -36,8 +36,8 @@ def test_a_missing_package_is_reported_in_one_line(capsys):
     with pytest.raises(SystemExit) as caught:
         run(raising(ModuleNotFoundError("No module named 'paddle'", name="paddle")))
     assert caught.value.code == 2
-    told = capsys.readouterr().err
-    assert "has no paddle: pip install -r requirements.txt" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "has no paddle: pip install -r requirements.txt" in message and message.count("\n") == 1
     with pytest.raises(ModuleNotFoundError):  # our own bug
         run(raising(ModuleNotFoundError("No module named 'ppdet_lite.x'", name="ppdet_lite.x")))
 
@@ -85,7 +85,7 @@ def test_usage_errors_are_code_2(arguments, message, capsys):
     ],
 )
 def test_a_closed_stdout_ends_the_program_quietly(main, code):
-    """As `| head` does; a traceback for each line helps nobody."""
+    """As `| head` does: without a traceback for each line."""
     program = f"from ppdet_lite.core import cli, log\ndef main(): {main}\ncli.run(main)"
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()

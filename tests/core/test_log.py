@@ -1,4 +1,4 @@
-"""Log lines, and how a time is written in them."""
+"""Logging, and the format of a remaining time."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from ppdet_lite.core.log import configure, format_eta, get_logger
 
 @pytest.fixture(autouse=True)
 def logger():
-    """The package's logger as a fresh process has it, put back afterwards."""
+    """The package's logger as in a new process, restored afterwards."""
     root = logging.getLogger("ppdet_lite")
     before = (root.handlers[:], root.level, root.propagate)
     root.handlers[:], root.propagate = [], True
@@ -39,7 +39,7 @@ def test_other_ranks_only_warn(tmp_path, capsys):
     assert not (tmp_path / "log.txt").exists()
 
 
-def test_a_log_file_that_cannot_be_is_told(tmp_path):
+def test_an_unwritable_log_file_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"log\.txt: the log cannot be written"):
         configure(file=tmp_path / "file" / "log.txt")

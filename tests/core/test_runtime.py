@@ -1,4 +1,4 @@
-"""What `import ppdet_lite` does to the process, and leaves alone."""
+"""The settings that `import ppdet_lite` makes in the process."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def test_everything_is_set_on_a_bare_machine(machine):
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_"])
-def test_what_the_user_set_is_left_alone(machine, name):
+def test_settings_of_the_user_are_kept(machine, name):
     environ = {"OMP_NUM_THREADS": "3", "MKL_DEBUG_CPU_TYPE": "4", name: "1000"}
     before = dict(environ)
     settings = runtime.prepare(environ)
@@ -65,7 +65,7 @@ def test_what_the_user_set_is_left_alone(machine, name):
     ]
 
 
-def test_each_users_variable_stands_for_itself(machine):
+def test_each_malloc_variable_of_the_user_counts(machine):
     environ = {"OMP_NUM_THREADS": "1"}
     runtime.prepare(environ)
     assert environ == {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "5"} and machine == MALLOPT
@@ -127,7 +127,7 @@ def test_other_processors_and_libraries(machine, monkeypatch):
     assert environ == {"OMP_NUM_THREADS": "12"} and machine == []
 
 
-def test_an_old_glibc_gets_the_largest_threshold_it_takes(monkeypatch):
+def test_an_old_glibc_gets_the_largest_threshold_it_accepts(monkeypatch):
     class Old:
         @staticmethod
         def mallopt(number, value):
@@ -174,7 +174,7 @@ def test_cpu_info_is_the_first_processors(monkeypatch):
     assert runtime.cpu_info() == {"processor": "0", "vendor_id": "AuthenticAMD", "model name": "A: B"}
 
 
-def test_paddles_advice_alone_is_dropped(capsys):
+def test_only_paddles_thread_warning_is_suppressed(capsys):
     with pytest.raises(ZeroDivisionError), runtime.quiet_import():
         print("WARNING: OMP_NUM_THREADS set to 2, not 1. The ...", file=sys.stderr)
         print("PLEASE USE OMP_NUM_THREADS WISELY.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""tools/convert_weights.py as its users meet it."""
+"""tools/convert_weights.py from the command line."""
 
 import json
 import pickle
@@ -85,14 +85,14 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path, run: To
     arrays = read_pdparams(place / "theirs.pdparams")
     arrays["neck.extra"] = arrays.pop("rpn_head.rpn_feat.rpn_conv.bias")
     write_pdparams(place / "odd.pdparams", arrays)
-    told = refused(run("--from", "ppdet", "--classes", "train.json", "odd.pdparams", "none"))
-    assert "1 missing, 1 unexpected" in told and "  neck.extra\n" in told
-    assert "  rpn.conv.bias (rpn_head.rpn_feat.rpn_conv.bias)\n" in told
+    message = refused(run("--from", "ppdet", "--classes", "train.json", "odd.pdparams", "none"))
+    assert "1 missing, 1 unexpected" in message and "  neck.extra\n" in message
+    assert "  rpn.conv.bias (rpn_head.rpn_feat.rpn_conv.bias)\n" in message
     assert not (place / "none").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["--from", "ppdett", "theirs.pdparams", "x"],
@@ -108,22 +108,22 @@ def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path, run: To
         (["--to", "ppdet", "theirs.pdparams", "x.pdparams"], "theirs.pdparams: not a detector of this project"),
     ],
 )
-def test_mistakes_are_told_in_one_line(place: Path, run: Tool, arguments: list[str], told: str) -> None:
+def test_mistakes_are_reported_in_one_line(place: Path, run: Tool, arguments: list[str], message: str) -> None:
     names = [{"id": i, "name": name} for i, name in enumerate(["cat", "dog", "cow"])]
     content = {"images": [{"id": 1}], "annotations": [], "categories": names}
     (place / "three.json").write_text(json.dumps(content))
     (place / "list.pkl").write_bytes(pickle.dumps([1]))
     error = refused(run(*arguments))
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (place / "x").exists() and not (place / "x.pdparams").exists()
 
 
-def test_a_foreign_file_says_which_call_to_make(run: Tool) -> None:
-    told = refused(run("-o", "weights=theirs.pdparams", tool="eval"))
-    assert "python tools/convert_weights.py --from ppdet -c CONFIG theirs.pdparams FOLDER" in told
+def test_the_message_for_a_foreign_file_has_the_command(run: Tool) -> None:
+    message = refused(run("-o", "weights=theirs.pdparams", tool="eval"))
+    assert "python tools/convert_weights.py --from ppdet -c CONFIG theirs.pdparams FOLDER" in message
 
 
-def test_a_model_that_they_have_no_names_for_is_told(place: Path) -> None:
+def test_a_model_without_names_there_is_reported(place: Path) -> None:
     config = peer_config(place / "tiny.yml", "ppdet", ["model.rpn.convs=2"])
     with pytest.raises(UserError, match=r"2 missing.*rpn\.more_convs"):
         write_peer_weights("ppdet", config, place / "ours.safetensors", place / "y.pdparams")

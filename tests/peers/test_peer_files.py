@@ -128,7 +128,7 @@ def test_a_crafted_tensor(tmp_path: Path) -> None:
     ],
     ids=["offset", "shape", "huge", "stride", "before", "negative", "count", "huge count", "ranks"],
 )
-def test_a_tensor_that_leaves_its_storage_is_damage(tmp_path: Path, broken: Global) -> None:
+def test_a_tensor_that_exceeds_its_storage_is_refused(tmp_path: Path, broken: Global) -> None:
     with pytest.raises(UserError, match=r"m\.pth: damaged, or not a weights file"):
         read_peer_file(zip_file(tmp_path / "m.pth", {"w": broken}))
 
@@ -163,8 +163,8 @@ def test_code_does_not_run(tmp_path: Path, where: str, form: str) -> None:
     assert not mark.exists()
 
 
-def test_names_that_lead_elsewhere_are_inert(tmp_path: Path) -> None:
-    """A chain of getattr over builtins, and states that are set on what stands for a name."""
+def test_other_names_become_placeholders(tmp_path: Path) -> None:
+    """A chain of getattr over builtins, and states set on placeholders."""
     raw = b"".join(
         [
             b"\x80\x02",
@@ -178,7 +178,7 @@ def test_names_that_lead_elsewhere_are_inert(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth", "legacy_mmdet.pth"])
-def test_a_truncated_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, name: str) -> None:
     whole = (FILES / name).read_bytes()
     for tenth in range(10):
         (tmp_path / name).write_bytes(whole[: len(whole) * tenth // 10])
@@ -186,7 +186,7 @@ def test_a_truncated_file_is_told(tmp_path: Path, name: str) -> None:
             read_peer_file(tmp_path / name)
 
 
-def test_altered_bytes_of_a_storage_are_told(tmp_path: Path) -> None:
+def test_modified_bytes_of_a_storage_are_reported(tmp_path: Path) -> None:
     path = zip_file(tmp_path / "m.pth", {"w": tensor()})
     data = path.read_bytes().replace(struct.pack("<f", 2.0), struct.pack("<f", 9.0))
     path.write_bytes(data)
@@ -194,7 +194,7 @@ def test_altered_bytes_of_a_storage_are_told(tmp_path: Path) -> None:
         read_peer_file(path)
 
 
-def test_what_is_missing_or_nothing_is_told(tmp_path: Path) -> None:
+def test_missing_and_empty_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_peer_file(tmp_path / "none.pth")
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))

@@ -1,4 +1,4 @@
-"""Other projects' names: every array of their checkpoints has its place in ours, and the other way round."""
+"""Weight names of other projects: every array of their checkpoints has a counterpart here, and vice versa."""
 
 import re
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_every_array_is_accounted_for(project: str, model: str, peer: str, confi
 
 
 def filled(project: str, model: str) -> dict[str, np.ndarray]:
-    """Arrays in which every number tells its place: its own index, and the array's number in thousandths."""
+    """Arrays in which every number is its own index plus the array's number in thousandths."""
     shapes = {name: shape for name, shape in manifest.read(project, model).items() if np.prod(shape) < 500_000}
     return {
         name: (np.arange(np.prod(shape), dtype=np.float64).reshape(shape) + i / 1000)
@@ -78,7 +78,7 @@ def filled(project: str, model: str) -> dict[str, np.ndarray]:
 
 
 def one(peer: str, theirs: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """What becomes of one of our arrays."""
+    """Return one of our arrays as converted from theirs."""
     source, layout = PEERS[peer]({"neck.lateral.0.conv.weight": (1,), "backbone.stem.norm._mean": (1,)}).translate(name)
     return layout.to_ours(theirs[source])
 
@@ -124,8 +124,8 @@ def test_detectron2s_layers() -> None:
     assert found.tolist() == theirs["backbone.bottom_up.res2.0.shortcut.norm.running_mean"].tolist()
 
 
-def test_nobody_is_taken_for_another() -> None:
-    """Each file is its own project's; ours, a classifier's and an empty one are nobody's."""
+def test_projects_are_not_confused() -> None:
+    """Each file is recognized as its own project's; ours, a classifier's and an empty one are no project's."""
     assert find_peer([]) is None
     assert find_peer(manifest.read("torchvision", "resnet50")) is None
     assert find_peer(["backbone.stem.conv.weight", "predictor.classify.bias"]) is None

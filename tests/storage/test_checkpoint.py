@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact, whole or absent, torn ones noticed."""
+"""Checkpoints: bit-exact, complete or absent; damage is detected."""
 
 import errno
 import json
@@ -104,7 +104,7 @@ def test_a_cut_or_missing_file_is_noticed(tmp_path, name):
         load_checkpoint(folder)
 
 
-def test_a_missing_folder_and_a_newer_format_are_told(tmp_path, monkeypatch):
+def test_a_missing_folder_and_a_newer_format_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere: no such checkpoint folder"):
         load_checkpoint(tmp_path / "nowhere")
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
@@ -189,7 +189,7 @@ def test_a_failed_rename_puts_the_old_one_back(tmp_path, monkeypatch):
     assert load_checkpoint(folder).meta == {"n": 1}
 
 
-def test_an_unwritable_place_is_named(tmp_path):
+def test_an_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/iter_1: the checkpoint cannot be written"):
         save_checkpoint(tmp_path / "file" / "iter_1", groups(), {})
@@ -203,7 +203,7 @@ def test_the_latest_is_the_highest_intact_number(tmp_path):
     assert latest_checkpoint(tmp_path).name == "iter_00000100"
 
 
-def test_torn_ones_are_skipped_with_a_warning(tmp_path, caplog, monkeypatch):
+def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
     for name in ("iter_00000020", "iter_00000040", "iter_00000060"):
         save_checkpoint(tmp_path / name, groups(), {})

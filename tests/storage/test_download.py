@@ -126,7 +126,7 @@ def test_a_failed_download_says_what_to_put_where(tmp_path, site):
     assert len(site.asked) == 1
 
 
-def test_no_network_is_told(tmp_path):
+def test_a_missing_network_is_reported(tmp_path):
     def offline(_url, timeout):
         raise urllib.error.URLError(OSError(101, "Network is unreachable"))
 

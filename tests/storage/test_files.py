@@ -1,4 +1,4 @@
-"""Who may write into a folder."""
+"""Locks of folders."""
 
 import fcntl
 from pathlib import Path
@@ -10,10 +10,8 @@ from ppdet_lite.storage import files
 from ppdet_lite.storage.files import LOCK, folder_lock
 
 
-def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_the_folders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Opened, then removed by the run that ends, then made anew by a third: only the file of that name counts."""
+def test_a_lock_file_that_its_owner_just_removed_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is opened, removed by its owner and created again by a third process: only the new file counts."""
     locked, calls = fcntl.flock, []
 
     def after_a_change_of_holders(file, operation):
@@ -31,14 +29,14 @@ def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_the_folders(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_a_lock_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_lock_is_reported(tmp_path: Path) -> None:
     (tmp_path / LOCK).symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot be written: .*; choose another output"), folder_lock(tmp_path):
         pass
 
 
 def test_folders_that_stay_empty_are_removed(tmp_path: Path) -> None:
-    """A run that is refused leaves nothing; one that wrote something leaves that."""
+    """A refused run leaves nothing; a run that wrote something leaves that."""
     with folder_lock(tmp_path / "output/run"):
         assert (tmp_path / "output/run" / LOCK).exists()
     assert list(tmp_path.iterdir()) == []

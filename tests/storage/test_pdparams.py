@@ -1,4 +1,4 @@
-"""The restricted reader: Paddle's files come through, code does not."""
+"""The restricted reader accepts Paddle's files and refuses code."""
 
 import os
 import pickle
@@ -167,7 +167,7 @@ def test_what_is_not_numbers_is_refused(tmp_path):
             read_pdparams(path)
 
 
-def test_damaged_files_are_told(tmp_path):
+def test_damaged_files_are_reported(tmp_path):
     path = tmp_path / "w.pdparams"
     whole = pickle.dumps(ARRAYS, protocol=4)
     generator = random.Random(0)

@@ -1,4 +1,4 @@
-"""Reading weights of every kind, and telling how they fit."""
+"""Reading weights of every kind, and matching them with a model."""
 
 import json
 import pickle
@@ -59,7 +59,7 @@ def test_files(tmp_path):
     assert found.arrays["a"].tolist() == [1.5] and found.meta == {}
 
 
-def test_what_is_no_weights_is_told(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "w.bin").write_bytes(b"")
     (tmp_path / "w.pth").write_bytes(b"")
     (tmp_path / "cut.safetensors").write_bytes(b"abc")
@@ -129,7 +129,7 @@ def test_incomplete_weights_are_refused():
             match_weights(wanted, arrays).require_complete("w")
 
 
-def test_weights_that_fit_nowhere_are_refused():
+def test_weights_without_a_match_are_refused():
     with pytest.raises(
         UserError, match=r"w: no array matches this model: 0 matched, 1 missing, 1 unexpected.*missing a; un"
     ):
