@@ -80,8 +80,7 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
 def log_error_to_file(error: Exception) -> None:
     """Write an error to the log file only, if there is one; the command line prints it by itself.
 
-    Errors other than UserError and RunFailed are written with their traceback. A failure to write is ignored: `error`
-    may be that failure.
+    Unexpected errors include their traceback. A failure to write is ignored: it may be `error` itself.
     """
     expected = isinstance(error, (UserError, RunFailed))
     text = str(error) if expected else "".join(traceback.format_exception(error)).rstrip()

@@ -19,9 +19,8 @@ class StopRequest:
 
     Only the main thread can receive signals; entered in another thread, the context manager does nothing.
 
-    single_process: whether the run has one process. With several, signals within SAME_REQUEST seconds count as one.
-        Each process records it in `received`, and `agree` makes the request in all of them at the same step: otherwise
-        one would wait for another that has already stopped.
+    single_process: whether the run has one process. With several, signals within SAME_REQUEST seconds count as one, and
+        `agree` makes the request in all processes at the same step: otherwise one would wait for another that stopped.
     """
 
     def __init__(self, single_process: bool = True) -> None:
