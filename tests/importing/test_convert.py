@@ -146,7 +146,7 @@ def test_sizes_are_those_of_the_images_as_shown(source):
     source.write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\ndeep/a.jpg,1,2,31,22,cat,60,40\n")
     message = source.refusal("csv")
     assert message.startswith(
-        "boxes.csv:2: has size 60x40, but deep/a.jpg is 40x60 (width x height); annotate the image as"
+        "boxes.csv:2: has size 60x40, but deep/a.jpg is 40x60 (width x height); annotate it as"
     )
 
 

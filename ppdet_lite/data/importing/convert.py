@@ -95,7 +95,7 @@ def _with_file_sizes(images: Sequence[ImportedImage]) -> tuple[list[ImportedImag
     seen: dict[str, str] = {}
     for image in images:
         if not is_file_name(image.name):
-            raise UserError(f"{image.place}: the image's name is not UTF-8: {image.name!r}; rename it")
+            raise UserError(f"{image.location}: the image's name is not UTF-8: {image.name!r}; rename it")
         path = os.path.realpath(image.path)
         if path in seen:
             raise UserError(f"{_owner(image)}: {image.path} is already the image of {seen[path]}")
@@ -107,27 +107,24 @@ def _with_file_sizes(images: Sequence[ImportedImage]) -> tuple[list[ImportedImag
     if len(unreadable):
         path = images[unreadable[0]].path
         raise UserError(f"{path}: damaged or not an image; remove it{_more(unreadable)}")
-    for kind, hint in (
-        ("size_other", "correct one"),
-        ("size_turned", "annotate the image as displayed, after EXIF rotation"),
-    ):
+    for kind, hint in (("size_other", "correct one"), ("size_turned", "annotate it as displayed, after EXIF rotation")):
         if kind in kinds:
             image, (h, w) = images[kinds[kind][0]], sizes[kinds[kind][0]].tolist()
             both = f"has size {image.size[1]}x{image.size[0]}, but {image.path} is {w}x{h} (width x height)"
-            raise UserError(f"{image.place}: {both}; {hint}{_more(kinds[kind])}")
+            raise UserError(f"{image.location}: {both}; {hint}{_more(kinds[kind])}")
     swapped, notes = kinds.get("size_swapped", []), []
     if swapped:
         count = f"images with swapped width and height: {len(swapped)} of {len(images)}"
-        notes = [f"{count}; taken from the files; the first: {images[swapped[0]].place}"]
+        notes = [f"{count}; taken from the files; the first: {images[swapped[0]].location}"]
     return [image._replace(size=tuple(size)) for image, size in zip(images, sizes.tolist(), strict=True)], notes
 
 
 def _owner(image: ImportedImage) -> str:
-    return image.place + (f" ({image.split})" if image.split else "")
+    return image.location + (f" ({image.split})" if image.split else "")
 
 
-def _more(places: Sequence[int]) -> str:
-    return f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+def _more(rows: Sequence[int]) -> str:
+    return f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
 
 
 def _class_names(data: ImportedData, splits: Splits, classes: Path | None) -> list[str]:
@@ -138,15 +135,15 @@ def _class_names(data: ImportedData, splits: Splits, classes: Path | None) -> li
     if classes is None:
         return names
     given: list[str] = []
-    for place, line in read_lines(classes):
-        name = parse_class_name(line, place)
+    for location, line in read_lines(classes):
+        name = parse_class_name(line, location)
         if name in given:
-            raise UserError(f"{place}: the class {name!r} is repeated")
+            raise UserError(f"{location}: the class {name!r} is repeated")
         given.append(name)
     for image in data.images:
         for box in image.boxes:
             if box.name not in given:
-                raise UserError(f"{image.place}: the class {box.name!r} is not in {classes}")
+                raise UserError(f"{image.location}: the class {box.name!r} is not in {classes}")
     return given
 
 

@@ -36,16 +36,16 @@ def read(source: Path, images: Path | None = None) -> ImportedData:
     folder = images or table.parent
     imported: dict[str, ImportedImage] = {}
     columns: dict[str, int] | None = None
-    for place, row in _rows(table):
+    for location, row in _rows(table):
         if columns is None:
-            columns = _columns(row, place)
+            columns = _columns(row, location)
             if columns is not None:
                 continue
             columns = {name: k for k, name in enumerate(COLUMNS)}
         if len(row) <= max(columns.values()):
             got = format_value(",".join(row))
-            raise UserError(f"{place}: {len(row)} columns, expected {max(columns.values()) + 1}: {got}")
-        _add_row({name: row[k].strip() for name, k in columns.items()}, place, folder, imported)
+            raise UserError(f"{location}: {len(row)} columns, expected {max(columns.values()) + 1}: {got}")
+        _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, imported)
     if not imported:
         raise UserError(f"{table}: contains no boxes")
     return ImportedData(list(imported.values()))
@@ -68,16 +68,16 @@ def _rows(table: Path) -> Iterator[tuple[str, list[str]]]:
     reader, begin = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1
     try:
         for row in reader:
-            place, begin = f"{table}:{begin}", reader.line_num + 1
+            location, begin = f"{table}:{begin}", reader.line_num + 1
             if any("\n" in cell or "\r" in cell for cell in row):
-                raise UserError(f'{place}: a quote (") is not closed in this line')
+                raise UserError(f'{location}: a quote (") is not closed in this line')
             if any(cell.strip() for cell in row):
-                yield place, row
+                yield location, row
     except csv.Error as error:
         raise UserError(f"{table}:{reader.line_num}: cannot be read as CSV: {error}") from None
 
 
-def _columns(row: list[str], place: str) -> dict[str, int] | None:
+def _columns(row: list[str], location: str) -> dict[str, int] | None:
     """Return the index of each column named in a first row, None if the row is a box."""
     cells = [cell.strip().lower() for cell in row]
     named = {name: next((word for word in words if word in cells), None) for name, words in ALIASES.items()}
@@ -86,35 +86,37 @@ def _columns(row: list[str], place: str) -> dict[str, int] | None:
         return None
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
-        raise UserError(f"{place}: no column {' or '.join(ALIASES[missing[0]])} among {format_value(', '.join(cells))}")
+        raise UserError(
+            f"{location}: no column {' or '.join(ALIASES[missing[0]])} among {format_value(', '.join(cells))}"
+        )
     return columns
 
 
-def _add_row(row: dict[str, str], place: str, folder: Path, imported: dict[str, ImportedImage]) -> None:
+def _add_row(row: dict[str, str], location: str, folder: Path, imported: dict[str, ImportedImage]) -> None:
     """Add the box of a row to the image of its file."""
     name = row["file"].replace("\\", "/")
     if not name or "\0" in name:
-        raise UserError(f"{place}: missing or invalid file name: {name!r}")
+        raise UserError(f"{location}: missing or invalid file name: {name!r}")
     image = imported.get(name)
     if image is None:
         path = folder / name
         if not path.is_file():
             where = f"{format_value(name)}, expected at {format_value(str(path))}"
-            raise UserError(f"{place}: no image {where}; give the folder by --images")
+            raise UserError(f"{location}: no image {where}; give the folder by --images")
         relative = Path(name).name if Path(name).is_absolute() else name
-        image = imported[name] = ImportedImage(path, relative, [], place, _size(row, place))
-    elif _size(row, place) != image.size:
+        image = imported[name] = ImportedImage(path, relative, [], location, _size(row, location))
+    elif _size(row, location) != image.size:
         raise UserError(
-            f"{place}: size {row['width']}x{row['height']} of {format_value(name)} differs from {image.place}"
+            f"{location}: size {row['width']}x{row['height']} of {format_value(name)} differs from {image.location}"
         )
     if any(row[key] for key in COLUMNS[1:]):
-        x1, y1, x2, y2 = (records.parse_number(row[key], place, key) for key in COLUMNS[1:5])
+        x1, y1, x2, y2 = (records.parse_number(row[key], location, key) for key in COLUMNS[1:5])
         image.boxes.append(
-            Box(records.parse_class_name(row["class"], place), records.ordered_corners(x1, y1, x2, y2, place))
+            Box(records.parse_class_name(row["class"], location), records.ordered_corners(x1, y1, x2, y2, location))
         )
 
 
-def _size(row: dict[str, str], place: str) -> tuple[int, int] | None:
+def _size(row: dict[str, str], location: str) -> tuple[int, int] | None:
     if not row.get("width") or not row.get("height"):
         return None
-    return records.parse_size(row["height"], row["width"], place)
+    return records.parse_size(row["height"], row["width"], location)

@@ -60,32 +60,32 @@ def _find_image(image_path: Any, file: Path, source: Path, images: Path | None) 
     return path, (relative / path.name).as_posix()
 
 
-def _box(shape: Any, place: str) -> Box:
+def _box(shape: Any, location: str) -> Box:
     if not isinstance(shape, dict):
-        raise UserError(f"{place}: not a JSON object")
+        raise UserError(f"{location}: not a JSON object")
     label, kind = shape.get("label"), shape.get("shape_type", "polygon")
     if not isinstance(label, str):
-        raise UserError(f"{place}: label is not text: {format_value(label)}")
-    name = records.parse_class_name(label, place)
+        raise UserError(f"{location}: label is not text: {format_value(label)}")
+    name = records.parse_class_name(label, location)
     if not isinstance(kind, str) or kind not in POINTS:
         raise UserError(
-            f"{place} ({name}): shape type {format_value(kind)} has no box; supported are {', '.join(POINTS)}"
+            f"{location} ({name}): shape type {format_value(kind)} has no box; supported are {', '.join(POINTS)}"
         )
     points = shape.get("points")
     if not isinstance(points, list) or len(points) < POINTS[kind]:
-        raise UserError(f"{place} ({name}): a {kind} needs at least {POINTS[kind]} points: {format_value(points)}")
-    corners = [_point(point, f"{place} ({name})") for point in points]
+        raise UserError(f"{location} ({name}): a {kind} needs at least {POINTS[kind]} points: {format_value(points)}")
+    corners = [_point(point, f"{location} ({name})") for point in points]
     if kind == "circle":  # the points are its center and a point on it
         (x, y), radius = corners[0], math.dist(corners[0], corners[1])
         corners = [(x - radius, y - radius), (x + radius, y + radius)]
     difficult = shape.get("difficult")
     if difficult not in (None, False, True):
-        raise UserError(f"{place} ({name}): difficult is neither true nor false: {format_value(difficult)}")
+        raise UserError(f"{location} ({name}): difficult is neither true nor false: {format_value(difficult)}")
     return Box(name, records.bounding_box(corners), None if difficult is None else bool(difficult))
 
 
-def _point(point: Any, place: str) -> tuple[float, float]:
+def _point(point: Any, location: str) -> tuple[float, float]:
     numbers = point if isinstance(point, list) else []
     if len(numbers) != 2 or not all(type(n) in (int, float) and abs(n) <= records.MAX_COORDINATE for n in numbers):
-        raise UserError(f"{place}: a point must be two numbers, x and y: {format_value(point)}")
+        raise UserError(f"{location}: a point must be two numbers, x and y: {format_value(point)}")
     return float(numbers[0]), float(numbers[1])

@@ -25,7 +25,7 @@ class ImportedImage(NamedTuple):
     path: Path
     name: str  # path relative to the image folder, with slashes
     boxes: list[Box]
-    place: str  # where its annotations are, such as "a.xml" or "boxes.csv:7"
+    location: str  # where its annotations are, such as "a.xml" or "boxes.csv:7"
     size: tuple[int, int] | None = None  # (h, w) if the annotations give it
     split: str | None = None  # if the source assigns one
 
@@ -54,11 +54,11 @@ class ImageIndex:
         """Return the relative name if there is an image with this name, None otherwise."""
         return name if name in self._names else None
 
-    def find_by_stem(self, stem: str, place: str) -> str | None:
+    def find_by_stem(self, stem: str, location: str) -> str | None:
         """Return the name of the image with this stem, or None. Raises UserError if several match."""
         names = self._stems.get(stem, [])
         if len(names) > 1:
-            raise UserError(f"{place}: ambiguous images {', '.join(names)} in {self.folder}; move the others away")
+            raise UserError(f"{location}: ambiguous images {', '.join(names)} in {self.folder}; move the others away")
         return names[0] if names else None
 
 
@@ -97,48 +97,48 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}:{number}", line.strip()
 
 
-def parse_number(text: str, place: str, what: str) -> float:
-    """Parse a number of pixels or a fraction. Raises UserError with place and value if it is invalid."""
+def parse_number(text: str, location: str, what: str) -> float:
+    """Parse a number of pixels or a fraction. Raises UserError with location and value if it is invalid."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not abs(value) <= MAX_COORDINATE or "_" in text:  # float() accepts underscores
         raise UserError(
-            f"{place}: {what} is not a number{' of pixels' * (abs(value) > MAX_COORDINATE)}: {_shown(text)}"
+            f"{location}: {what} is not a number{' of pixels' * (abs(value) > MAX_COORDINATE)}: {_shown(text)}"
         )
     return value
 
 
-def parse_integer(text: str, place: str, what: str) -> int:
-    """Parse an integer, also written as 1.0. Raises UserError with place and value if it is invalid."""
-    value = parse_number(text, place, what)
+def parse_integer(text: str, location: str, what: str) -> int:
+    """Parse an integer, also written as 1.0. Raises UserError with location and value if it is invalid."""
+    value = parse_number(text, location, what)
     if not value.is_integer():
-        raise UserError(f"{place}: {what} is not an integer: {_shown(text)}")
+        raise UserError(f"{location}: {what} is not an integer: {_shown(text)}")
     return int(value)
 
 
-def parse_size(height: str, width: str, place: str) -> tuple[int, int] | None:
+def parse_size(height: str, width: str, location: str) -> tuple[int, int] | None:
     """Parse an image size (h, w). Return None if a side is 0, which some tools write for an unknown size."""
-    size = parse_integer(height, place, "the image's height"), parse_integer(width, place, "the image's width")
+    size = parse_integer(height, location, "the image's height"), parse_integer(width, location, "the image's width")
     if min(size) < 0:
-        raise UserError(f"{place}: the image's size is negative: {width.strip()}x{height.strip()}")
+        raise UserError(f"{location}: the image's size is negative: {width.strip()}x{height.strip()}")
     return size if min(size) > 0 else None
 
 
-def parse_class_name(text: str | None, place: str) -> str:
+def parse_class_name(text: str | None, location: str) -> str:
     """Return a class name without spaces around it. Raises UserError if it is empty or not printable."""
     name = (text or "").strip()
     if not name or not name.isprintable():
-        raise UserError(f"{place}: missing or unprintable class name: {_shown(text or '')}")
+        raise UserError(f"{location}: missing or unprintable class name: {_shown(text or '')}")
     return name
 
 
-def ordered_corners(x1: float, y1: float, x2: float, y2: float, place: str) -> tuple[float, float, float, float]:
-    """Return the corners, which may enclose no area. Raises UserError with place and values if x2 < x1 or y2 < y1."""
+def ordered_corners(x1: float, y1: float, x2: float, y2: float, location: str) -> tuple[float, float, float, float]:
+    """Return the corners unchanged; they may enclose no area. Raises UserError if x2 < x1 or y2 < y1."""
     if x2 < x1 or y2 < y1:
         what = f"{x1:g}, {y1:g}, {x2:g}, {y2:g} (x1, y1, x2, y2)"
-        raise UserError(f"{place}: the second corner is left of or above the first: {what}")
+        raise UserError(f"{location}: the second corner is left of or above the first: {what}")
     return x1, y1, x2, y2
 
 

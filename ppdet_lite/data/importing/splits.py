@@ -78,13 +78,13 @@ def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path]) -> tuple[S
         if path.stem in splits:
             raise UserError(f"{path}: two lists are named {path.stem}; each list needs the name of its split")
         chosen = []
-        for place, line in read_lines(path):
-            number = _find(line, index, place)
+        for location, line in read_lines(path):
+            number = _find(line, index, location)
             if number in taken:
                 raise UserError(
-                    f"{place}: {format_value(line)} is already in {taken[number]}; list each image once, in one split"
+                    f"{location}: {format_value(line)} is already in {taken[number]}; list it once, in one split"
                 )
-            taken[number] = place
+            taken[number] = location
             chosen.append(number)
         if not chosen:
             raise UserError(f"{path}: lists no images")
@@ -103,10 +103,10 @@ def _index_by_name(images: Sequence[ImportedImage]) -> dict[str, set[int]]:
     return index
 
 
-def _find(line: str, index: dict[str, set[int]], place: str) -> int:
+def _find(line: str, index: dict[str, set[int]], location: str) -> int:
     path = PurePosixPath(line.replace("\\", "/"))
     numbers = index.get(path.as_posix()) or index.get(path.name) or set()
     if len(numbers) != 1:
         fault = "is not an annotated image" if not numbers else f"matches {len(numbers)} images; add the folder"
-        raise UserError(f"{place}: {format_value(line)} {fault}")
+        raise UserError(f"{location}: {format_value(line)} {fault}")
     return next(iter(numbers))

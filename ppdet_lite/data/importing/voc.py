@@ -45,11 +45,11 @@ def _lists(folder: Path) -> tuple[Path, ...]:
 def _read_image(file: Path, relative: Path, index: records.ImageIndex, origin: int) -> ImportedImage:
     root = read_xml(file)
     if root.tag != "annotation":
-        raise UserError(f"{root.place}: <{root.tag}> is not VOC's <annotation>")
+        raise UserError(f"{root.location}: <{root.tag}> is not VOC's <annotation>")
     name = _image_name(root, relative, index)
     element, size = root.find("size"), None
     if element is not None:
-        size = records.parse_size(element.require("height").text, element.require("width").text, element.place)
+        size = records.parse_size(element.require("height").text, element.require("width").text, element.location)
     boxes = [_box(element, origin) for element in root.find_all("object")]
     return ImportedImage(index.folder / name, name, boxes, str(file), size)
 
@@ -57,23 +57,25 @@ def _read_image(file: Path, relative: Path, index: records.ImageIndex, origin: i
 def _image_name(root: Element, relative: Path, index: records.ImageIndex) -> str:
     """Return the image with the name of an XML file, or otherwise the one named in its <filename>."""
     stem = relative.with_suffix("").as_posix()
-    name = index.find_by_stem(stem, root.place)
+    name = index.find_by_stem(stem, root.location)
     element = root.find("filename")
     filename = "" if element is None else element.text.strip()
     if name is None and filename:
         name = index.find((relative.parent / filename).as_posix()) or index.find(filename)
     if name is None:
         alternative = f" or {format_value(filename)}" if filename else ""
-        raise UserError(f"{root.place}: no image {stem}.*{alternative} in {index.folder}; give the folder by --images")
+        raise UserError(
+            f"{root.location}: no image {stem}.*{alternative} in {index.folder}; give the folder by --images"
+        )
     return name
 
 
 def _box(element: Element, origin: int) -> Box:
     bounds = element.require("bndbox")
     sides = [bounds.require(side) for side in SIDES]
-    x1, y1, x2, y2 = (records.parse_number(side.text, side.place, side.tag) for side in sides)
-    name = records.parse_class_name(element.require("name").text, element.require("name").place)
-    corners = records.ordered_corners(x1 - origin, y1 - origin, x2, y2, bounds.place)
+    x1, y1, x2, y2 = (records.parse_number(side.text, side.location, side.tag) for side in sides)
+    name = records.parse_class_name(element.require("name").text, element.require("name").location)
+    corners = records.ordered_corners(x1 - origin, y1 - origin, x2, y2, bounds.location)
     flag = element.find("difficult")
     return Box(name, corners, False if flag is None else _flag(flag))
 
@@ -81,5 +83,5 @@ def _box(element: Element, origin: int) -> Box:
 def _flag(element: Element) -> bool:
     text = element.text.strip().lower()
     if text not in ("", "0", "1", "false", "true"):
-        raise UserError(f"{element.place}: {element.tag} is neither 0 nor 1: {format_value(text)}")
+        raise UserError(f"{element.location}: {element.tag} is neither 0 nor 1: {format_value(text)}")
     return text in ("1", "true")

@@ -13,7 +13,7 @@ class Element:
     """An element of an XML file."""
 
     tag: str
-    place: str  # "file:line"
+    location: str  # "file:line"
     text: str = ""
     children: list["Element"] = field(default_factory=list)
 
@@ -26,10 +26,10 @@ class Element:
         return next(iter(self.find_all(tag)), None)
 
     def require(self, tag: str) -> "Element":
-        """Return the first child with a tag. Raises UserError with the place of this element if there is none."""
+        """Return the first child with a tag. Raises UserError with the location of this element if there is none."""
         child = self.find(tag)
         if child is None:
-            raise UserError(f"{self.place}: <{self.tag}> has no <{tag}>")
+            raise UserError(f"{self.location}: <{self.tag}> has no <{tag}>")
         return child
 
 

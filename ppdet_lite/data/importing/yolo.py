@@ -88,21 +88,23 @@ def _boxes(label: Path, image: Path, names: list[str]) -> list[Box]:
     header = read_header(image)
     if header is None:
         raise UserError(f"{image}: damaged or not an image; remove it")
-    return [_box(line.split(), place, header.height, header.width, names) for place, line in records.read_lines(label)]
+    return [
+        _box(line.split(), location, header.height, header.width, names) for location, line in records.read_lines(label)
+    ]
 
 
-def _box(fields: list[str], place: str, height: int, width: int, names: list[str]) -> Box:
+def _box(fields: list[str], location: str, height: int, width: int, names: list[str]) -> Box:
     category = _CLASS.fullmatch(fields[0])
     if category is None or int(category[1]) >= len(names):
-        raise UserError(f"{place}: {fields[0]!r} is not a class index from 0 to {len(names) - 1}")
+        raise UserError(f"{location}: {fields[0]!r} is not a class index from 0 to {len(names) - 1}")
     count = len(fields) - 1
     if count != 4 and (count < 6 or count % 2):
         hint = "; are these predictions with a confidence?" if count == 5 else ""
-        raise UserError(f"{place}: {count} numbers after the class, expected x y w h, or a polygon{hint}")
-    values = [records.parse_number(text, place, "a coordinate") for text in fields[1:]]
+        raise UserError(f"{location}: {count} numbers after the class, expected x y w h, or a polygon{hint}")
+    values = [records.parse_number(text, location, "a coordinate") for text in fields[1:]]
     for text, value in zip(fields[1:], values, strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            raise UserError(f"{place}: {text} is not between 0 and 1, relative to the image; is it in pixels?")
+            raise UserError(f"{location}: {text} is not between 0 and 1, relative to the image; is it in pixels?")
     if count == 4:
         x, y, w, h = values
         corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)

@@ -18,7 +18,7 @@ def read_class_list(source: Path) -> list[str]:
     path = next((source / name for name in NAMES if (source / name).is_file()), None)
     if path is None:
         raise UserError(f"{source}: has neither {CONFIGS[0]} nor {NAMES[0]}; write one, a class name on each line")
-    return _distinct([(parse_class_name(line, place), place) for place, line in read_lines(path)], str(path))
+    return _distinct([(parse_class_name(line, location), location) for location, line in read_lines(path)], str(path))
 
 
 def read_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], list[str]]:
@@ -29,9 +29,8 @@ def read_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], lis
         raise UserError(f"{content.origin}: `names`, the class names, is missing")
     names = _names(keys["names"])
     if "nc" in keys and keys["nc"].value != len(names):
-        raise UserError(
-            f"{keys['nc'].origin}: nc is {format_value(plain(keys['nc']))}, but names has {len(names)} entries"
-        )
+        nc = format_value(plain(keys["nc"]))
+        raise UserError(f"{keys['nc'].origin}: nc is {nc}, but names has {len(names)} entries")
     root = keys["path"].value if "path" in keys and isinstance(keys["path"].value, str) else ""
     files: list[tuple[Path, str, str]] = []
     notes = []
@@ -40,9 +39,9 @@ def read_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], lis
             continue
         entry = keys[split]
         for node in entry.value if isinstance(entry.value, list) else [entry]:
-            place = _resolve(node, path.parent, root)
-            if place is not None:
-                files += [(file, name, split) for file, name in _images_at(place)]
+            target = _resolve(node, path.parent, root)
+            if target is not None:
+                files += [(file, name, split) for file, name in _images_at(target)]
             elif split == "test":  # exported datasets may list a test split that they do not contain
                 notes.append(f"{node.origin}: test: {format_value(node.value)} does not exist: left out")
             else:
@@ -55,9 +54,8 @@ def _names(node: Node) -> list[str]:
     items = node.value
     if isinstance(items, dict):
         if set(items) != {str(k) for k in range(len(items))}:
-            raise UserError(
-                f"{node.origin}: names are numbered {format_value(', '.join(items))}; expected 0 to {len(items) - 1}"
-            )
+            numbers = format_value(", ".join(items))
+            raise UserError(f"{node.origin}: names are numbered {numbers}; expected 0 to {len(items) - 1}")
         items = [items[str(k)] for k in range(len(items))]
     if not isinstance(items, list) or not items:
         raise UserError(f"{node.origin}: names is not a list of class names")
@@ -70,13 +68,13 @@ def _names(node: Node) -> list[str]:
 
 
 def _distinct(names: list[tuple[str, str]], origin: str) -> list[str]:
-    """Return the names of (name, place) pairs. Raises UserError if there are none or one is repeated."""
+    """Return the names of (name, location) pairs. Raises UserError if there are none or one is repeated."""
     if not names:
         raise UserError(f"{origin}: contains no class names")
     seen: set[str] = set()
-    for name, place in names:
+    for name, location in names:
         if name in seen:
-            raise UserError(f"{place}: the class {name!r} is repeated")
+            raise UserError(f"{location}: the class {name!r} is repeated")
         seen.add(name)
     return [name for name, _ in names]
 
@@ -92,13 +90,13 @@ def _resolve(node: Node, folder: Path, root: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _images_at(place: Path) -> Iterator[tuple[Path, str]]:
+def _images_at(source: Path) -> Iterator[tuple[Path, str]]:
     """Yield (path, name) of the images in a folder, or of those listed in a text file."""
-    if place.is_dir():
-        yield from ((place / name, name) for name in ImageFiles.find(place).names)
+    if source.is_dir():
+        yield from ((source / name, name) for name in ImageFiles.find(source).names)
         return
-    for where, line in read_lines(place):
-        path = place.parent / line
+    for location, line in read_lines(source):
+        path = source.parent / line
         if not path.is_file() or not is_image_name(path.name):
-            raise UserError(f"{where}: no image {format_value(line)}, expected at {format_value(str(path))}")
+            raise UserError(f"{location}: no image {format_value(line)}, expected at {format_value(str(path))}")
         yield path, path.name
