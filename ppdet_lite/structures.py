@@ -1,7 +1,7 @@
-"""What passes between the stages of a detector, with shapes.
+"""The named tuples that pass between the stages of a detector, with the shapes of their tensors.
 
-Glossary: N images in the batch, R regions of interest (RoIs) of the whole batch packed one image after the other,
-D detections packed likewise, K object classes (background is class K, "ignore" is -1), C channels.
+Glossary: N images in the batch; R regions of interest (RoIs) of the whole batch, packed image after image;
+D detections, packed the same way; K object classes (class K is background, class -1 is ignored); C channels.
 Boxes are float32 [x1, y1, x2, y2], continuous (width = x2 - x1), in network-input pixels unless a field says otherwise.
 """
 
@@ -16,41 +16,41 @@ class Targets(NamedTuple):
 
     boxes: Tensor  # [G, 4]
     classes: Tensor  # [G] int64, 0..K-1
-    crowds: Tensor  # [C, 4]: regions full of objects, which are neither objects nor background
+    crowds: Tensor  # [M, 4]: crowd regions; boxes inside them count neither as objects nor as background
 
 
 class Originals(NamedTuple):
-    """What patches are cut out of: images before resizing and mirroring, normalised as the network's input is."""
+    """Images before resizing and mirroring, normalized like the network input; patches are cropped from them."""
 
-    images: Sequence[Tensor]  # N of [3, H, W], each of its own size
-    flipped: Sequence[bool]  # N: whether the network's input is mirrored left to right
-    sizes: Tensor | None = None  # [N, 2] (h, w): how much of each image is no padding, where that is not all
+    images: Sequence[Tensor]  # N of [3, H, W], each with its own H and W
+    flipped: Sequence[bool]  # N: whether the network input is mirrored left to right
+    sizes: Tensor | None = None  # [N, 2] (h, w) of the images without padding; None if none is padded
 
 
 class Rois(NamedTuple):
-    """Regions of interest of a batch, packed as Paddle's RoI operators take them."""
+    """Regions of interest of a batch, packed as Paddle's RoI operators expect them."""
 
     boxes: Tensor  # [R, 4]
-    counts: Tensor  # [N] int32, sums to R
-    sizes: Sequence[int] | None = None  # the counts too, where they are known without asking the device
+    counts: Tensor  # [N] int32: RoIs per image, sums to R
+    sizes: Sequence[int] | None = None  # the counts on the host, if they are available there
 
     def counts_on_host(self) -> list[int]:
-        """The counts as ints; the device is waited for where `sizes` does not tell."""
+        """Return the counts as ints. Synchronizes with the GPU if `sizes` is None."""
         return self.counts.tolist() if self.sizes is None else list(self.sizes)
 
 
 class SampledRois(NamedTuple):
-    """RoIs drawn for training the box head, each with its target."""
+    """RoIs sampled to train the box head, each with its target."""
 
     rois: Rois
     target_classes: Tensor  # [R] int64; K is background
-    target_boxes: Tensor  # [R, 4]; arbitrary where the target is background
+    target_boxes: Tensor  # [R, 4]; arbitrary for background RoIs
     is_proposal: Tensor  # [R] bool; False for ground-truth boxes appended to the proposals
-    foreground: Tensor  # [F] int64, ascending: the rows whose target is an object
+    foreground: Tensor  # [F] int64, ascending: indices of the foreground RoIs
 
 
 class BoxHeadOutput(NamedTuple):
-    """What a box head says of each RoI."""
+    """Features and predictions of the box head for each RoI."""
 
     embedding: Tensor  # [R, D]
     logits: Tensor  # [R, K + 1]
@@ -58,16 +58,16 @@ class BoxHeadOutput(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """Pieces of images, each resized to a square, as the R-CNN teacher sees them."""
+    """Image regions resized to squares: the input of the R-CNN teacher."""
 
-    images: Tensor  # [B, 3, S, S], normalised
+    images: Tensor  # [B, 3, S, S], normalized
     classes: Tensor  # [B] int64; K is background
 
 
 class PackedDetections(NamedTuple):
     """Final boxes of a batch; D = 0 is legal."""
 
-    boxes: Tensor  # [D, 4], original-image pixels
-    scores: Tensor  # [D], each image's in descending order
+    boxes: Tensor  # [D, 4], in pixels of the original image
+    scores: Tensor  # [D], descending within each image
     classes: Tensor  # [D] int64
-    counts: Tensor  # [N] int32
+    counts: Tensor  # [N] int32: detections per image

@@ -1,4 +1,4 @@
-"""Operators on tensors: boxes, NMS, bilinear sampling, deformable convolution and RoI pooling.
+"""Operators on tensors: box arithmetic, NMS, bilinear sampling, deformable convolution and RoI pooling.
 
 May import core and structures.
 """

@@ -7,24 +7,24 @@ from paddle import Tensor
 
 @paddle.no_grad()
 def crop_and_resize(image: Tensor, boxes: Tensor, size: int, extent: Tensor | None = None) -> Tensor:
-    """Cut boxes out of an image and resize each to a square, bilinearly: [C, H, W], [B, 4] -> [B, C, size, size].
+    """Crop boxes from an image and resize each to a square, bilinearly: [C, H, W], [B, 4] -> [B, C, size, size].
 
-    boxes are in pixels of the image, continuous: its first pixel reaches from 0 to 1 and its value stands at 0.5. One
-    with x1 > x2 gives a mirrored patch. Beyond the border the nearest pixel counts, so that the box of a whole image
-    gives what `cv2.resize` gives. Between pixels of a large box none are averaged, as there. extent [2] (h, w): the
-    border is there, not at the end of the image, which is padded.
-    Nothing flows back to image or boxes. Positions are float64: near 1000, float32 knows them to 6e-5 pixels only.
+    boxes are in image pixels, continuous: the first pixel covers 0..1, with its center at 0.5. A box with x1 > x2 gives
+    a mirrored patch. Beyond the border the nearest pixel is repeated. extent [2] (h, w): size of the image without its
+    padding, if it is padded; the border is there. As in `cv2.resize`, and with the same values for a box around the
+    whole image, shrinking does not average over all pixels of the box.
+    No gradient flows to image or boxes. Positions are float64: near 1000, float32 has a resolution of 6e-5 pixels only.
     """
     channels, height, width = image.shape
     boxes = boxes.astype("float64")
-    share = (paddle.arange(size, dtype="float64") + 0.5) / size
+    fraction = (paddle.arange(size, dtype="float64") + 0.5) / size
     x, y = (
-        low + share * (high - low) for low, high in ((boxes[:, i : i + 1], boxes[:, i + 2 : i + 3]) for i in (0, 1))
+        low + fraction * (high - low) for low, high in ((boxes[:, i : i + 1], boxes[:, i + 2 : i + 3]) for i in (0, 1))
     )
     if extent is not None:
         last = extent.astype("float64") - 0.5
         y, x = paddle.minimum(y, last[0]), paddle.minimum(x, last[1])
-    # One grid for all boxes, patch below patch: the image is neither repeated nor gathered.
+    # One grid samples all patches, stacked vertically, so that the image is not repeated per box.
     grid = paddle.stack(paddle.broadcast_tensors([x.unsqueeze(1) / width, y.unsqueeze(2) / height]), axis=-1) * 2 - 1
     source = image.astype("float64").unsqueeze(0)
     with paddle.amp.auto_cast(enable=False):

@@ -9,7 +9,7 @@ from paddle import Tensor
 from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
 from ppdet_lite.ops.cpu.deform_conv import gather_deform_conv2d
-from ppdet_lite.ops.cpu.deform_conv_graph import gather_in_graph
+from ppdet_lite.ops.cpu.deform_conv_graph import traced_deform_conv2d
 
 
 def deform_conv2d(
@@ -29,23 +29,23 @@ def deform_conv2d(
 
     y(p) = bias + sum over taps k of weight_k * x(p*stride - padding + k*dilation + offset_k) * mask_k
 
-    x [N, C, H, W]; weight [O, C/groups, kh, kw]; bias [O]; returns [N, O, OH, OW], (OH, OW) as of a plain convolution.
-    offset [N, deformable_groups*2*kh*kw, OH, OW] in pixels of x: per deformable group and tap (row by row) dy, then dx.
-    mask [N, deformable_groups*kh*kw, OH, OW]; None is version 1. stride, padding, dilation: an int or (y, x).
-    x is sampled bilinearly as if padded with zeros: a sample counts while -1 < y < H and -1 < x < W.
+    x [N, C, H, W]; weight [O, C/groups, kh, kw]; bias [O]; returns [N, O, OH, OW], the size of a plain convolution.
+    offset [N, deformable_groups*2*kh*kw, OH, OW] in pixels of x: for each deformable group and tap (row-major) dy, dx.
+    mask [N, deformable_groups*kh*kw, OH, OW]; None in version 1. stride, padding, dilation: an int or (y, x).
+    x is sampled bilinearly with zero padding: samples outside -1 < y < H, -1 < x < W are 0.
 
-    implementation: "native" is Paddle's operator; "gather" is made of gathers and a matrix product, equal to rounding
-    and several times faster on a CPU; "auto" takes gather on a CPU, native on a GPU. In a graph being exported it is
-    gathers that suit oneDNN, or native where there are groups. All compute in float32, or in float64 when x is.
+    implementation: "native" is Paddle's operator; "gather" uses gathers and a matrix product, which is several times
+    faster on a CPU; "auto" selects gather on a CPU and native on a GPU, and in traced graphs an implementation for
+    oneDNN, or native if groups > 1. Results agree up to rounding. All compute in float32, or in float64 if x is.
 
-    Raises ValueError naming the shapes when they do not fit together.
+    Raises ValueError, with the shapes, if they are inconsistent.
     Sources: Deformable Convolutional Networks (Dai et al. 2017), section 2.1; Deformable ConvNets v2 (Zhu et al. 2019),
     section 3.2.
     """
     stride, dilation = as_pair("stride", stride, 1), as_pair("dilation", dilation, 1)
     padding = as_pair("padding", padding, 0)
     _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
-    convolve = _choose(implementation, x, groups)
+    convolve = _select_implementation(implementation, x, groups)
     with paddle.amp.auto_cast(enable=False):
         x, offset, weight, mask, bias = full_precision(x, offset, weight, mask, bias)
         return convolve(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups)
@@ -53,11 +53,9 @@ def deform_conv2d(
 
 def _native(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
     outputs = weight.shape[0]
-    require(
-        outputs % deformable_groups == 0, f"native needs deformable_groups that divide the {outputs} output channels"
-    )
+    require(outputs % deformable_groups == 0, f"native needs deformable_groups to divide the {outputs} output channels")
     if mask is not None and mask.stop_gradient and paddle.in_dynamic_mode():
-        mask = mask.detach()  # Paddle 3.3's backward crashes the process unless the mask wants a gradient too
+        mask = mask.detach()  # Paddle 3.3's backward pass crashes the process if the mask does not require a gradient
         mask.stop_gradient = False
     return native_ops.deform_conv2d(
         x, offset, weight, bias, stride, padding, dilation, deformable_groups, groups, mask=mask
@@ -65,25 +63,24 @@ def _native(x, offset, weight, mask, bias, stride, padding, dilation, deformable
 
 
 @paddle.jit.not_to_static
-def _choose(implementation: str, x: Tensor, groups: int) -> Callable[..., Tensor]:
-    require(
-        implementation in ("auto", "native", "gather"), f"implementation {implementation!r}: auto, native or gather"
-    )
+def _select_implementation(implementation: str, x: Tensor, groups: int) -> Callable[..., Tensor]:
+    names = ("auto", "native", "gather")
+    require(implementation in names, f"implementation must be one of {', '.join(names)}, not {implementation!r}")
     if implementation == "auto" and not paddle.in_dynamic_mode():
-        return _native if groups > 1 else gather_in_graph
+        return _native if groups > 1 else traced_deform_conv2d
     if implementation == "auto":
         return gather_deform_conv2d if dispatch.on_cpu(x) else _native
     return _native if implementation == "native" else gather_deform_conv2d
 
 
-@paddle.jit.not_to_static  # sizes are plain numbers here, -1 where unknown
+@paddle.jit.not_to_static  # while a graph is traced, sizes are Python ints here, -1 if unknown
 def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> None:
     require(x.ndim == 4 and weight.ndim == 4, f"x {list(x.shape)} and weight {list(weight.shape)} must be 4-D")
     n, c, *size = x.shape
     o, c_per_group, *kernel = weight.shape
     require(
         groups > 0 and o % groups == 0 and c == c_per_group * groups,
-        f"x {list(x.shape)} and weight {list(weight.shape)}, [O, C/groups, kh, kw], do not fit with groups={groups}",
+        f"weight {list(weight.shape)} must be [O, C/groups, kh, kw] for x {list(x.shape)} and groups={groups}",
     )
     require(
         deformable_groups > 0 and c % deformable_groups == 0,

@@ -1,4 +1,7 @@
-"""Deformable RoI pooling, versions 1 and 2, in the two semantics that exist."""
+"""Deformable RoI pooling, versions 1 and 2, with the semantics of mmcv's or of the authors' operator.
+
+Bins are computed as weighted sums of table rows; `ops.bilinear` defines these and the "taps" of a sum.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,13 +18,13 @@ from ppdet_lite.structures import Rois
 
 
 class SampleGroups(NamedTuple):
-    """How many samples along y and x the bins of each RoI have."""
+    """RoIs grouped by the number of samples in their bins, which grows with the RoI's size in adaptive sampling."""
 
-    groups: list[tuple[Tensor | None, int, int]]  # the RoIs with equal counts (None: all), and these
-    counts: Tensor | None = None  # [R, 2] float, where they differ
+    groups: list[tuple[Tensor | None, int, int]]  # (indices of the group's RoIs or None for all, samples on y, on x)
+    counts: Tensor | None = None  # [R, 2] float: samples of each RoI along y and x; None if there is one group
 
-    def most(self, axis: int) -> int:
-        """The largest count along y (0) or x (1)."""
+    def max_count(self, axis: int) -> int:
+        """Return the largest number of samples along y (0) or x (1)."""
         return max(counts[axis] for _, *counts in self.groups)
 
 
@@ -44,24 +47,24 @@ def deform_roi_pool(
 ) -> Tensor:
     """Pool RoIs into P x P bins, each moved by an offset and, in version 2, scaled by a mask.
 
-    x [N, C, H, W]; boxes [R, 4] in input pixels, packed image after image; counts int [N], how many of each image;
-    spatial_scale: cells of x per input pixel. Returns [R, C, P, P]. R = 0 and images without RoIs are fine.
-    A pyramid goes in one call: x and spatial_scale are lists over its levels, level [R] says which one a RoI reads.
+    x [N, C, H, W]; boxes [R, 4] in input pixels, packed image after image; counts int [N], RoIs per image;
+    spatial_scale: feature cells per input pixel. Returns [R, C, P, P]. R = 0 and images without RoIs are legal.
+    For a pyramid, x and spatial_scale are lists over its levels, and level [R] is the index of each RoI's level.
     offset [R, 2, P, P], x first, in units of gamma * the RoI's width or height; mask [R, 1, P, P] multiplies the bins.
 
-    "aligned" (mmcv's DeformRoIPool) is RoIAlign(aligned=True) when no offset is given. A bin is the mean of
-    sampling_ratio^2 samples; 0 adapts their number to the RoI, ceil(height / P) * ceil(width / P), none if it has no
-    extent. A sample beyond [-1, H] or [-1, W] counts as 0, others are clamped to the map.
-    "legacy" (the authors' operator): corners are rounded and inclusive; a bin is the mean of those of its
-    sample_per_part^2 samples, the first on its corner, that lie within [-0.5, H - 0.5] and [-0.5, W - 0.5], 0 if none.
-    Offsets may be coarser and differ among classes of output channels: [R, 2*classes, part_size, part_size].
-    With group_size G, x has C*G*G channels, and bin (i, j) of channel c pools (c*G + floor(i*G/P))*G + floor(j*G/P).
+    "aligned" (mmcv's DeformRoIPool) is RoIAlign(aligned=True) if no offset is given. A bin is the mean of
+    sampling_ratio^2 samples; 0 adapts the number to the RoI, ceil(height / P) * ceil(width / P), 0 for an empty RoI.
+    Samples outside [-1, H] or [-1, W] are 0; others are clamped to the map.
+    "legacy" (the authors' operator): corners are rounded and inclusive. A bin has sample_per_part^2 samples, the first
+    at its corner, and is the mean of those within [-0.5, H - 0.5] and [-0.5, W - 0.5], or 0 if there are none.
+    Offsets may be coarser and differ between classes of output channels: [R, 2*classes, part_size, part_size].
+    With group_size G, x has C*G*G channels; bin (i, j) of channel c pools (c*G + floor(i*G/P))*G + floor(j*G/P).
 
-    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 when x is. The samples, many
-    times the size of the result, never exist all at once (see sum_rows). In a graph being exported, aligned pooling is
-    Paddle's own RoIAlign with the bins as its RoIs: for inference only, since no gradient would reach the offsets.
-    groups: what `sample_groups` says of the same RoIs; without, adaptive sampling makes a GPU wait.
-    Raises ValueError naming the shapes when they do not fit together.
+    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 if x is float64. The samples
+    need many times the memory of the result and are computed in chunks (see `sum_rows`). A traced graph calls Paddle's
+    RoIAlign for aligned pooling, with the bins as RoIs: for inference only, as offsets get no gradient from it.
+    groups: `sample_groups` of the same RoIs; if None, adaptive sampling computes it, which synchronizes with the GPU.
+    Raises ValueError, with the shapes, if they are inconsistent.
 
     Sources: Dai et al. 2017 (Deformable ConvNets), section 2.2; Zhu et al. 2019 (version 2), section 3.2.
     """
@@ -76,19 +79,19 @@ def deform_roi_pool(
         *features, boxes, offset, mask = full_precision(*features, boxes.detach(), offset, mask)
         rois, level = Rois(boxes, counts), paddle.zeros_like(boxes[:, 0], dtype="int64") if level is None else level
         if not legacy and not paddle.in_dynamic_mode():
-            return _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask)
-        bins = _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset)
-        origin, map_size = _maps(features, rois, level, output_size, group_size)
-        groups = groups or _sample_groups(bins, sample_per_part if legacy else sampling_ratio)
+            return _pool_by_roi_align(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask)
+        bins = _compute_bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset)
+        origin, map_size = _locate_maps(features, rois, level, output_size, group_size)
+        groups = groups or _group_by_samples(bins, sample_per_part if legacy else sampling_ratio)
         adaptive = not legacy and sampling_ratio == 0
-        taps, order = _taps(groups, bins, origin, map_size, mask, legacy, adaptive, classes)
-        pooled = sum_rows(_rows(features, group_size, classes), *taps)
+        taps, order = _compute_taps(groups, bins, origin, map_size, mask, legacy, adaptive, classes)
+        pooled = sum_rows(_build_table(features, group_size, classes), *taps)
         pooled = pooled.reshape([boxes.shape[0], *output_size, features[0].shape[1] // group_size**2])
         return (pooled if order is None else paddle.gather(pooled, order)).transpose([0, 3, 1, 2])
 
 
 class _Bins(NamedTuple):
-    """Bins of R RoIs, in cells of the maps they read: the upper left corner and the size."""
+    """Upper left corners and sizes of the bins of R RoIs, in cells of each RoI's feature map."""
 
     y: Tensor  # [R, Ph, Pw or 1, classes, 1]
     x: Tensor  # [R, Ph or 1, Pw, classes, 1]
@@ -96,9 +99,9 @@ class _Bins(NamedTuple):
     width: Tensor  # [R, 1, 1, 1, 1]
 
 
-def _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset) -> _Bins:
+def _compute_bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, offset) -> _Bins:
     scale = paddle.gather(paddle.to_tensor(scales, dtype=boxes.dtype), level).unsqueeze(1)
-    if legacy:  # rounded as C does, halves away from zero, and inclusive
+    if legacy:  # C's round(): halves are rounded away from zero; the lower right corner is inclusive
         boxes = boxes.sign() * (boxes.abs() + 0.5).floor() + paddle.to_tensor([0, 0, 1, 1], dtype=boxes.dtype)
     edges = boxes * scale - 0.5
     start, size = edges[:, :2], edges[:, 2:] - edges[:, :2]
@@ -120,19 +123,19 @@ def _bins(boxes, scales, level, output_size, part_size, legacy, classes, gamma, 
     return _Bins(y, x, height, width)
 
 
-def _rows(features: Sequence[Tensor], group_size: int, classes: int) -> Tensor:
-    """All maps as one table; a row holds one class's channels of one pixel.
+def _build_table(features: Sequence[Tensor], group_size: int, classes: int) -> Tensor:
+    """Return all feature maps as one table; a row contains the channels of one class at one pixel.
 
     Order of the rows: level, image, position-sensitive part, y, x, class.
     """
     channels = features[0].shape[1] // group_size**2
-    # [N, C, part * H * W]: with more axes a CPU transposes ten times slower
+    # [N, C, part * H * W]: a CPU transposes a tensor with more axes ten times more slowly
     tables = [f.reshape([0, channels, -1]).transpose([0, 2, 1]).flatten(0, 1) for f in features]
     return paddle.concat(tables).reshape([-1, channels // classes])
 
 
-def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tensor]:
-    """Where in the table the map of each bin starts, in pixels [R, Ph, Pw, 1, 1], and its (h, w) [R, 2]."""
+def _locate_maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tensor]:
+    """Return each bin's map: its first pixel in the table [R, Ph, Pw, 1, 1], and its size (h, w) [R, 2]."""
     sizes = paddle.stack([paddle.shape(f)[2:] for f in features]).astype("int64")  # [L, 2]
     areas = sizes.prod(axis=1)
     starts = (areas.cumsum() - areas) * (paddle.shape(features[0])[0] * group_size**2)
@@ -143,8 +146,8 @@ def _maps(features, rois, level, output_size, group_size) -> tuple[Tensor, Tenso
     return start + (image * group_size**2 + ph * group_size + pw) * area, paddle.gather(sizes, level)
 
 
-def _taps(samples, bins, origin, map_size, mask, legacy, adaptive, classes) -> tuple[list[Taps], Tensor | None]:
-    """What to sum for each bin, RoI after RoI in groups of equal sample count, and how to restore the RoIs' order."""
+def _compute_taps(samples, bins, origin, map_size, mask, legacy, adaptive, classes) -> tuple[list[Taps], Tensor | None]:
+    """Return the taps of all bins, one pair per sample group, and the indices that restore the order of the RoIs."""
     map_height, map_width = map_size.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
     axes = (bins.y, bins.height, map_height), (bins.x, bins.width, map_width)
     (y, y_weight), (x, x_weight) = (_mean_taps(*axes[i], samples, i, legacy, adaptive) for i in range(2))
@@ -153,7 +156,7 @@ def _taps(samples, bins, origin, map_size, mask, legacy, adaptive, classes) -> t
     if mask is not None:
         y_weight = y_weight * mask.reshape([-1, *mask.shape[2:], 1, 1])
     y = y * map_width + origin
-    class_count = paddle.to_tensor([classes])  # times an int, oneDNN would fuse a sum with and ruin it
+    class_count = paddle.to_tensor([classes])  # a tensor: oneDNN miscomputes sums fused with a product by an int
     taps = []
     for rois, *counts in samples.groups:
 
@@ -173,12 +176,16 @@ def _taps(samples, bins, origin, map_size, mask, legacy, adaptive, classes) -> t
 def sample_groups(
     boxes: Tensor, level: Tensor, output_size: Pair, spatial_scale: Sequence[float], sampling_ratio: int = 0
 ) -> SampleGroups:
-    """What `deform_roi_pool` with semantics "aligned" reads of its RoIs, for several calls with the same ones."""
+    """Return the sample groups that aligned `deform_roi_pool` uses, so that calls with the same RoIs can share them.
+
+    Adaptive sampling (sampling_ratio = 0) synchronizes with the GPU once.
+    """
     boxes, size = full_precision(boxes.detach())[0], as_pair("output_size", output_size, 1)
-    return _sample_groups(_bins(boxes, spatial_scale, level, size, size, False, 1, 0.0, None), sampling_ratio)
+    bins = _compute_bins(boxes, spatial_scale, level, size, size, False, 1, 0.0, None)
+    return _group_by_samples(bins, sampling_ratio)
 
 
-def _sample_groups(bins: _Bins, samples: int) -> SampleGroups:
+def _group_by_samples(bins: _Bins, samples: int) -> SampleGroups:
     if samples or not bins.height.shape[0]:
         return SampleGroups([(None, samples or 1, samples or 1)])
     sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1)
@@ -191,43 +198,43 @@ def _sample_groups(bins: _Bins, samples: int) -> SampleGroups:
 
 
 def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: SampleGroups, axis: int, legacy, dense) -> Taps:
-    """Taps of the mean of the samples along one axis of bins [..., 1] on maps of `length` cells.
+    """Return taps of the mean of the samples along one axis of bins [..., 1], on maps of `length` cells.
 
-    dense: whether the samples are known to lie at most one cell apart. Where RoIs differ in their sample counts there
-    are taps for the largest, and those beyond a RoI's own count + 1 have no weight.
+    dense: True if neighboring samples are at most one cell apart. If sample counts vary between RoIs, all get the taps
+    of the largest count, and those after a RoI's own count + 1 have weight 0.
     """
     first, reach = (0, 0.5) if legacy else (0.5, 1)
-    number = paddle.arange(samples.most(axis), dtype=corner.dtype)
+    number = paddle.arange(samples.max_count(axis), dtype=corner.dtype)
     count = number.shape[0] if samples.counts is None else samples.counts[:, axis].reshape([-1, 1, 1, 1, 1])
     position = corner + (number + first) * extent / count
     last = (length - 1).astype(corner.dtype)
     inside = (position >= -reach) & (position <= last + reach)
-    share = (inside if samples.counts is None else inside & (number < count)).astype(corner.dtype)
-    share = share / (share.sum(-1, keepdim=True).clip(min=1) if legacy else count)
+    weight = (inside if samples.counts is None else inside & (number < count)).astype(corner.dtype)
+    weight = weight / (weight.sum(-1, keepdim=True).clip(min=1) if legacy else count)
     position = paddle.where(position < 0, paddle.zeros_like(position), position)
     position = paddle.where(position < last, position, last)
     if dense:
-        return run_taps(position, share, last + 1, None if samples.counts is None else count)
-    index, weight = linear_taps(position, last + 1)
-    return index.flatten(-2), (weight * paddle.stack([share, share], axis=-1)).flatten(-2)
+        return run_taps(position, weight, last + 1, None if samples.counts is None else count)
+    index, pixel_weight = linear_taps(position, last + 1)
+    return index.flatten(-2), (pixel_weight * paddle.stack([weight, weight], axis=-1)).flatten(-2)
 
 
-def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:
-    """Aligned pooling by RoIAlign, whose RoIs are the bins when these are moved; inference only."""
+def _pool_by_roi_align(features, scales, rois, level, output_size, sampling_ratio, gamma, offset, mask) -> Tensor:
+    """Compute aligned pooling by Paddle's RoIAlign, with the bins as RoIs if there are offsets; for inference only."""
     boxes, counts = rois.boxes, rois.counts
-    if sampling_ratio == 0:  # RoIAlign divides by the number of samples; without extent there are none: move these away
+    if sampling_ratio == 0:  # RoIAlign would divide by 0 samples in an empty RoI: move it off the map, which gives 0
         has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
         boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9000, -9000, -8999, -8999], dtype=boxes.dtype))
     size = output_size
     if offset is not None:
-        y, x, height, width = _bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
+        y, x, height, width = _compute_bins(boxes, scales, level, output_size, output_size, False, 1, gamma, offset)
         if sampling_ratio == 0:
-            height, width = _off_whole(height), _off_whole(width)
+            height, width = _avoid_integers(height), _avoid_integers(width)
         boxes = paddle.concat([x, y, x + width, y + height], axis=-1).reshape([-1, 4]) + 0.5
         size, scales, bins = 1, [1.0] * len(scales), output_size[0] * output_size[1]
         counts, level = counts * bins, level.unsqueeze(1).expand([-1, bins]).flatten()
 
-    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape: oneDNN refuses it on a level without RoIs
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape: it fails in oneDNN for a level without RoIs
         return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio or -1, aligned=True)
 
     pooled = pool_by_level(features, Rois(boxes, counts), level, pool)
@@ -236,8 +243,8 @@ def _pool_natively(features, scales, rois, level, output_size, sampling_ratio, g
     return pooled if mask is None else pooled * mask
 
 
-def _off_whole(extent: Tensor) -> Tensor:
-    """Bin sizes kept 1e-4 cells off whole numbers, so that rounding in RoIAlign cannot change their sample count."""
+def _avoid_integers(extent: Tensor) -> Tensor:
+    """Keep bin sizes at least 1e-4 cells off integers, so that rounding in RoIAlign cannot change a sample count."""
     whole = (-extent).floor()  # oneDNN's ceil overwrites its input
     return -(whole + (-extent - whole).clip(1e-4, 1 - 1e-4))
 
@@ -245,7 +252,7 @@ def _off_whole(extent: Tensor) -> Tensor:
 @paddle.jit.not_to_static
 def _check(features, scales, boxes, counts, offset, mask, level, output_size, part_size, classes, group_size) -> None:
     require(len(features) == len(scales) > 0, f"{len(features)} levels of x, but {len(scales)} values of spatial_scale")
-    require(len(features) == 1 or level is not None, "x has several levels: give level [R]")
+    require(len(features) == 1 or level is not None, "x has several levels: pass level [R]")
     for feature in features:
         require_shape("x", feature, [features[0].shape[0], features[0].shape[1], None, None])
     count, channels = boxes.shape[0], features[0].shape[1]
@@ -262,10 +269,10 @@ def _check(features, scales, boxes, counts, offset, mask, level, output_size, pa
 
 @paddle.jit.not_to_static
 def _check_samples(semantics, sampling_ratio, sample_per_part, output_size, part_size, group_size) -> None:
-    require(semantics in ("aligned", "legacy"), f"semantics is aligned or legacy, not {semantics!r}")
+    require(semantics in ("aligned", "legacy"), f"semantics must be aligned or legacy, not {semantics!r}")
     if semantics == "legacy":
-        require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; give sample_per_part")
-        require(sample_per_part > 0, f"sample_per_part is at least 1, not {sample_per_part}")
+        require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; use sample_per_part instead")
+        require(sample_per_part > 0, f"sample_per_part must be at least 1, not {sample_per_part}")
     else:
         require(part_size == output_size and group_size == 1, "part_size and group_size need semantics='legacy'")
-        require(sampling_ratio >= 0, f"sampling_ratio is at least 0, not {sampling_ratio}")
+        require(sampling_ratio >= 0, f"sampling_ratio must be at least 0, not {sampling_ratio}")

@@ -1,9 +1,9 @@
-"""Chooses the implementation of an operator: Paddle's own, one that is faster on a CPU, or one for exported graphs.
+"""Selects the implementation of each operator: Paddle's own, a faster one for a CPU, or one for exported graphs.
 
-Three situations are told apart: eager on a CPU, eager on a GPU, and traced (a graph being exported, which runs under
-oneDNN on a CPU). `cpu.*` are modules of `ops/cpu/`.
+There are three cases: eager on a CPU, eager on a GPU, and traced (a graph being exported, which usually runs with
+oneDNN on a CPU). `cpu.*` are modules of `ops/cpu/`. Each implementation is documented there or in its operator.
 
-| operator                | eager, CPU                 | eager, GPU       | traced                  | proven by test_* |
+| operator                | eager, CPU                 | eager, GPU       | traced                  | tested by test_* |
 |-------------------------|----------------------------|------------------|-------------------------|------------------|
 | `layers.conv2d`         | `cpu.convolution` (oneDNN) | `F.conv2d`       | `F.conv2d`              | convolution      |
 | `layers.group_norm`     | `cpu.group_norm`           | `F.group_norm`   | `F.group_norm`          | group_norm       |
@@ -17,7 +17,7 @@ oneDNN on a CPU). `cpu.*` are modules of `ops/cpu/`.
 | `bilinear.sum_rows`     | `cpu.row_sums`             | the same         | gathers, no gradient    | bilinear         |
 | NMS in the RPN          | a call per image and level | a call per image | a call per level        | rpn, reads       |
 
-The modules and functions say why. `PPDET_LITE_RUNTIME` without `onednn` switches oneDNN off (see `core.runtime`).
+`PPDET_LITE_RUNTIME` without `onednn` disables oneDNN for eager convolutions (see `core.runtime`).
 """
 
 import paddle
@@ -27,25 +27,25 @@ from ppdet_lite.ops.cpu import onednn
 
 
 def on_cpu(tensor: Tensor) -> bool:
-    """Whether a tensor is in a CPU's memory. Tests replace this function to run a GPU's implementations on a CPU."""
+    """Return whether a tensor is in CPU memory. Tests replace this function to run the GPU implementations on a CPU."""
     return tensor.place.is_cpu_place()
 
 
 @paddle.jit.not_to_static
 def eager_on_cpu(tensor: Tensor) -> bool:
-    """Whether an operator on this tensor runs now, on a CPU; False while a graph is traced."""
+    """Return whether operators on this tensor run eagerly on a CPU; False while a graph is traced."""
     return paddle.in_dynamic_mode() and on_cpu(tensor)
 
 
 def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN can compute this convolution on a CPU: the library is there, and all is float32."""
-    if onednn.loaded() is None:
+    """Return whether oneDNN can compute this convolution: the library is loaded and all tensors are float32."""
+    if onednn.library() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    fits = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
-    return fits and all(tensor.dtype == paddle.float32 for tensor in tensors)
+    valid = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
+    return valid and all(tensor.dtype == paddle.float32 for tensor in tensors)
 
 
 def describe_convolution() -> str:
-    """What computes convolutions on a CPU and, where that is not oneDNN, why; for logs."""
+    """Return a log line: which library computes convolutions on a CPU and, if it is not oneDNN, why not."""
     return onednn.description()

@@ -1,6 +1,6 @@
-"""Convolution, norms, ReLU, pooling and upsampling: Paddle's operators, or faster ones on a CPU.
+"""Convolution, norms, ReLU, pooling and upsampling, computed by Paddle's operators or by faster ones for a CPU.
 
-`ops.dispatch` decides which; `ops/cpu/` has the others. Numbers and gradients agree to rounding.
+`ops.dispatch` selects between them; `ops/cpu/` contains those for a CPU. Results and gradients agree up to rounding.
 """
 
 import paddle
@@ -22,7 +22,7 @@ def conv2d(
     dilation: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`F.conv2d`: x [N, C, H, W], weight [O, C/groups, kh, kw], bias [O] -> [N, O, H', W']."""
+    """Compute `F.conv2d`: x [N, C, H, W], weight [O, C/groups, kh, kw], bias [O] -> [N, O, H', W']."""
     if not dispatch.eager_on_cpu(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if dispatch.uses_onednn(x, weight, bias):
@@ -30,14 +30,14 @@ def conv2d(
         if out is not None:
             return out
     out = F.conv2d(x, weight, None, stride, padding, dilation, groups)
-    # the same numbers: Paddle adds a bias of [1, C, 1, 1] twenty times slower
+    # F.conv2d would add the bias as [1, C, 1, 1], with the same result but twenty times more slowly
     return out if bias is None else out + bias.reshape([-1, 1, 1])
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Normalise each image's groups of channels to mean 0 and variance 1, then scale and shift each channel.
+    """Normalize each group of channels of each image to mean 0 and variance 1, then scale and shift each channel.
 
-    x [N, C, H, W] with C a multiple of groups; weight, bias [C]. Returns x's shape.
+    x [N, C, H, W] with C a multiple of groups; weight, bias [C]. Returns the shape of x.
     Source: Group Normalization (Wu & He 2018).
     """
     if dispatch.eager_on_cpu(x) and x.size > 0:
@@ -46,7 +46,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: fl
 
 
 def frozen_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias by channel: x [N, C, H, W], all others [C]."""
+    """Compute (x - mean) / sqrt(variance + epsilon) * weight + bias per channel: x [N, C, H, W], the others [C]."""
     is_constant = weight.stop_gradient and bias.stop_gradient and not x.stop_gradient
     if is_constant and paddle.in_dynamic_mode() and x.dtype == paddle.float32:
         return constant_frozen_norm(x, mean, variance, weight, bias, epsilon)
@@ -54,19 +54,19 @@ def frozen_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias:
 
 
 def relu(x: Tensor) -> Tensor:
-    """`F.relu`. On a CPU it overwrites x, so x must be a result that nothing else reads."""
+    """Compute `F.relu`. On a CPU it overwrites x, so nothing else may use x."""
     return F.relu_(x) if dispatch.eager_on_cpu(x) else F.relu(x)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
-    """relu(x + y) of two tensors of one shape. On a CPU it overwrites x, which nothing else may read."""
+    """Compute relu(x + y) of two tensors of the same shape. On a CPU it overwrites x, so nothing else may use x."""
     return F.relu_(x.add_(y)) if dispatch.eager_on_cpu(x) else F.relu(x + y)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """The ResNet stem's 3x3 max pooling of stride 2: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
+    """Compute the ResNet stem's 3x3 max pooling with stride 2: [N, C, H, W] -> [N, C, ceil(H/2), ceil(W/2)].
 
-    With the indices of the maxima a CPU's backward pass takes a quarter of the time; otherwise it searches them again.
+    On a CPU, keeping the indices of the maxima reduces the time of the backward pass to a quarter.
     """
     with_indices = dispatch.eager_on_cpu(x) and not x.stop_gradient
     pooled = F.max_pool2d(x, kernel_size=3, stride=2, padding=1, return_mask=with_indices)
@@ -74,17 +74,17 @@ def max_pool(x: Tensor) -> Tensor:
 
 
 def upsample_twice(x: Tensor) -> Tensor:
-    """Nearest-neighbour upsampling: [N, C, H, W] -> [N, C, 2H, 2W].
+    """Upsample by 2 with nearest-neighbor interpolation: [N, C, H, W] -> [N, C, 2H, 2W].
 
-    oneDNN refuses `F.interpolate` in an exported graph; a transposed convolution with ones keeps its memory layout.
-    On a CPU a product with a matrix of ones and zeros is exact and takes a fifth of the time of either.
+    In an exported graph oneDNN does not support `F.interpolate`; a transposed convolution with ones keeps oneDNN's
+    memory layout. Eager on a CPU, a product with a matrix of ones and zeros is exact and five times as fast as both.
     """
     if not paddle.in_dynamic_mode():
         channels = x.shape[1]
         return F.conv2d_transpose(x, paddle.ones([channels, 1, 2, 2], x.dtype), stride=2, groups=channels)
     if dispatch.on_cpu(x):
         n, c, h, w = x.shape
-        each_twice = paddle.eye(w, dtype=x.dtype).unsqueeze(-1).expand([w, w, 2]).flatten(1)
-        return paddle.matmul(x.reshape([n * c * h, w]), each_twice.tile([1, 2])).reshape([n, c, 2 * h, 2 * w])
+        repeat_columns = paddle.eye(w, dtype=x.dtype).unsqueeze(-1).expand([w, w, 2]).flatten(1)
+        return paddle.matmul(x.reshape([n * c * h, w]), repeat_columns.tile([1, 2])).reshape([n, c, 2 * h, 2 * w])
     x = paddle.stack([x, x], axis=3).flatten(2, 3)
     return paddle.stack([x, x], axis=4).flatten(3, 4)

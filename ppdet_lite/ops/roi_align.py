@@ -25,21 +25,21 @@ def pyramid_roi_align(
     aligned: bool,
     training: bool = False,
 ) -> Tensor:
-    """RoIAlign (Mask R-CNN, section 3) of each RoI on its level: [R, C, P, P].
+    """Apply RoIAlign (Mask R-CNN, section 3) to each RoI on its pyramid level: [R, C, P, P].
 
-    sampling_ratio: samples per bin and axis; 0 adapts it to the RoI's size, ceil(bin size in cells).
-    aligned: the half-pixel shift that puts a cell's value at its centre.
-    training: gradients will be wanted. It changes the implementation only.
+    level [R] int64: index into `features` and `strides` for each RoI. sampling_ratio: samples per bin and axis; 0
+    adapts it to the RoI: ceil(bin size in cells). aligned: apply the half-pixel shift that puts a cell's value at its
+    center. training: whether gradients will be computed; it affects only the choice of implementation.
 
-    Computed in float32, or in float64 if the features are. There are four implementations, equal to rounding:
+    Computed in float32, or in float64 if the features are. There are four implementations, equal up to rounding:
 
-    - Paddle's operator, level by level. Eager, on a GPU, or on a CPU without gradients.
-    - `deform_roi_pool` without offsets. In training on a CPU, aligned: Paddle's gradient takes four times as long.
-    - `cpu.roi_windows`. Traced: it gathers windows, since Paddle's operator on a CPU is slow in exported graphs.
-    - Paddle's operator again, traced, for RoIs whose window is too large to gather.
+    - Paddle's operator, level by level: eager on a GPU, or on a CPU without gradients.
+    - `deform_roi_pool` without offsets: aligned training on a CPU, where Paddle's gradient takes four times as long.
+    - `cpu.roi_windows`: traced graphs, in which Paddle's operator is slow on a CPU.
+    - Paddle's operator in traced graphs: for RoIs whose window is too large for `cpu.roi_windows`.
 
-    The last three are proven against the first or a slow oracle by tests/ops/test_deform_roi_pool.py and
-    test_roi_windows.py, the first by test_roi_align.py and test_torchvision_ops.py.
+    tests/ops/test_roi_align.py and test_torchvision_ops.py test the first; test_deform_roi_pool.py and
+    test_roi_windows.py compare the others with the first or with a slow reference implementation.
     """
     scales = [1.0 / stride for stride in strides]
     if training and aligned and dispatch.eager_on_cpu(features[0]):
@@ -54,10 +54,11 @@ def pyramid_roi_align(
             return pool_by_level(features, rois, level, pool)
         image = image_of_roi(rois.counts, rois.boxes.shape[0])
 
-        def pool_natively(chosen: Tensor) -> Tensor:
-            counts = count_groups(paddle.gather(image, chosen), rois.counts.shape[0])
-            some = Rois(paddle.gather(rois.boxes, chosen), counts)
-            return pool_by_level(features, some, paddle.gather(level, chosen), pool)
+        def pool_subset(indices: Tensor) -> Tensor:
+            counts = count_groups(paddle.gather(image, indices), rois.counts.shape[0])
+            subset = Rois(paddle.gather(rois.boxes, indices), counts)
+            return pool_by_level(features, subset, paddle.gather(level, indices), pool)
 
-        options = (output_size, sampling_ratio, aligned, pool_natively)
-        return window_roi_align(features, scales, rois.boxes, image, level, *options)
+        return window_roi_align(
+            features, scales, rois.boxes, image, level, output_size, sampling_ratio, aligned, fallback=pool_subset
+        )

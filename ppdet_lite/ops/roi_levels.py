@@ -1,4 +1,4 @@
-"""Which image and pyramid level each RoI belongs to, and pooling level by level."""
+"""The image and pyramid level of each RoI, and pooling level by level."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,39 +10,39 @@ from ppdet_lite.ops.boxes import box_area
 from ppdet_lite.ops.nms import count_groups
 from ppdet_lite.structures import Rois
 
-_NEAR_ZERO = 1e-8  # keeps the logarithm of a RoI's size finite
-_UP = 1 + 1e-6  # keeps a side of exactly 224 from falling a level by rounding
+_EPSILON = 1e-8  # keeps the logarithm of an empty RoI's size finite
+_ROUND_UP = 1 + 1e-6  # keeps a side of exactly `canonical_size` on `canonical_level` in spite of rounding errors
 
 
 def image_of_roi(counts: Tensor, total: Tensor | int) -> Tensor:
-    """Which image each packed RoI belongs to: counts [N] -> [R] int64."""
+    """Return the image index of each packed RoI: counts [N] -> [R] int64; total is R."""
     ends = paddle.cumsum(counts.astype("int64"))
     return (paddle.arange(total, dtype="int64").unsqueeze(1) >= ends).astype("int64").sum(axis=1)
 
 
 def pyramid_level(boxes: Tensor, level_count: int, canonical_size: float, canonical_level: int) -> Tensor:
-    """Level of each box [R, 4] -> [R] int64 in 0..level_count-1 (FPN, equation 1).
+    """Assign each box to a pyramid level by its size (FPN, equation 1): [R, 4] -> [R] int64 in 0..level_count-1.
 
-    A box of side `canonical_size` goes to `canonical_level`; half the side, one level finer.
+    A square box of side `canonical_size` goes to `canonical_level`, one of half that side to the next finer level.
     """
     relative = paddle.sqrt(box_area(boxes)) / canonical_size
-    level = paddle.floor(canonical_level + paddle.log2(relative * _UP + _NEAR_ZERO))
+    level = paddle.floor(canonical_level + paddle.log2(relative * _ROUND_UP + _EPSILON))
     return level.clip(0, level_count - 1).astype("int64")
 
 
 def square_level(side: float, level_count: int, canonical_size: float, canonical_level: int) -> int:
-    """`pyramid_level` of a square of this side."""
-    level = math.floor(canonical_level + math.log2(side / canonical_size * _UP + _NEAR_ZERO))
+    """Return the `pyramid_level` of a square box of this side, computed on the host."""
+    level = math.floor(canonical_level + math.log2(side / canonical_size * _ROUND_UP + _EPSILON))
     return min(max(level, 0), level_count - 1)
 
 
 def pool_by_level(
     features: Sequence[Tensor], rois: Rois, level: Tensor, pool: Callable[[int, Tensor, Rois], Tensor]
 ) -> Tensor:
-    """Pool each RoI from its own level, in the order of the RoIs: [R, C, P, P].
+    """Pool each RoI from its own level; return the results in the order of the RoIs, [R, C, P, P].
 
-    `pool(l, feature, rois_of_level)` may get a level without RoIs. With one level nothing is read; else a GPU is waited
-    for once.
+    `pool(l, feature, rois_of_level)` is called for each level, also for one without RoIs. If there are several levels,
+    this synchronizes with the GPU once.
     """
     if len(features) == 1:
         return pool(0, features[0], rois)
@@ -55,7 +55,7 @@ def pool_by_level(
 
 
 def _rows_by_level(level: Tensor, level_count: int) -> list[Tensor]:
-    """Which RoIs are of each level, ascending."""
+    """Return the indices of the RoIs of each level, ascending."""
     if paddle.in_dynamic_mode():
         return paddle.argsort(level, stable=True).split(count_groups(level, level_count).tolist())
-    return [paddle.nonzero(level == i).flatten() for i in range(level_count)]  # no sizes are known in a graph
+    return [paddle.nonzero(level == i).flatten() for i in range(level_count)]  # sizes are unknown in a traced graph

@@ -12,7 +12,7 @@ from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.cpu import onednn
 from ppdet_lite.ops.layers import conv2d
 
-needs_onednn = pytest.mark.skipif(onednn.loaded() is None, reason="Paddle without oneDNN 3")
+needs_onednn = pytest.mark.skipif(onednn.library() is None, reason="Paddle without oneDNN 3")
 RNG = np.random.default_rng(0)
 
 
@@ -112,7 +112,7 @@ def test_elsewhere_and_without_the_library_it_is_paddles_operator(monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "on_cpu", lambda _: False)
         np.testing.assert_array_equal(*paddles_own())
-    monkeypatch.setattr(onednn, "loaded", lambda: None)
+    monkeypatch.setattr(onednn, "library", lambda: None)
     np.testing.assert_array_equal(*paddles_own())
 
 
@@ -162,16 +162,16 @@ def test_what_a_thread_has_made_another_uses_and_drops() -> None:
 @needs_onednn
 def test_old_sizes_are_forgotten() -> None:
     weight = paddle.ones([8, 4, 3, 3])
-    for height in range(3, onednn.KEPT + 10):
+    for height in range(3, onednn.MAX_PRIMITIVES + 10):
         conv2d(paddle.ones([1, 4, height, 3]), weight)
-    assert onednn.forward.cache_info().currsize == onednn.KEPT
+    assert onednn.forward.cache_info().currsize == onednn.MAX_PRIMITIVES
 
 
 def test_it_is_told_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    onednn._find.cache_clear()
+    onednn._load.cache_clear()
     try:
         monkeypatch.setenv(runtime.SWITCH, "threads,malloc")
-        assert onednn.loaded() is None
+        assert onednn.library() is None
         assert onednn.description() == "convolutions on a CPU: Paddle's own (PPDET_LITE_RUNTIME is without onednn)"
     finally:
-        onednn._find.cache_clear()
+        onednn._load.cache_clear()

@@ -243,11 +243,11 @@ def test_export(tmp_path: Path, implementation: str) -> None:
         ({"mask": (2, 18, 7, 9)}, r"mask has shape \[2, 18, 7, 9\], expected \[2, 9, 7, 9\]"),
         ({"bias": (6,)}, r"bias has shape \[6\], expected \[12\]"),
         ({"x": (6, 7, 9)}, r"x \[6, 7, 9\] and weight \[12, 6, 3, 3\] must be 4-D"),
-        ({"groups": 2}, r"weight \[12, 6, 3, 3\], \[O, C/groups, kh, kw\], do not fit with groups=2"),
+        ({"groups": 2}, r"weight \[12, 6, 3, 3\] must be \[O, C/groups, kh, kw\] for x \[2, 6, 7, 9\] and groups=2"),
         ({"deformable_groups": 4}, "the 6 channels .* cannot be divided into deformable_groups=4"),
         ({"padding": 0, "dilation": 4}, r"x \[2, 6, 7, 9\] is smaller than the kernel \[12, 6, 3, 3\]"),
-        ({"stride": 0}, r"stride is an int >= 1 or a pair \(y, x\) of them, not 0"),
-        ({"padding": (1, 1, 1)}, "padding is an int >= 0 or a pair"),
+        ({"stride": 0}, r"stride must be an int >= 1 or a pair \(y, x\) of them, not 0"),
+        ({"padding": (1, 1, 1)}, "padding must be an int >= 0 or a pair"),
         (
             {
                 "implementation": "native",
@@ -257,12 +257,12 @@ def test_export(tmp_path: Path, implementation: str) -> None:
                 "mask": (2, 27, 7, 9),
             }
             | {"deformable_groups": 3},
-            "native needs deformable_groups that divide the 2 output channels",
+            "native needs deformable_groups to divide the 2 output channels",
         ),
-        ({"implementation": "cuda"}, "implementation 'cuda': auto, native or gather"),
+        ({"implementation": "cuda"}, "implementation must be one of auto, native, gather, not 'cuda'"),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:
+def test_inconsistent_arguments_are_rejected(change: dict[str, object], message: str) -> None:
     arguments = {k: paddle.to_tensor(v) for k, v in make(Case(), 0).items() if k != "upstream"} | {"padding": 1}
     change = {
         k: paddle.zeros(v) if k in arguments and isinstance(v, tuple) and k != "padding" else v

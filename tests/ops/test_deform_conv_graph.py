@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.ops.cpu.deform_conv_graph import gather_in_graph
+from ppdet_lite.ops.cpu.deform_conv_graph import traced_deform_conv2d
 from ppdet_lite.ops.deform_conv import deform_conv2d
 
 CASES = [  # stride, padding, dilation, deformable groups, whether there is a mask, a bias
@@ -26,6 +26,6 @@ def test_it_is_paddles_operator(stride, padding, dilation, groups, masked, biase
     )
     offset = 4 * tensor(2, groups * 12, oh, ow)  # many beyond the border
     mask = tensor(2, groups * 6, oh, ow) if masked else None
-    ours = gather_in_graph(x, offset, weight, mask, bias, stride, padding, dilation, groups)
+    ours = traced_deform_conv2d(x, offset, weight, mask, bias, stride, padding, dilation, groups)
     theirs = deform_conv2d(x, offset, weight, mask, bias, stride, padding, dilation, groups, implementation="gather")
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2e-5)

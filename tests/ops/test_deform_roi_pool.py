@@ -361,14 +361,14 @@ def test_export(tmp_path: Path) -> None:
         ({"x": (4, 6, 6)}, r"x has shape \[4, 6, 6\], expected \[4, 6, None, None\]"),
         ({"semantics": "legacy", "group_size": 3}, "the 4 channels of x cannot be divided into group_size=3 squared"),
         ({"semantics": "legacy", "sampling_ratio": 2}, "sampling_ratio needs semantics='aligned'"),
-        ({"semantics": "legacy", "sample_per_part": 0}, "sample_per_part is at least 1, not 0"),
+        ({"semantics": "legacy", "sample_per_part": 0}, "sample_per_part must be at least 1, not 0"),
         ({"group_size": 2}, "part_size and group_size need semantics='legacy'"),
-        ({"sampling_ratio": -1}, "sampling_ratio is at least 0, not -1"),
-        ({"semantics": "mmcv"}, "semantics is aligned or legacy, not 'mmcv'"),
-        ({"output_size": 0}, "output_size is an int >= 1"),
+        ({"sampling_ratio": -1}, "sampling_ratio must be at least 0, not -1"),
+        ({"semantics": "mmcv"}, "semantics must be aligned or legacy, not 'mmcv'"),
+        ({"output_size": 0}, "output_size must be an int >= 1"),
         (
             {"x": [paddle.ones([1, 4, 6, 6])] * 2, "spatial_scale": [1.0, 0.5]},
-            r"x has several levels: give level \[R\]",
+            r"x has several levels: pass level \[R\]",
         ),
         (
             {"x": [paddle.ones([1, 4, 6, 6])] * 2, "spatial_scale": [1.0]},
@@ -376,7 +376,7 @@ def test_export(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(change: dict[str, object], message: str) -> None:
+def test_inconsistent_arguments_are_rejected(change: dict[str, object], message: str) -> None:
     arguments = {"x": paddle.ones([1, 4, 6, 6]), "boxes": paddle.ones([2, 4]), "counts": counts([2]), "output_size": 7}
     change = {k: paddle.zeros(v) if isinstance(v, tuple) else v for k, v in change.items()}
     with pytest.raises(ValueError, match=message):

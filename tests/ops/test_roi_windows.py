@@ -16,7 +16,7 @@ SCALES = (0.25, 0.125)
 @pytest.mark.parametrize("largest", [10000, 120, 0])
 @pytest.mark.parametrize("count", [1, 5, 90])
 def test_it_is_paddles_operator(ratio, aligned, largest, count, monkeypatch) -> None:
-    monkeypatch.setattr(roi_windows, "LARGEST", largest)
+    monkeypatch.setattr(roi_windows, "MAX_CELLS", largest)
     rng = np.random.default_rng(count)
     features = [paddle.to_tensor(rng.normal(size=(3, 4, *size)).astype("float32")) for size in ((40, 56), (20, 28))]
     corners = rng.uniform(-20, (244, 180), (count, 2, 2))  # the map is 224 x 160: some lie beyond its border

@@ -1,12 +1,12 @@
-"""Operators with a backward pass of their own, which can run once."""
+"""A guard for operators with a custom backward pass, which can run only once."""
 
 from paddle import Tensor
 
 
 def backward_once(out: Tensor) -> Tensor:
-    """The result of a `PyLayer`, which raises an error when gradients reach it a second time.
+    """Return the result of a `PyLayer` with a hook that raises RuntimeError when a second gradient reaches it.
 
-    Paddle 3.3 frees a PyLayer's context after one backward pass, `retain_graph` or not. A second pass over the same
+    Paddle 3.3 frees a PyLayer's context after one backward pass, even with `retain_graph`. A second pass over the same
     graph would end the process with a segmentation fault.
     """
     if not out.stop_gradient:
@@ -14,7 +14,7 @@ def backward_once(out: Tensor) -> Tensor:
 
         def refuse_second(_: Tensor) -> None:
             if passes:
-                raise RuntimeError("a second backward pass over one graph: compute the losses anew for each")
+                raise RuntimeError("second backward pass over the same graph: compute the losses again for each pass")
             passes.append(True)
 
         out.register_hook(refuse_second)

@@ -1,4 +1,4 @@
-"""Convolution by oneDNN, with its gradients."""
+"""Convolution by oneDNN, with gradients."""
 
 import paddle
 from paddle import Tensor
@@ -11,23 +11,24 @@ from ppdet_lite.ops.cpu.backward_once import backward_once
 def onednn_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
 ) -> Tensor | None:
-    """`F.conv2d` of float32 tensors by oneDNN; None where Paddle's operator serves as well or has to refuse.
+    """Compute `F.conv2d` of float32 tensors by oneDNN, or return None if Paddle's operator should be called instead.
 
-    That is a 1x1 convolution without bias, which is a plain matrix product, and shapes that do not fit together.
+    Paddle's operator is as fast for a 1x1 convolution without bias, a plain matrix product, and reports invalid shapes.
     """
-    shapes = tuple(x.shape), tuple(weight.shape)
-    convolution = onednn.Convolution(*shapes, stride, padding, dilation, groups, bias is not None)
-    if not convolution.fits or (bias is None and convolution.is_product):
+    convolution = onednn.Convolution(
+        tuple(x.shape), tuple(weight.shape), stride, padding, dilation, groups, has_bias=bias is not None
+    )
+    if not convolution.has_valid_shapes or (bias is None and convolution.is_matrix_product):
         return None
     return backward_once(_Convolution.apply(x, weight, bias, convolution))
 
 
 class _Convolution(PyLayer):
-    """conv2d by oneDNN's primitives."""
+    """conv2d computed by oneDNN's primitives."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, convolution: onednn.Convolution) -> Tensor:
-        ctx.wanted = [tensor is not None and not tensor.stop_gradient for tensor in (x, weight, bias)]
+        ctx.needs_grad = [tensor is not None and not tensor.stop_gradient for tensor in (x, weight, bias)]
         ctx.convolution = convolution
         x, weight = x.contiguous(), weight.contiguous()
         ctx.save_for_backward(x, weight)
@@ -40,12 +41,12 @@ class _Convolution(PyLayer):
         x, weight = ctx.saved_tensor()
         convolution, grad = ctx.convolution, grad.contiguous()
         x_grad = weight_grad = bias_grad = None
-        if ctx.wanted[0]:
+        if ctx.needs_grad[0]:
             x_grad = paddle.empty_like(x)
             onednn.input_gradient(convolution)(grad, weight, x_grad)
-        if ctx.wanted[1] or ctx.wanted[2]:
+        if ctx.needs_grad[1] or ctx.needs_grad[2]:
             weight_grad = paddle.empty_like(weight)
-            bias_grad = paddle.empty(weight.shape[:1], x.dtype) if convolution.biased else None
-            onednn.weight_gradient(convolution)(x, grad, weight_grad, *([bias_grad] if convolution.biased else []))
-        grads = [gradient if wanted else None for gradient, wanted in zip((x_grad, weight_grad, bias_grad), ctx.wanted)]
-        return tuple(grads if convolution.biased else grads[:2])
+            bias_grad = paddle.empty(weight.shape[:1], x.dtype) if convolution.has_bias else None
+            onednn.weight_gradient(convolution)(x, grad, weight_grad, *([bias_grad] if convolution.has_bias else []))
+        grads = [g if needed else None for g, needed in zip((x_grad, weight_grad, bias_grad), ctx.needs_grad)]
+        return tuple(grads if convolution.has_bias else grads[:2])

@@ -1,4 +1,4 @@
-"""Weighted sums of table rows, in chunks that fit a CPU's cache, with their gradients."""
+"""Weighted sums of table rows with gradients, computed in chunks that fit in a CPU's cache."""
 
 import paddle
 import paddle.nn.functional as F
@@ -7,12 +7,12 @@ from paddle.autograd import PyLayer
 
 from ppdet_lite.ops.cpu.backward_once import backward_once
 
-# Values gathered at a time (8 MB in float32): it bounds the memory, and gather and product still meet in the cache.
+# Values gathered per chunk (8 MB in float32): bounds the memory, and keeps the values in the cache for the product.
 CHUNK_VALUES = 1 << 21
 
 
 def chunked_row_sums(rows: Tensor, *taps: Tensor) -> Tensor:
-    """`ops.bilinear.sum_rows` with index, weight, index, weight, ... as its arguments."""
+    """Compute `ops.bilinear.sum_rows`; taps are index, weight, index, weight, ... instead of pairs."""
     return backward_once(_SumRows.apply(rows, *taps))
 
 
@@ -21,43 +21,43 @@ def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 class _SumRows(PyLayer):
-    """sum_rows with index, weight, index, weight, ... as its arguments."""
+    """The operator of `chunked_row_sums`."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
-        ctx.wanted = not rows.stop_gradient, not taps[1].stop_gradient
-        rows, *taps = (t.contiguous() for t in (rows, *taps))  # a view would be copied anew for every chunk
+        ctx.needs_grad = not rows.stop_gradient, not taps[1].stop_gradient
+        rows, *taps = (t.contiguous() for t in (rows, *taps))  # a view would be copied again for every chunk
         ctx.save_for_backward(rows, *taps)
         return paddle.concat(
             [
                 _weighted_sum(rows, index[part], weight[part])
                 for index, weight in zip(taps[::2], taps[1::2], strict=True)
-                for part in _parts(rows, index)
+                for part in _chunks(rows, index)
             ]
         )
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, *taps = ctx.saved_tensor()
-        rows_wanted, weights_wanted = ctx.wanted
-        rows_grad = paddle.zeros_like(rows) if rows_wanted else None
+        rows_need_grad, weights_need_grad = ctx.needs_grad
+        rows_grad = paddle.zeros_like(rows) if rows_need_grad else None
         taps_grad = []
         grad = grad.contiguous().unsqueeze(1)
         for index, weight in zip(taps[::2], taps[1::2], strict=True):
             group_grad, grad = grad[: len(index)], grad[len(index) :]
             weight_grad = []
-            for part in _parts(rows, index):
-                if weights_wanted:
-                    taken = F.embedding(index[part], rows)
-                    weight_grad.append(paddle.matmul(group_grad[part], taken, transpose_y=True).squeeze(1))
-                if rows_wanted:
-                    given = paddle.bmm(weight[part].unsqueeze(-1), group_grad[part]).flatten(0, 1)
-                    paddle.index_add_(rows_grad, index[part].flatten(), 0, given)
-            taps_grad += [None, paddle.concat(weight_grad) if weights_wanted else None]
+            for part in _chunks(rows, index):
+                if weights_need_grad:
+                    gathered = F.embedding(index[part], rows)
+                    weight_grad.append(paddle.matmul(group_grad[part], gathered, transpose_y=True).squeeze(1))
+                if rows_need_grad:
+                    row_grad = paddle.bmm(weight[part].unsqueeze(-1), group_grad[part]).flatten(0, 1)
+                    paddle.index_add_(rows_grad, index[part].flatten(), 0, row_grad)
+            taps_grad += [None, paddle.concat(weight_grad) if weights_need_grad else None]
         return rows_grad, *taps_grad
 
 
-def _parts(rows: Tensor, index: Tensor) -> list[slice]:
-    """Slices of the sums that read about CHUNK_VALUES each; at least one."""
+def _chunks(rows: Tensor, index: Tensor) -> list[slice]:
+    """Return slices of the sums that gather about CHUNK_VALUES each; at least one slice."""
     length = max(1, CHUNK_VALUES // max(1, index.shape[1] * rows.shape[1]))
     return [slice(start, start + length) for start in range(0, max(1, index.shape[0]), length)]
