@@ -50,11 +50,11 @@ def test_what_is_told(animals, farm):
     mixed = MixedDataset([animals.read(), farm.read()])
     absent = "missing from this part of the mixture: background in its images; the first:"
     shared = "4 of 5 images have the id of an image of another part: all are numbered from 1; the first: image 100"
-    assert mixed.problem_messages[-2] == f"{farm.json}: 2 of 4 {absent} category 3: cat"
+    assert mixed.problem_messages[-2] == f"{farm.json}: 2 of 4 classes are {absent} category 3: cat"
     assert mixed.problem_messages[-1] == f"{animals.json} + {farm.json}: {shared} ({animals.images / '0.png'})"
     taken = "1 of 2 categories has an id that another part uses for another class: renumbered"
     assert f"{farm.json}: {taken}; the first: category 3: hen" in mixed.problem_messages
-    assert f"{animals.json}: 1 of 4 {absent} category 91: hen" in mixed.problem_messages
+    assert f"{animals.json}: 1 of 4 classes is {absent} category 91: hen" in mixed.problem_messages
     assert any(note.startswith(f"{animals.json}: 1 of 3 images has no objects") for note in mixed.problem_messages)
     assert len(mixed.problem_messages) == len(mixed.problems) and sum(p.level == "warning" for p in mixed.problems) == 2
 
@@ -227,7 +227,7 @@ def test_a_config_says_it(animals, farm, tmp_path):
     assert load_config(saved) == config
     dataset = build_dataset(config, "train")
     assert len(build_dataset(config, "val", dataset.class_names)) == 5
-    with pytest.raises(UserError, match=r"command line: data.val.ratios: is for training"):
+    with pytest.raises(UserError, match=r"command line: data.val.ratios: only for training"):
         build_dataset(load_config(QUICKSTART, [train, val, "data.val.ratios=[1, 1]"]), "val")
     assert len(dataset) == 5 and dataset.epoch_length == 4
     with pytest.raises(UserError, match=r"command line: data.train.ratios: expected one number for each of the 2"):
