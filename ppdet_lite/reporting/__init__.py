@@ -1,4 +1,4 @@
-"""What a detector gets wrong, from its results alone: matches, rates, kinds of errors, pages.
+"""Analysis of detection results and of datasets, as HTML pages, JSON and CSV.
 
 May import evaluation and below.
 """

@@ -1,4 +1,4 @@
-"""How sure a difference of AP is: a paired bootstrap over images."""
+"""Confidence intervals of AP differences, by a paired bootstrap over images."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,20 +6,20 @@ from typing import NamedTuple
 import numpy as np
 
 from ppdet_lite.reporting.averages import class_aps, mean_aps
-from ppdet_lite.reporting.matching import Found, Matches, Truth
+from ppdet_lite.reporting.matching import Detections, GroundTruth, Matches
 
-CHUNK = 1 << 21  # weights of a class's detections held at a time
+CHUNK = 1 << 21  # weights held in memory at once for the detections of a class
 
 
 class Interval(NamedTuple):
-    """A range that holds a value, with the confidence asked for; None where there is nothing to measure."""
+    """A confidence interval; None if there is nothing to measure."""
 
     low: float | None
     high: float | None
 
 
 class Difference(NamedTuple):
-    """The AP of two runs and how much more the second has; None where there are no objects."""
+    """The AP of two runs and the second minus the first; None if there are no objects."""
 
     first: float | None
     second: float | None
@@ -28,56 +28,58 @@ class Difference(NamedTuple):
 
 
 def draw_selections(image_count: int, count: int, seed: int = 0) -> np.ndarray:
-    """Draw as many images as there are, with repetition, `count` times; [count, images] int64, how often each."""
+    """Draw `count` bootstrap samples of the images; return how often each occurs, [count, images] int64."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(image_count, np.full(image_count, 1 / image_count), size=count)
 
 
-def resampled_aps(found: Found, truth: Truth, matches: Matches, selections: np.ndarray, class_count: int) -> np.ndarray:
-    """The AP, mean over the IoU thresholds, of each class in each selection of images; [B, K], NaN without objects.
+def resampled_aps(
+    detections: Detections, truth: GroundTruth, matches: Matches, selections: np.ndarray, class_count: int
+) -> np.ndarray:
+    """Return the AP [B, K], averaged over IoU thresholds, of each class in each selection; NaN for no objects.
 
-    An image drawn twice counts twice, as a copy of it under another id would. Matches within an image do not change,
-    so that no selection is matched anew.
+    An image that is drawn twice counts as if a copy of it had another id. Matches within an image do not depend on the
+    selection, so nothing is matched again.
     """
-    step = max(1, CHUNK // max(1, *np.bincount(found.classes, minlength=1).tolist()))
-    parts = [
-        class_aps(found, truth, matches, selections[start : start + step], class_count, truth.is_crowd).mean(axis=1)
+    step = max(1, CHUNK // max(1, *np.bincount(detections.classes, minlength=1).tolist()))
+    chunks = [
+        class_aps(detections, truth, matches, selections[start : start + step], class_count, truth.is_crowd).mean(
+            axis=1
+        )
         for start in range(0, len(selections), step)
     ]
-    return np.concatenate(parts)
+    return np.concatenate(chunks)
 
 
-def compare(
-    truth: Truth,
-    runs: Sequence[tuple[Found, Matches]],
+def paired_bootstrap(
+    truth: GroundTruth,
+    runs: Sequence[tuple[Detections, Matches]],
     selections: np.ndarray,
     class_count: int,
     confidence: float = 0.95,
 ) -> tuple[Difference, list[Difference]]:
-    """Compare two runs on the same images: their AP over all classes, and that of each class.
+    """Compare two runs on the same images: their AP over all classes, and the AP of each class.
 
-    The interval is that of the percentiles of the difference over the selections, the same ones for both runs.
+    The interval consists of percentiles of the difference over the selections, which are the same for both runs.
     """
-    everything = np.ones((1, selections.shape[1]), np.int64)
-    own = [resampled_aps(*_with(run, truth), everything, class_count)[0] for run in runs]
-    drawn = [resampled_aps(*_with(run, truth), selections, class_count) for run in runs]
-    overall = _difference([mean_aps(aps) for aps in own], [mean_aps(aps) for aps in drawn], confidence)
+    all_images = np.ones((1, selections.shape[1]), np.int64)
+    measured = [resampled_aps(run, truth, matches, all_images, class_count)[0] for run, matches in runs]
+    resampled = [resampled_aps(run, truth, matches, selections, class_count) for run, matches in runs]
+    overall = _difference([mean_aps(aps) for aps in measured], [mean_aps(aps) for aps in resampled], confidence)
     classes = [
-        _difference([aps[k] for aps in own], [aps[:, k] for aps in drawn], confidence) for k in range(class_count)
+        _difference([aps[k] for aps in measured], [aps[:, k] for aps in resampled], confidence)
+        for k in range(class_count)
     ]
     return overall, classes
 
 
-def _with(run: tuple[Found, Matches], truth: Truth) -> tuple[Found, Truth, Matches]:
-    return run[0], truth, run[1]
-
-
-def _difference(own: Sequence[np.ndarray], drawn: Sequence[np.ndarray], confidence: float) -> Difference:
-    if not np.isfinite(own[0]):
+def _difference(measured: Sequence[np.ndarray], resampled: Sequence[np.ndarray], confidence: float) -> Difference:
+    """Return the difference of the AP of two runs; resampled: their AP [B] in each selection."""
+    if not np.isfinite(measured[0]):
         return Difference(None, None, None, Interval(None, None))
-    first, second = (float(value) for value in own)
-    differences = drawn[1] - drawn[0]
-    differences = differences[np.isfinite(differences)]  # a rare class is not in every selection
+    first, second = (float(value) for value in measured)
+    differences = resampled[1] - resampled[0]
+    differences = differences[np.isfinite(differences)]  # some selections have no object of a rare class
     if not len(differences):
         return Difference(first, second, second - first, Interval(None, None))
     tail = (1 - confidence) / 2

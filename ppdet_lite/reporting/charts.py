@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG in `data:` addresses."""
+"""Charts of a report, as SVG images in `data:` URLs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 from ppdet_lite.reporting.curves import RECALLS, Curve
 from ppdet_lite.reporting.html import chart
 
-MOST_POINTS = 400  # of a line; more cannot be seen
+MAX_POINTS = 400  # of a line; more are not visible
 
 
 def precision_chart(lines: dict[str, np.ndarray]) -> str:
-    """Precision over recall: each line [101] at COCO's recalls, NaN where there is nothing."""
+    """Plot precision over recall; each line [101] has the values at COCO's recalls, NaN where undefined."""
 
     def draw(axes: Any) -> None:
         for name, precision in lines.items():
@@ -24,7 +24,7 @@ def precision_chart(lines: dict[str, np.ndarray]) -> str:
 
 
 def rates_chart(curve: Curve | None, score: float) -> str:
-    """Precision, recall and F1 over the score from which detections are taken; None for nothing found or to find."""
+    """Plot precision, recall and F1 over the minimum score; curve is None without detections or objects."""
 
     def draw(axes: Any) -> None:
         if curve is not None:
@@ -38,12 +38,15 @@ def rates_chart(curve: Curve | None, score: float) -> str:
     return chart(draw, 4.4, 3.3)
 
 
-def class_chart(precision: np.ndarray, best: tuple[float, float] | None, taken: tuple[float, float] | None) -> str:
-    """Precision over recall of one class; the best F1 as a dot, the chosen score as a ring: (recall, precision)."""
+def class_chart(precision: np.ndarray, best: tuple[float, float] | None, chosen: tuple[float, float] | None) -> str:
+    """Plot precision over recall of one class, with a dot at the best F1 and a ring at the chosen score.
+
+    The two points are (recall, precision).
+    """
 
     def draw(axes: Any) -> None:
         axes.plot(RECALLS, precision)
-        for point, colour in ((best, "C0"), (taken, "none")):
+        for point, colour in ((best, "C0"), (chosen, "none")):
             if point is not None:
                 axes.plot(*point, "o", color=colour, markeredgecolor="black", markersize=5)
         _unit_square(axes, "", "")
@@ -52,51 +55,51 @@ def class_chart(precision: np.ndarray, best: tuple[float, float] | None, taken: 
 
 
 def calibration_chart(bins: Sequence[dict[str, float]]) -> str:
-    """The share of right detections over their mean score."""
+    """Plot the fraction of correct detections over their mean score."""
 
     def draw(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
         axes.plot([b["score"] for b in bins], [b["precision"] for b in bins], "o-", markersize=4)
-        _unit_square(axes, "score", "share that is right")
+        _unit_square(axes, "score", "fraction correct")
 
     return chart(draw, 4.4, 3.3)
 
 
 def confusion_chart(counts: np.ndarray) -> str:
-    """A matrix of counts, each row in shares of its sum."""
+    """Plot a confusion matrix of counts, with each row normalized by its sum."""
 
     def draw(axes: Any) -> None:
         sums = counts.sum(axis=1, keepdims=True)
         axes.imshow(counts / np.maximum(sums, 1), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         axes.grid(False)
-        axes.set_xlabel("found as, by class number; background last")
-        axes.set_ylabel("annotated as")
+        axes.set_xlabel("predicted class (background last)")
+        axes.set_ylabel("annotated class")
 
     return chart(draw, 5.5, 5.5)
 
 
 def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
-    """Differences [B, 3] with the low and the high end of their intervals, one below the other."""
+    """Plot differences [B, 3], which consist of value, low and high end of the interval, one below the other."""
 
     def draw(axes: Any) -> None:
-        places = -np.arange(len(names))
+        rows = -np.arange(len(names))
         value, low, high = differences.T
-        axes.errorbar(value, places, xerr=[value - low, high - value], fmt="o", markersize=4, capsize=2)
+        axes.errorbar(value, rows, xerr=[value - low, high - value], fmt="o", markersize=4, capsize=2)
         axes.axvline(0, color="grey", linestyle=":")
-        axes.set_yticks(places, [_short(name) for name in names])
+        axes.set_yticks(rows, [_short(name) for name in names])
 
     return chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))
 
 
 def _short(name: str) -> str:
-    """A name that leaves room beside it."""
+    """Return a name truncated to 24 characters."""
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
-def _unit_square(axes: Any, across: str, up: str) -> None:
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel=across, ylabel=up)
+def _unit_square(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel=x_label, ylabel=y_label)
 
 
 def _thinned(count: int) -> np.ndarray:
-    """Some of so many positions, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).astype(int))
+    """Return at most MAX_POINTS evenly spaced indices below `count`, including the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(int))

@@ -1,4 +1,4 @@
-"""Two runs side by side on the same data."""
+"""Comparison of two runs on the same dataset."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
 from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import charts
-from ppdet_lite.reporting.bootstrap import Difference, compare, draw_selections
+from ppdet_lite.reporting.bootstrap import Difference, draw_selections, paired_bootstrap
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
 from ppdet_lite.reporting.html import fill
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
 from ppdet_lite.reporting.page import mean_precision
-from ppdet_lite.reporting.summary import Analysis, analyse, known, object_counts
+from ppdet_lite.reporting.summary import Analysis, analyse, none_if_missing, object_counts
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
-SHOWN_IOUS = (0, 5)  # 0.5, 0.75
-MOST_CLASSES = 40  # in the chart
+SHOWN_THRESHOLDS = (0, 5)  # indices of IoU 0.5 and 0.75
+MAX_CLASSES = 40  # in the chart
 SELECTIONS, CONFIDENCE = 1000, 0.95
 
 
@@ -37,35 +37,36 @@ def compare_runs(
     selections: int = SELECTIONS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare two results files, or run folders that have one: AP in all, per class and per kind of error.
+    """Compare two results files, or run folders that contain one: total AP, AP per class, and the costs of errors.
 
-    Differences are the second less the first. Their intervals hold CONFIDENCE of the differences over `selections`
-    draws of as many images with repetition, the same for both. Logs a table, and writes a page, its numbers as JSON,
-    and the classes as CSV into the folder, where one is given. Returns what is in comparison.json.
+    Differences are the second run minus the first. Their confidence intervals come from a paired bootstrap over images
+    with the given number of selections. Logs a table. If a folder is given, writes an HTML page, its numbers as JSON,
+    and the classes as CSV into it. Returns the content of comparison.json.
 
-    Raises UserError for what are no results of the dataset and a folder that cannot be written.
+    Raises UserError if a file does not contain results of the dataset, the dataset has fewer than two images, or the
+    folder cannot be written.
     """
     paths = [run / RESULTS if run.is_dir() else run for run in runs]
     results = [read_results(path, dataset) for path in paths]
     metrics = [score_file(dataset, path, backend) for path in paths]
     analyses = [analyse(dataset, result) for result in results]
     if len(dataset) < 2:
-        raise UserError(f"{dataset.file}: a comparison needs two images at least, there is {len(dataset)}")
-    truth = analyses[0].truth
-    overall, classes = compare(
+        raise UserError(f"{dataset.file}: a comparison requires at least two images, not {len(dataset)}")
+    truth = analyses[0].ground_truth
+    overall, classes = paired_bootstrap(
         truth,
-        [(one.found, one.matches) for one in analyses],
+        [(analysis.detections, analysis.matches) for analysis in analyses],
         draw_selections(len(dataset), selections, seed),
         dataset.num_classes,
         CONFIDENCE,
     )
-    costs = [error_costs(one.found, truth, one.errors, dataset.num_classes) for one in analyses]
+    costs = [error_costs(run.detections, truth, run.errors, dataset.num_classes) for run in analyses]
     comparison = {
         "runs": [str(path) for path in paths],
         "images": len(dataset),
         "selections": selections,
         "confidence": CONFIDENCE,
-        "metrics": {name: [known(one[name]) for one in metrics] for name in SUMMARY},
+        "metrics": {name: [none_if_missing(run[name]) for run in metrics] for name in SUMMARY},
         "AP": _flat(overall),
         "classes": [
             {"name": name, "objects": objects, **_flat(item)}
@@ -73,7 +74,7 @@ def compare_runs(
                 dataset.class_names, object_counts(truth, dataset.num_classes), classes, strict=True
             )
         ],
-        "error_costs": {name: [one[name] for one in costs] for name in costs[0] if name != "AP50"},
+        "error_costs": {name: [run[name] for run in costs] for name in costs[0] if name != "AP50"},
     }
     get_logger().info("%s", format_comparison(comparison))
     if folder is not None:
@@ -85,40 +86,40 @@ def compare_runs(
 
 
 def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[Analysis]) -> str:
-    """The comparison as a page that needs nothing else."""
-    known_rows = [row for row in comparison["classes"] if row["low"] is not None]
-    shown = sorted(known_rows, key=lambda row: -row["objects"])[:MOST_CLASSES]
+    """Return the comparison as a self-contained HTML page."""
+    measured = [row for row in comparison["classes"] if row["low"] is not None]
+    shown = sorted(measured, key=lambda row: -row["objects"])[:MAX_CLASSES]
     differences = np.array([[row[key] for key in ("difference", "low", "high")] for row in shown]).reshape(-1, 3)
     lines = {
-        f"{letter}, IoU {IOU_THRESHOLDS[at]:.2f}": mean_precision(dataset, analysis, at)
-        for at in SHOWN_IOUS
+        f"{letter}, IoU {IOU_THRESHOLDS[threshold]:.2f}": mean_precision(dataset, analysis, threshold)
+        for threshold in SHOWN_THRESHOLDS
         for letter, analysis in zip("AB", analyses, strict=True)
     }
     return fill(
         "comparison.html",
-        title="Two runs compared",
-        told=comparison,
+        title="Comparison of two runs",
+        comparison=comparison,
         facts=[*zip("AB", comparison["runs"], strict=True), ("data", dataset.file), ("images", len(dataset))],
         charts={
             "differences": charts.differences_chart([row["name"] for row in shown], differences),
             "precision": charts.precision_chart(lines),
             "shown": len(shown),
         },
-        most_cost=max(*itertools.chain(*comparison["error_costs"].values()), 1e-9),
+        max_cost=max(*itertools.chain(*comparison["error_costs"].values()), 1e-9),
     )
 
 
 def format_comparison(comparison: dict[str, Any]) -> str:
-    """Lay out what `compare_runs` returns as lines for people; -- where there is nothing to measure."""
+    """Format the result of `compare_runs` as a text table, with -- where there is nothing to measure."""
     names = [item["name"] for item in comparison["classes"]]
     names += [*comparison["metrics"], *comparison["error_costs"]]
     width = max(map(len, names))
     heading = f"{comparison['confidence']:.0%} interval, {comparison['selections']} selections of images"
 
-    def row(name: str, first: Any, second: Any, *range_of: float | None) -> str:
+    def row(name: str, first: Any, second: Any, *interval: float | None) -> str:
         cells = [_cell(first), _cell(second), _signed(first, second)]
-        if range_of and range_of[0] is not None:
-            cells.append(f"[{range_of[0]:+.3f}, {range_of[1]:+.3f}]")
+        if interval and interval[0] is not None:
+            cells.append(f"[{interval[0]:+.3f}, {interval[1]:+.3f}]")
         return f"{name:<{width}}  " + "  ".join(f"{cell:>6}" for cell in cells)
 
     ap = comparison["AP"]

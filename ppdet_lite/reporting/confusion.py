@@ -1,34 +1,45 @@
-"""The confusion matrix of a detector, background included."""
+"""The confusion matrix of a detector, with background as an additional class."""
 
 import numpy as np
 
-from ppdet_lite.reporting.matching import AT_HALF, IOU_THRESHOLDS, Found, Matches, Pairs, Truth, greedy
+from ppdet_lite.reporting.matching import (
+    IOU_50,
+    IOU_THRESHOLDS,
+    Detections,
+    GroundTruth,
+    Matches,
+    Pairs,
+    match_greedily,
+)
 
 
 def confusion_matrix(
-    found: Found, truth: Truth, pairs: Pairs, matches: Matches, score: float, class_count: int
+    detections: Detections, truth: GroundTruth, pairs: Pairs, matches: Matches, score: float, class_count: int
 ) -> np.ndarray:
-    """Count [K + 1, K + 1] objects (rows) by what they were taken for (columns) by detections from a score on.
+    """Return the confusion matrix [K + 1, K + 1] at IoU 0.5 of detections with at least the given score.
 
-    First come the matches within classes, at IoU 0.5; then what is left takes, best first, the object of another class
-    that it overlaps most, from the same IoU on. The last row has detections of nothing, the last column missed
-    objects. So the diagonal has the true positives, the sum of a row (but the last) is the objects of a class, the sum
-    of a column (but the last) its detections. Crowds, and what found them, are left out.
+    Rows are annotated classes, columns predicted classes. First, detections are matched with objects of their class.
+    The remaining ones are then matched greedily, by descending score, with the remaining object of highest IoU, if
+    that is at least 0.5. The last row counts detections without an object, the last column objects without a detection.
+
+    The diagonal contains the true positives. The sum of a row (except the last) is the number of objects of a class,
+    the sum of a column (except the last) the number of its detections. Crowd regions and detections matched to them
+    are excluded.
     """
     counts = np.zeros((class_count + 1, class_count + 1), np.int64)
-    good = (found.scores >= score) & ~matches.ignored[AT_HALF]
-    right = good & (matches.truth[AT_HALF] >= 0)
-    open_objects = ~truth.is_crowd
-    open_objects[matches.truth[AT_HALF][right]] = False
+    good = (detections.scores >= score) & ~matches.ignored[IOU_50]
+    right = good & (matches.objects[IOU_50] >= 0)
+    is_free = ~truth.is_crowd
+    is_free[matches.objects[IOU_50][right]] = False
     wrong = good & ~right
-    usable = wrong[pairs.found] & open_objects[pairs.truth]
-    left = Pairs(*(part[usable] for part in pairs))
-    none = np.zeros(len(open_objects), bool)
-    taken = greedy(left, found.images, IOU_THRESHOLDS[:1], none, none)[0]
-    confused = taken >= 0
-    np.add.at(counts, (found.classes[right], found.classes[right]), 1)
-    np.add.at(counts, (truth.classes[taken[confused]], found.classes[confused]), 1)
-    np.add.at(counts, (class_count, found.classes[wrong & ~confused]), 1)
-    open_objects[taken[confused]] = False
-    np.add.at(counts, (truth.classes[open_objects], class_count), 1)
+    usable = wrong[pairs.detections] & is_free[pairs.objects]
+    remaining = Pairs(*(column[usable] for column in pairs))
+    none = np.zeros(len(is_free), bool)
+    matched = match_greedily(remaining, detections.images, IOU_THRESHOLDS[:1], none, none)[0]
+    confused = matched >= 0
+    np.add.at(counts, (detections.classes[right], detections.classes[right]), 1)
+    np.add.at(counts, (truth.classes[matched[confused]], detections.classes[confused]), 1)
+    np.add.at(counts, (class_count, detections.classes[wrong & ~confused]), 1)
+    is_free[matched[confused]] = False
+    np.add.at(counts, (truth.classes[is_free], class_count), 1)
     return counts

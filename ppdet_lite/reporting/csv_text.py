@@ -1,4 +1,4 @@
-"""Rows of numbers as CSV."""
+"""Conversion of rows to CSV."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def csv_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Rows of the same keys with a heading, which is `columns` for no rows."""
+    """Return rows, which all have the same keys, as CSV with a header. `columns` is the header if there are no rows."""
     text = io.StringIO()
     columns = list(rows[0]) if rows else columns
     if columns:

@@ -1,22 +1,22 @@
-"""Precision and recall over scores: average precision, F1, calibration."""
+"""Precision and recall as functions of the score threshold: average precision, F1, calibration."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-RECALLS = np.linspace(0, 1, 101)  # where COCO reads precision
+RECALLS = np.linspace(0, 1, 101)  # the recalls at which COCO samples the precision
 
 
-class Ranked(NamedTuple):
-    """The detections of one class that count, best first, at one IoU threshold."""
+class RankedDetections(NamedTuple):
+    """The detections of one class at one IoU threshold by descending score, without ignored ones."""
 
-    is_true: np.ndarray  # [n] bool: it found an object
+    is_correct: np.ndarray  # [n] bool: true positive
     images: np.ndarray  # [n] int64
     scores: np.ndarray  # [n] float64
 
 
-class Operating(NamedTuple):
-    """A class seen at one score: what reaches it is taken."""
+class OperatingPoint(NamedTuple):
+    """The counts of a class at a score threshold: detections with at least this score are used."""
 
     score: float
     true_positives: int
@@ -25,22 +25,22 @@ class Operating(NamedTuple):
 
     @property
     def precision(self) -> float | None:
-        """The share of detections that are right; None without detections."""
-        return _share(self.true_positives, self.true_positives + self.false_positives)
+        """The fraction of detections that are correct; None without detections."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float | None:
-        """The share of objects that are found; None without objects."""
-        return _share(self.true_positives, self.true_positives + self.missed)
+        """The fraction of objects that are found; None without objects."""
+        return _ratio(self.true_positives, self.true_positives + self.missed)
 
     @property
     def f1(self) -> float | None:
-        """The harmonic mean of both; None where there is neither an object nor a detection."""
-        return _share(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.missed)
+        """The harmonic mean of precision and recall; None if there is neither an object nor a detection."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.missed)
 
 
 class Curve(NamedTuple):
-    """Precision and recall of a class after each distinct score, best first."""
+    """Precision, recall and F1 of a class at each distinct score, in descending order."""
 
     scores: np.ndarray  # [n] float64, descending
     precision: np.ndarray  # [n]
@@ -49,70 +49,71 @@ class Curve(NamedTuple):
 
 
 def average_precision(true: np.ndarray, taken: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """COCO's average precision of a class: the precision at 101 recalls, each the best from there on.
+    """Return COCO's average precision [B] float64 of a class: the mean interpolated precision at 101 recalls.
 
-    It is computed for B selections of images at once, from what has come up to each of the m true positives, in the
-    order of scores: true [B, m], how many true positives; taken [B, m], how many detections; both with the one itself.
-    positives: [B], objects in each selection. Returns [B] float64, NaN where there is no object.
+    It is computed for B selections of images at once, from the counts at each of the m true positives by descending
+    score. Other detections need no evaluation, because recall only grows, and precision only peaks, at true positives.
 
-    No other detection matters: only at true ones does recall grow and precision peak.
+    true: [B, m] number of true positives up to and including each one.
+    taken: [B, m] number of detections up to and including each one.
+    positives: [B] number of objects in each selection; the result is NaN where it is 0.
     """
     positives = np.asarray(positives, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = true / np.maximum(taken, 1)
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         reached = np.searchsorted(RECALLS, true / positives[:, None], side="right")
-    reached[true == 0] = 0  # it is not in this selection
+    reached[true == 0] = 0  # before the first true positive of this selection
     steps = np.diff(reached, axis=1, prepend=0)
     return np.where(positives > 0, (best * steps).sum(axis=1) / len(RECALLS), np.nan)
 
 
-def plain_ap(is_true: np.ndarray, positives: int) -> float:
-    """The average precision of a class over all images, from [n] bool in the order of scores; NaN without objects."""
-    ranks = np.flatnonzero(is_true)[None]
+def ap_of_all_images(is_correct: np.ndarray, positives: int) -> float:
+    """Return the AP of a class over all images from is_correct [n] bool, by descending score; NaN for 0 positives."""
+    ranks = np.flatnonzero(is_correct)[None]
     return float(average_precision(np.arange(1, ranks.size + 1)[None], ranks + 1, np.array([positives]))[0])
 
 
-def at_recalls(ranked: Ranked, positives: int) -> tuple[np.ndarray, np.ndarray]:
-    """The precision [101] of a class with objects at COCO's recalls, the best from there on, and the score there.
+def precision_at_recalls(ranked: RankedDetections, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the interpolated precision [101] at COCO's recalls and the score thresholds [101] that reach them.
 
-    Where a recall is not reached the precision is 0 and the score NaN.
+    positives: number of objects, at least 1. Where a recall is not reached, the precision is 0 and the score NaN.
     """
-    ranks = np.flatnonzero(ranked.is_true)
+    ranks = np.flatnonzero(ranked.is_correct)
     true = np.arange(1, len(ranks) + 1)
     best = np.maximum.accumulate((true / (ranks + 1))[::-1])[::-1]
-    place = np.searchsorted(true / positives, RECALLS)
-    return np.append(best, 0.0)[place], np.append(ranked.scores[ranks], np.nan)[place]
+    index = np.searchsorted(true / positives, RECALLS)
+    return np.append(best, 0.0)[index], np.append(ranked.scores[ranks], np.nan)[index]
 
 
-def curve(ranked: Ranked, positives: int) -> Curve:
-    """Precision, recall and F1 of a class with objects, after each distinct score."""
-    last = np.flatnonzero(np.diff(ranked.scores, append=-np.inf))  # equal scores are taken together
-    true = np.cumsum(ranked.is_true)[last]
+def curve(ranked: RankedDetections, positives: int) -> Curve:
+    """Return precision, recall and F1 at each distinct score of a class with at least one object."""
+    last = np.flatnonzero(np.diff(ranked.scores, append=-np.inf))  # detections with equal scores are added together
+    true = np.cumsum(ranked.is_correct)[last]
     return Curve(ranked.scores[last], true / (last + 1), true / positives, 2 * true / (last + 1 + positives))
 
 
-def at_score(ranked: Ranked, positives: int, score: float) -> Operating:
-    """What a class comes to if detections from a score on are taken."""
+def point_at_score(ranked: RankedDetections, positives: int, score: float) -> OperatingPoint:
+    """Return the counts of a class for detections with at least a score."""
     taken = int(np.sum(ranked.scores >= score))
-    true = int(ranked.is_true[:taken].sum())
-    return Operating(score, true, taken - true, positives - true)
+    true = int(ranked.is_correct[:taken].sum())
+    return OperatingPoint(score, true, taken - true, positives - true)
 
 
-def at_best_f1(ranked: Ranked, positives: int) -> Operating | None:
-    """The same at the score of the best F1, the highest of equals; None where nothing is found or there to be found."""
-    if not positives or not ranked.is_true.any():
+def best_f1_point(ranked: RankedDetections, positives: int) -> OperatingPoint | None:
+    """Return the counts at the highest score with the best F1; None without objects or true positives."""
+    if not positives or not ranked.is_correct.any():
         return None
     points = curve(ranked, positives)
-    return at_score(ranked, positives, float(points.scores[np.argmax(points.f1)]))
+    return point_at_score(ranked, positives, float(points.scores[np.argmax(points.f1)]))
 
 
-def calibration(ranked: Ranked, bins: int = 10) -> list[dict[str, float]]:
-    """How often detections of about a score are right, beside their mean score, for each bin in 0..1 that has any."""
-    place = np.clip((ranked.scores * bins).astype(int), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    right = np.bincount(place, ranked.is_true, minlength=bins)
-    total = np.bincount(place, ranked.scores, minlength=bins)
+def calibration(ranked: RankedDetections, bins: int = 10) -> list[dict[str, float]]:
+    """Return count, mean score and precision of the detections in each non-empty bin of the score range 0..1."""
+    index = np.clip((ranked.scores * bins).astype(int), 0, bins - 1)
+    count = np.bincount(index, minlength=bins)
+    right = np.bincount(index, ranked.is_correct, minlength=bins)
+    total = np.bincount(index, ranked.scores, minlength=bins)
     return [
         {
             "from": k / bins,
@@ -126,11 +127,11 @@ def calibration(ranked: Ranked, bins: int = 10) -> list[dict[str, float]]:
 
 
 def calibration_error(bins: list[dict[str, float]]) -> float | None:
-    """The expected calibration error: |precision - score|, weighted by detections; None without any."""
+    """Return the expected calibration error: the mean |precision - score| over detections; None without detections."""
     total = sum(item["detections"] for item in bins)
     weighted = sum(item["detections"] * abs(item["precision"] - item["score"]) for item in bins)
     return weighted / total if total else None
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None

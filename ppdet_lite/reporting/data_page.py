@@ -1,4 +1,4 @@
-"""A check of data as a page that stands alone, with charts and pictures, as JSON, and as a table of every place."""
+"""The check of datasets as a self-contained HTML page with charts and images, as JSON, and as a CSV of all problems."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,60 +9,62 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
-from ppdet_lite.data.annotations.objects import LARGEST
+from ppdet_lite.data.annotations.objects import MAX_COORDINATE
 from ppdet_lite.data.annotations.problems import Example, Problem
 from ppdet_lite.data.annotations.statistics import LARGE, SMALL
-from ppdet_lite.data.checking.boxes import MEASURES, measures
+from ppdet_lite.data.checking.boxes import PERCENTILES, percentiles
 from ppdet_lite.data.checking.check import COLUMNS, Check, SetCheck
 from ppdet_lite.data.images.drawing import draw_detections
+from ppdet_lite.reporting.box_crops import crop_around, limits_around
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.html import chart, fill, jpeg
 from ppdet_lite.storage.files import write_json, write_text
 
-PAGE, NUMBERS, PLACES, TEMPLATE = "index.html", "check.json", "problems.csv", "data.html"
-SAMPLES, EXAMPLES = 8, 3  # pictures of a set, and of a problem
-SIDE, MOST_ZOOM = 360, 4.0  # pixels of a picture's longer side, and how much it is enlarged at most
-CONTEXT, LEAST_PART = 2.5, 0.3  # what is shown around a box: so many times its side, that share of the image's at least
-SMALLEST = 8  # pixels; what is smaller is encircled
+PAGE, NUMBERS, OCCURRENCES, TEMPLATE = "index.html", "check.json", "problems.csv", "data.html"
+SAMPLES, EXAMPLES = 8, 3  # images shown per dataset and per problem
+SIDE = 360  # longer side of a shown image, pixels
+CONTEXT, MIN_FRACTION = 2.5, 0.3  # side of a crop relative to the box, and its minimum relative to the image
+MIN_OUTLINED = 8  # pixels; smaller boxes are encircled instead of outlined
 DISTRIBUTIONS = {
-    "sides": "box side, root of the area, pixels",
-    "relative": "box side / image side",
+    "sides": "square root of the box area, pixels",
+    "relative": "square root of box area / image area",
     "aspects": "box height / width",
-    "per_image": "boxes in an image",
+    "per_image": "boxes per image",
     "widths": "image width, pixels",
     "heights": "image height, pixels",
 }
 
 
-class Picture(NamedTuple):
-    """A picture of the page."""
+class Figure(NamedTuple):
+    """A chart or an image on the page."""
 
-    address: str
+    url: str  # a data: URL
     caption: str
 
 
-def write_report(found: Check, folder: Path) -> None:
-    """Write index.html, check.json and problems.csv into a folder. Raises UserError where it cannot be written."""
-    write_json(folder / NUMBERS, found.as_json())
-    write_text(folder / PLACES, csv_text(found.rows(), COLUMNS))
-    write_text(folder / PAGE, page(found))
-    get_logger().info("%s, %s and %s written into %s", PAGE, NUMBERS, PLACES, folder)
+def write_report(check: Check, folder: Path) -> None:
+    """Write index.html, check.json and problems.csv into a folder. Raises UserError if it cannot be written."""
+    write_json(folder / NUMBERS, check.as_json())
+    write_text(folder / OCCURRENCES, csv_text(check.rows(), COLUMNS))
+    write_text(folder / PAGE, page(check))
+    get_logger().info("written: %s, %s and %s in %s", PAGE, NUMBERS, OCCURRENCES, folder)
 
 
-def page(found: Check) -> str:
-    """The page as HTML, with all that it shows inside."""
-    read = [each for each in found.sets if each.numbers is not None]
+def page(check: Check) -> str:
+    """Return the page as self-contained HTML."""
+    read = [each for each in check.sets if each.distributions is not None]
     return fill(
         TEMPLATE,
-        sets=found.sets,
+        title=f"Data check: {', '.join(each.name for each in check.sets)}",
+        sets=check.sets,
         read=read,
-        between=found.between,
-        refusal=found.refusal,
-        pictures_of=lambda problem: _examples(found, problem),
+        between=check.between,
+        refusal=check.refusal,
+        examples_of=lambda problem: _examples(check, problem),
         counts=_counts(read),
-        measure_names=list(MEASURES),
+        percentile_names=list(PERCENTILES),
         distributions=_distributions(read),
-        charts=_charts(read) if any(len(each.numbers.sides) for each in read) else [],
+        charts=_charts(read) if any(len(each.distributions.sides) for each in read) else [],
         classes=_classes(read),
         samples={each.name: _samples(each) for each in read},
     )
@@ -85,24 +87,24 @@ def _distributions(read: Sequence[SetCheck]) -> list[tuple[str, str, list[str]]]
     rows = []
     for key, label in DISTRIBUTIONS.items():
         for each in read:
-            found = measures(getattr(each.numbers, key)) or {}
-            rows.append((label, each.name, [f"{value:.4g}" for value in found.values()]))
+            values = percentiles(getattr(each.distributions, key)) or {}
+            rows.append((label, each.name, [f"{value:.4g}" for value in values.values()]))
     return rows
 
 
 def _classes(read: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]]]]:
-    """The boxes of each class and their share of the set's, most of the first set first."""
-    counted = [dict(zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True)) for each in read]
-    totals = [max(sum(counts.values()), 1) for counts in counted]
-    names = dict.fromkeys(name for counts in counted for name in counts)
+    """Return the number of boxes of each class and their fraction per dataset, sorted by the first dataset."""
+    counts = [dict(zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True)) for each in read]
+    totals = [max(sum(of_set.values()), 1) for of_set in counts]
+    names = dict.fromkeys(name for of_set in counts for name in of_set)
     rows = [
-        (name, [(counts.get(name, 0), counts.get(name, 0) / n) for counts, n in zip(counted, totals)]) for name in names
+        (name, [(of_set.get(name, 0), of_set.get(name, 0) / n) for of_set, n in zip(counts, totals)]) for name in names
     ]
     return sorted(rows, key=lambda row: -row[1][0][0])
 
 
-def _charts(read: Sequence[SetCheck]) -> list[Picture]:
-    numbers = {each.name: each.numbers for each in read}
+def _charts(read: Sequence[SetCheck]) -> list[Figure]:
+    numbers = {each.name: each.distributions for each in read}
 
     def histogram(axes: Any, key: str, bins: np.ndarray) -> None:
         for name, each in numbers.items():
@@ -139,78 +141,75 @@ def _charts(read: Sequence[SetCheck]) -> list[Picture]:
         axes.legend(frameon=False)
 
     captions = {
-        sides: "Dotted: where COCO's small boxes end and its large ones begin.",
-        relative: "How much of the image a box takes.",
+        sides: "Dotted lines: the limits of COCO's small, medium and large boxes.",
+        relative: "The size of a box relative to its image.",
         aspects: "Below 1: wider than high.",
         per_image: "Crowd regions are not counted.",
-        sizes: "A dot for each image.",
+        sizes: "One dot per image.",
     }
-    return [Picture(chart(draw, 4.4, 3.1), caption) for draw, caption in captions.items()]
+    return [Figure(chart(draw, 4.4, 3.1), caption) for draw, caption in captions.items()]
 
 
-def _samples(each: SetCheck) -> list[Picture]:
-    """Pictures from all over a set, those with boxes first."""
-    rows = [row for row, count in enumerate(each.numbers.per_image.tolist()) if count] or list(range(len(each.dataset)))
+def _samples(each: SetCheck) -> list[Figure]:
+    """Return images spread evenly over a dataset, only those with boxes if there are any."""
+    rows = [row for row, count in enumerate(each.distributions.per_image.tolist()) if count] or list(
+        range(len(each.dataset))
+    )
     chosen = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
-    pictures = [_picture(each, rows[place], each.dataset.info(rows[place]).path) for place in chosen]
-    return [picture for picture in pictures if picture is not None]
+    figures = [_draw(each, rows[index], each.dataset.info(rows[index]).path) for index in chosen]
+    return [figure for figure in figures if figure is not None]
 
 
-def _examples(found: Check, problem: Problem) -> list[Picture]:
-    """Pictures of a problem of images or boxes, where they can be shown."""
-    for each in found.sets:
-        if each.dataset is not None and (problem in each.problems or (problem in found.between and each.is_val)):
+def _examples(check: Check, problem: Problem) -> list[Figure]:
+    """Return images of the examples of a problem, as far as these belong to readable images."""
+    for each in check.sets:
+        if each.dataset is not None and (problem in each.problems or (problem in check.between and each.is_val)):
             rows = {image: row for row, image in enumerate(each.dataset.image_ids.tolist())}
             shown = [example for example in problem.examples if type(example.image) is int and example.image in rows]
-            made = [_picture(each, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
-            return [picture for picture in made if picture is not None]
+            figures = [_draw(each, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
+            return [figure for figure in figures if figure is not None]
     return []
 
 
 def _box(example: Example) -> list[float] | None:
+    """Return the bbox of an example, or None if it has none that can be drawn."""
     value = example.value if isinstance(example.value, dict) else {}
     box = value.get("bbox")
-    usable = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and abs(v) < LARGEST for v in box)
+    usable = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+    usable = usable and all(abs(v) < MAX_COORDINATE for v in box)
     return box if usable else None
 
 
-def _picture(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Picture | None:
-    """An image with its boxes drawn, or the part of it around one, which is outlined; None if it cannot be read."""
+def _draw(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
+    """Draw an image with its boxes, or only the part around one box, which is outlined.
+
+    Returns None if the image cannot be read.
+    """
     try:
         image = each.dataset.load(row)
     except UserError:
-        return None  # what is wrong with it is told
+        return None  # this is a problem of its own on the page
     objects = each.dataset.annotations(row)
-    left, top, right, bottom = (0, 0, *image.shape[1::-1]) if xywh is None else _cut(xywh, image.shape[:2])
-    zoom = min(SIDE / max(right - left, bottom - top), MOST_ZOOM)
-    way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    part = cv2.resize(image[top:bottom, left:right], None, fx=zoom, fy=zoom, interpolation=way)
-    boxes = (objects.boxes - [left, top, left, top]) * zoom
-    seen = ((boxes[:, :2] < part.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
-    drawn = draw_detections(part, boxes[seen], objects.classes[seen], None, each.dataset.class_names)
+    size = image.shape[:2]
+    whole = (0, 0, *size[::-1])
+    limits = whole if xywh is None else limits_around(xywh, size, CONTEXT, MIN_FRACTION * max(size))
+    crop = crop_around(image, limits, SIDE)
+    boxes = crop.convert(objects.boxes)
+    visible = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+    drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, each.dataset.class_names)
     if xywh is not None:
-        _outline(drawn, (np.array(xywh) - [left, top, 0, 0]) * zoom)
-    return Picture(jpeg(drawn), caption)
+        x, y, w, h = xywh
+        _outline(drawing, crop.convert(np.array([x, y, x + w, y + h])))
+    return Figure(jpeg(drawing), caption)
 
 
-def _cut(xywh: list[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part (left, top, right, bottom) of an image (h, w) around a box, not less than a share of the image."""
-    height, width = size
-    x, y, w, h = xywh
-    half = max(CONTEXT * max(w, h), LEAST_PART * max(size)) / 2
-    centre_x, centre_y = np.clip(x + w / 2, 0, width), np.clip(y + h / 2, 0, height)
-    left, top = int(max(centre_x - half, 0)), int(max(centre_y - half, 0))
-    right, bottom = int(np.ceil(min(centre_x + half, width))), int(np.ceil(min(centre_y + half, height)))
-    return min(left, width - 1), min(top, height - 1), right, bottom
-
-
-def _outline(picture: np.ndarray, xywh: np.ndarray) -> None:
-    """Outline a box, or encircle it where it is too small to be seen, in black and white."""
-    side = max(picture.shape)
-    low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (xywh[:2], xywh[:2] + xywh[2:]))
-    centre, radius = ((low + high) // 2).tolist(), SMALLEST + int((high - low).max()) // 2
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        if (high - low).min() < SMALLEST:
-            cv2.circle(picture, centre, radius, colour, thickness)
+def _outline(image: np.ndarray, box: np.ndarray) -> None:
+    """Outline an xyxy box in black and white, or encircle it if it is too small to be visible."""
+    side = max(image.shape)
+    low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (box[:2], box[2:]))
+    center, radius = ((low + high) // 2).tolist(), MIN_OUTLINED + int((high - low).max()) // 2
+    for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        if (high - low).min() < MIN_OUTLINED:
+            cv2.circle(image, center, radius, color, thickness)
         else:
-            cv2.rectangle(picture, low.tolist(), high.tolist(), colour, thickness)
+            cv2.rectangle(image, low.tolist(), high.tolist(), color, thickness)

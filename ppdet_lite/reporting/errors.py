@@ -1,8 +1,8 @@
-"""The kinds of errors of a detector and what each costs, as TIDE has them (Bolya et al., ECCV 2020).
+"""The kinds of errors of a detector and the cost of each, as defined by TIDE (Bolya et al., ECCV 2020).
 
-It differs from `tidecv` in this: what finds a crowd is no error and mends none; AP is the mean over the classes that
-have objects, read at COCO's recalls to the last bit; equal scores keep their order when errors are mended; a crowd
-excuses from the threshold on, not only above it.
+Differences from `tidecv`: a detection matched to a crowd region is no error, and correcting errors does not affect it;
+it is matched from an IoU equal to the threshold on, not only above it. AP is the mean over the classes that have
+objects, sampled at exactly COCO's recalls. Detections with equal scores keep their order when errors are corrected.
 """
 
 from enum import IntEnum
@@ -10,126 +10,127 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppdet_lite.reporting.averages import by_class
-from ppdet_lite.reporting.curves import plain_ap
-from ppdet_lite.reporting.matching import AT_HALF, LEAST_OVERLAP, Found, Matches, Pairs, Truth, rank_within
+from ppdet_lite.reporting.averages import rows_by_class
+from ppdet_lite.reporting.curves import ap_of_all_images
+from ppdet_lite.reporting.matching import IOU_50, MIN_OVERLAP, Detections, GroundTruth, Matches, Pairs, rank_within
 
 FOREGROUND = 0.5  # IoU of a true positive
-MOST_PER_IMAGE = 100  # detections of an image, of all classes, that TIDE looks at
+MAX_PER_IMAGE = 100  # detections per image, over all classes, that TIDE uses
 
 
-class Kind(IntEnum):
-    """What a detection is."""
+class DetectionKind(IntEnum):
+    """A correct detection, or the kind of its error."""
 
-    LEFT_OUT = -1  # it found a crowd, or there are MOST_PER_IMAGE better ones in its image
-    RIGHT = 0
-    CLASSIFICATION = 1  # right place, wrong class
-    LOCALISATION = 2  # right class, poor place
+    IGNORED = -1  # matched to a crowd region, or not among the best MAX_PER_IMAGE of its image
+    CORRECT = 0
+    CLASSIFICATION = 1  # correct location, wrong class
+    LOCALISATION = 2  # correct class, poor location
     BOTH = 3
-    DUPLICATE = 4  # of what a better one has found
-    BACKGROUND = 5  # of nothing
+    DUPLICATE = 4  # of an object that a better detection is matched to
+    BACKGROUND = 5  # overlaps no object
 
 
-ERRORS = (Kind.CLASSIFICATION, Kind.LOCALISATION, Kind.BOTH, Kind.DUPLICATE, Kind.BACKGROUND)
+ERRORS = tuple(kind for kind in DetectionKind if kind >= DetectionKind.CLASSIFICATION)
 
 
 class Errors(NamedTuple):
-    """Each detection's kind, and the objects that no detection of any error stands for."""
+    """The kind of each detection, and the objects that are not found."""
 
-    kinds: np.ndarray  # [D] int64 of Kind
-    targets: np.ndarray  # [D] int64: the object that a classification or localisation error was to find, else -1
-    missed: np.ndarray  # [G] bool: neither found nor within reach of one of those errors
-    lost: np.ndarray  # [G] bool: not found; a missed object is lost too
+    kinds: np.ndarray  # [D] int64 of DetectionKind
+    targets: np.ndarray  # [D] int64: the object that a classification or localisation error missed, else -1
+    missed: np.ndarray  # [G] bool: unmatched, and not the target of an error
+    unmatched: np.ndarray  # [G] bool: no correct detection, including the missed objects
 
 
-def find_errors(found: Found, truth: Truth, pairs: Pairs, matches: Matches) -> Errors:
-    """Tell what each detection is, in the order of TIDE's rules, at IoU 0.5 and background below 0.1."""
-    looked_at = rank_within(found.images) < MOST_PER_IMAGE
-    taken, ignored = matches.truth[AT_HALF], matches.ignored[AT_HALF]
-    right = looked_at & ~ignored & (taken >= 0)
-    is_used = np.zeros(len(truth.images), bool)
-    is_used[taken[right]] = True
+def find_errors(detections: Detections, truth: GroundTruth, pairs: Pairs, matches: Matches) -> Errors:
+    """Classify the detections by TIDE's rules, in their order: IoU 0.5 for a match, below 0.1 for background."""
+    is_used = rank_within(detections.images) < MAX_PER_IMAGE
+    matched, ignored = matches.objects[IOU_50], matches.ignored[IOU_50]
+    correct = is_used & ~ignored & (matched >= 0)
+    is_found = np.zeros(len(truth.images), bool)
+    is_found[matched[correct]] = True
 
-    objects = Pairs(*(part[~truth.is_crowd[pairs.truth]] for part in pairs))
-    same = found.classes[objects.found] == truth.classes[objects.truth]
-    same_iou, same_object = _best(objects, same, len(found.images))
-    other_iou, other_object = _best(objects, ~same, len(found.images))
-    used_iou, _ = _best(objects, same & is_used[objects.truth], len(found.images))
-    kinds = np.select(
-        [
-            ~looked_at | ignored,
-            right,
-            (same_iou >= LEAST_OVERLAP) & (same_iou <= FOREGROUND),
-            other_iou >= FOREGROUND,
-            used_iou >= FOREGROUND,
-            np.maximum(same_iou, other_iou) <= LEAST_OVERLAP,
-        ],
-        [Kind.LEFT_OUT, Kind.RIGHT, Kind.LOCALISATION, Kind.CLASSIFICATION, Kind.DUPLICATE, Kind.BACKGROUND],
-        Kind.BOTH,
-    ).astype(np.int64)
+    objects = Pairs(*(column[~truth.is_crowd[pairs.objects]] for column in pairs))
+    same = detections.classes[objects.detections] == truth.classes[objects.objects]
+    same_iou, same_object = _best(objects, same, len(detections.images))
+    other_iou, other_object = _best(objects, ~same, len(detections.images))
+    found_iou, _ = _best(objects, same & is_found[objects.objects], len(detections.images))
+    rules = {
+        DetectionKind.IGNORED: ~is_used | ignored,
+        DetectionKind.CORRECT: correct,
+        DetectionKind.LOCALISATION: (same_iou >= MIN_OVERLAP) & (same_iou <= FOREGROUND),
+        DetectionKind.CLASSIFICATION: other_iou >= FOREGROUND,
+        DetectionKind.DUPLICATE: found_iou >= FOREGROUND,
+        DetectionKind.BACKGROUND: np.maximum(same_iou, other_iou) <= MIN_OVERLAP,
+    }
+    kinds = np.select(list(rules.values()), list(rules), DetectionKind.BOTH).astype(np.int64)
     targets = np.select(
-        [kinds == Kind.LOCALISATION, kinds == Kind.CLASSIFICATION], [same_object, other_object], -1
+        [kinds == DetectionKind.LOCALISATION, kinds == DetectionKind.CLASSIFICATION], [same_object, other_object], -1
     ).astype(np.int64)
-    lost = ~truth.is_crowd & ~is_used
-    missed = lost.copy()
+    unmatched = ~truth.is_crowd & ~is_found
+    missed = unmatched.copy()
     missed[targets[targets >= 0]] = False
-    return Errors(kinds, targets, missed, lost)
+    return Errors(kinds, targets, missed, unmatched)
 
 
-def error_costs(found: Found, truth: Truth, errors: Errors, class_count: int) -> dict[str, float]:
-    """The AP50 (of what TIDE looks at, as `AP50`), and by how much it would rise if each kind of error were mended.
+def error_costs(detections: Detections, truth: GroundTruth, errors: Errors, class_count: int) -> dict[str, float]:
+    """Return the AP50 of the detections that TIDE uses, and its gain if each kind of error were eliminated.
 
-    Wrong classes and places are put right, once per object that nobody found; the other errors vanish, missed objects
-    are not asked for. `false_positives`: none would stand above a true one. `false_negatives`: no lost object would be
-    asked for.
+    One classification or localisation error per unmatched object is corrected; all other errors are removed. Missed
+    objects are removed from the ground truth. The additional key `false_positives` is the gain if all false positives
+    were removed, `false_negatives` the gain if all unmatched objects were removed.
     """
-    kinds = errors.kinds
-    classes, is_true, counts = found.classes.copy(), kinds == Kind.RIGHT, kinds != Kind.LEFT_OUT
+    kinds, classes = errors.kinds, detections.classes
+    is_correct, is_used = kinds == DetectionKind.CORRECT, kinds != DetectionKind.IGNORED
     positives = np.bincount(truth.classes[~truth.is_crowd], minlength=class_count)
-    asked = positives > 0
+    has_objects = positives > 0
 
-    def mean_ap(classes: np.ndarray, is_true: np.ndarray, counts: np.ndarray, positives: np.ndarray) -> float:
+    def mean_ap(classes: np.ndarray, is_correct: np.ndarray, is_used: np.ndarray, positives: np.ndarray) -> float:
         values = []
-        rows_of = by_class(np.where(counts, classes, class_count), class_count + 1)
-        for k in np.flatnonzero(asked).tolist():
+        rows_of = rows_by_class(np.where(is_used, classes, class_count), class_count + 1)
+        for k in np.flatnonzero(has_objects).tolist():
             if positives[k]:
-                values.append(plain_ap(is_true[rows_of[k]], int(positives[k])))
+                values.append(ap_of_all_images(is_correct[rows_of[k]], int(positives[k])))
             elif len(rows_of[k]):
                 values.append(0.0)
         return float(np.mean(values)) if values else 0.0
 
-    base = mean_ap(classes, is_true, counts, positives)
-    mended = _mendable(errors)
+    base = mean_ap(classes, is_correct, is_used, positives)
+    correctable = _correctable(errors)
     costs = {"AP50": base}
     for kind in ERRORS:
-        own = kinds == kind
-        kept, true, moved = counts & (~own | mended), is_true | (own & mended), classes.copy()
-        if kind == Kind.CLASSIFICATION:
-            moved[own & mended] = truth.classes[errors.targets[own & mended]]
-        costs[kind.name.lower()] = mean_ap(moved, true, kept, positives) - base
-    less = np.bincount(truth.classes[errors.missed], minlength=class_count)
-    costs["missed"] = mean_ap(classes, is_true, counts, positives - less) - base
-    costs["false_positives"] = mean_ap(classes, is_true, is_true, positives) - base
-    less = np.bincount(truth.classes[errors.lost], minlength=class_count)
-    costs["false_negatives"] = mean_ap(classes, is_true, counts, positives - less) - base
+        corrected, removed = (kinds == kind) & correctable, (kinds == kind) & ~correctable
+        new_classes = classes.copy()
+        if kind == DetectionKind.CLASSIFICATION:
+            new_classes[corrected] = truth.classes[errors.targets[corrected]]
+        costs[kind.name.lower()] = mean_ap(new_classes, is_correct | corrected, is_used & ~removed, positives) - base
+    missed, unmatched = (
+        np.bincount(truth.classes[objects], minlength=class_count) for objects in (errors.missed, errors.unmatched)
+    )
+    costs["missed"] = mean_ap(classes, is_correct, is_used, positives - missed) - base
+    costs["false_positives"] = mean_ap(classes, is_correct, is_correct, positives) - base
+    costs["false_negatives"] = mean_ap(classes, is_correct, is_used, positives - unmatched) - base
     return {name: max(value, 0.0) for name, value in costs.items()}
 
 
 def _best(pairs: Pairs, among: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The highest IoU of each of `count` detections in some pairs, 0 for none, and its object, the first of equals."""
-    found, truth, ious = (part[among] for part in pairs)
-    order = np.lexsort((-truth, ious, found))
-    last = order[np.flatnonzero(np.diff(found[order], append=-1))]
-    best, objects = np.zeros(count), np.full(count, -1, np.int64)
-    best[found[last]], objects[found[last]] = ious[last], truth[last]
-    return best, objects
+    """Return the highest IoU [count] of each detection among some pairs, 0 for no pair, and its object, -1 for no pair.
+
+    Of several objects with the same IoU, the first one is returned.
+    """
+    detections, objects, ious = (column[among] for column in pairs)
+    order = np.lexsort((-objects, ious, detections))
+    last = order[np.flatnonzero(np.diff(detections[order], append=-1))]
+    best_iou, best_object = np.zeros(count), np.full(count, -1, np.int64)
+    best_iou[detections[last]], best_object[detections[last]] = ious[last], objects[last]
+    return best_iou, best_object
 
 
-def _mendable(errors: Errors) -> np.ndarray:
-    """[D] bool: of the errors whose object nobody found, the best of each object; more would be duplicates."""
+def _correctable(errors: Errors) -> np.ndarray:
+    """Return a mask [D] of the best error per unmatched object; if corrected, further ones would be duplicates."""
     rows = np.flatnonzero(errors.targets >= 0)
-    rows = rows[errors.lost[errors.targets[rows]]]
+    rows = rows[errors.unmatched[errors.targets[rows]]]
     _, first = np.unique(errors.targets[rows], return_index=True)
-    mended = np.zeros(len(errors.targets), bool)
-    mended[rows[first]] = True
-    return mended
+    correctable = np.zeros(len(errors.targets), bool)
+    correctable[rows[first]] = True
+    return correctable

@@ -1,82 +1,84 @@
-"""The worst mistakes, as pictures with truth and predictions drawn."""
+"""The worst mistakes of a detector, as crops of the images with ground truth and predictions drawn."""
 
 from collections import Counter
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.images.drawing import draw_overlay
-from ppdet_lite.reporting.errors import Kind
+from ppdet_lite.reporting.box_crops import crop_around, limits_around
+from ppdet_lite.reporting.errors import DetectionKind
 from ppdet_lite.reporting.html import jpeg
-from ppdet_lite.reporting.matching import AT_HALF
+from ppdet_lite.reporting.matching import IOU_50
 from ppdet_lite.reporting.summary import Analysis, file_name
 
-MOST_OF_AN_IMAGE = 2  # so that one bad image does not fill the page
-CONTEXT, LEAST_SIDE = 2.2, 96.0  # the cut: so many times the box, at least so many pixels
-SIDE, MOST_ZOOM = 300, 4.0  # pixels of a picture's longer side, and its enlargement
+MAX_PER_IMAGE = 2  # mistakes, so that one bad image does not fill the page
+CONTEXT, MIN_CROP_SIDE = 2.2, 96.0  # side of the crop relative to the box, and its minimum in pixels
+SIDE = 300  # longer side of the enlarged crop, pixels
 
 
 class Mistake(NamedTuple):
-    """A picture of a mistake, or why there is none."""
+    """A drawing of a mistake with its caption."""
 
-    picture: str  # a data: address; empty if the image cannot be read
+    drawing: str  # JPEG as a data: URL; empty if the image cannot be read
     title: str
-    detail: str
+    detail: str  # ends with the reason if the image cannot be read
     file: str
 
 
 def worst_false_positives(analysis: Analysis, count: int) -> list[int]:
-    """The most confident detections that are wrong, a few of each image."""
-    wrong = np.flatnonzero(analysis.errors.kinds >= Kind.CLASSIFICATION)
-    return _some_of_each_image(wrong, analysis.found.images, count)
+    """Return the wrong detections with the highest scores, at most MAX_PER_IMAGE per image."""
+    wrong = np.flatnonzero(analysis.errors.kinds >= DetectionKind.CLASSIFICATION)
+    return _first_per_image(wrong, analysis.detections.images, count)
 
 
 def worst_misses(analysis: Analysis, score: float, count: int) -> list[int]:
-    """Objects that are not found from a score on: first those found at no score, of these the largest."""
-    found, truth = analysis.found, analysis.truth
+    """Return the objects not found with at least a score: those found at no score first, larger ones first."""
+    detections, truth = analysis.detections, analysis.ground_truth
     best = np.zeros(len(truth.images))
-    taken = analysis.matches.truth[AT_HALF]
-    best[taken[taken >= 0]] = found.scores[taken >= 0]
-    missed = np.flatnonzero(~truth.is_crowd & ((best < score) | analysis.errors.lost))
+    matched = analysis.matches.objects[IOU_50]
+    best[matched[matched >= 0]] = detections.scores[matched >= 0]
+    missed = np.flatnonzero(~truth.is_crowd & ((best < score) | analysis.errors.unmatched))
     order = np.lexsort((-truth.areas[missed], best[missed]))
-    return _some_of_each_image(missed[order], truth.images, count)
+    return _first_per_image(missed[order], truth.images, count)
 
 
 def show_false_positives(dataset: CocoDataset, analysis: Analysis, rows: list[int], score: float) -> list[Mistake]:
-    """A picture of each of these detections."""
-    found, truth, _, _, errors = analysis
-    shown = []
+    """Draw each of the given detections, which are false positives."""
+    detections, truth, _, _, errors = analysis
+    mistakes = []
     for row in rows:
-        kind = Kind(int(errors.kinds[row]))
-        title = f"{dataset.class_names[found.classes[row]]} {found.scores[row]:.2f}"
+        kind = DetectionKind(int(errors.kinds[row]))
+        title = f"{dataset.class_names[detections.classes[row]]} {detections.scores[row]:.2f}"
         detail = kind.name.lower()
-        if kind == Kind.CLASSIFICATION:
+        if kind == DetectionKind.CLASSIFICATION:
             detail += f": annotated as {dataset.class_names[truth.classes[errors.targets[row]]]}"
-        shown.append(_show(dataset, analysis, int(found.images[row]), found.xywh[row], (title, detail), score, row))
-    return shown
+        image = int(detections.images[row])
+        mistakes.append(_show(dataset, analysis, image, detections.xywh[row], (title, detail), score, row))
+    return mistakes
 
 
 def show_misses(dataset: CocoDataset, analysis: Analysis, rows: list[int], score: float) -> list[Mistake]:
-    """A picture of each of these objects."""
-    truth = analysis.truth
-    shown = []
+    """Draw each of the given objects, which are missed."""
+    truth = analysis.ground_truth
+    mistakes = []
     for row in rows:
         width, height = truth.xywh[row, 2:]
-        texts = (dataset.class_names[truth.classes[row]], f"{width:.0f} x {height:.0f} pixels")
-        shown.append(_show(dataset, analysis, int(truth.images[row]), truth.xywh[row], texts, score))
-    return shown
+        caption = (dataset.class_names[truth.classes[row]], f"{width:.0f} x {height:.0f} pixels")
+        mistakes.append(_show(dataset, analysis, int(truth.images[row]), truth.xywh[row], caption, score))
+    return mistakes
 
 
-def _some_of_each_image(rows: np.ndarray, images: np.ndarray, count: int) -> list[int]:
-    seen: Counter[int] = Counter()
+def _first_per_image(rows: np.ndarray, images: np.ndarray, count: int) -> list[int]:
+    """Return the first `count` rows that leave at most MAX_PER_IMAGE per image."""
+    counts: Counter[int] = Counter()
     chosen: list[int] = []
     for row in rows.tolist():
         image = int(images[row])
-        if seen[image] < MOST_OF_AN_IMAGE:
-            seen[image] += 1
+        if counts[image] < MAX_PER_IMAGE:
+            counts[image] += 1
             chosen.append(row)
             if len(chosen) == count:
                 break
@@ -88,46 +90,31 @@ def _show(
     analysis: Analysis,
     image: int,
     xywh: np.ndarray,
-    texts: tuple[str, str],
+    caption: tuple[str, str],
     score: float,
     subject: int | None = None,
 ) -> Mistake:
-    """A cut around a box: what is annotated there, what is predicted from the score on, and the subject itself."""
+    """Draw the ground truth and the predictions with at least a score, or with index `subject`, around a box."""
     name = file_name(dataset, image)
     try:
         pixels = dataset.load(image)
     except UserError as error:
-        return Mistake("", texts[0], f"{texts[1]}; {error}", name)
-    left, top, right, bottom = _cut(xywh, pixels.shape[:2])
-    zoom = min(SIDE / max(right - left, bottom - top), MOST_ZOOM)
-    way = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    part = cv2.resize(pixels[top:bottom, left:right], None, fx=zoom, fy=zoom, interpolation=way)
+        return Mistake("", caption[0], f"{caption[1]}; {error}", name)
+    crop = crop_around(pixels, limits_around(xywh, pixels.shape[:2], CONTEXT, MIN_CROP_SIDE), SIDE)
 
-    def inside(boxes: np.ndarray) -> np.ndarray:
-        corners = np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-        return (corners - [left, top, left, top]) * zoom
+    def in_crop(boxes: np.ndarray) -> np.ndarray:
+        return crop.convert(np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1))
 
-    found, truth = analysis.found, analysis.truth
+    detections, truth = analysis.detections, analysis.ground_truth
     objects = np.flatnonzero(truth.images == image)
-    shown = found.scores >= score
+    shown = detections.scores >= score
     if subject is not None:
         shown[subject] = True
-    predicted = np.flatnonzero((found.images == image) & shown)
-    picture = draw_overlay(
-        part,
-        (inside(truth.xywh[objects]), truth.classes[objects]),
-        (inside(found.xywh[predicted]), found.classes[predicted]),
-        inside(xywh),
+    predicted = np.flatnonzero((detections.images == image) & shown)
+    drawing = draw_overlay(
+        crop.pixels,
+        (in_crop(truth.xywh[objects]), truth.classes[objects]),
+        (in_crop(detections.xywh[predicted]), detections.classes[predicted]),
+        in_crop(xywh),
     )
-    return Mistake(jpeg(picture), *texts, name)
-
-
-def _cut(xywh: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part (left, top, right, bottom) of an image (h, w) around a box, in whole pixels; within the image."""
-    height, width = size
-    x, y, w, h = xywh.tolist()
-    half = max(CONTEXT * max(w, h), LEAST_SIDE) / 2
-    centre_x, centre_y = min(max(x + w / 2, 0), width), min(max(y + h / 2, 0), height)
-    left, right = int(max(centre_x - half, 0)), int(np.ceil(min(centre_x + half, width)))
-    top, bottom = int(max(centre_y - half, 0)), int(np.ceil(min(centre_y + half, height)))
-    return left, top, max(right, left + 1), max(bottom, top + 1)
+    return Mistake(jpeg(drawing), *caption, name)

@@ -1,4 +1,4 @@
-"""Pages of HTML that stand alone: filled templates, with pictures and charts as `data:` addresses."""
+"""Self-contained HTML pages: filled templates, with images and charts embedded as `data:` URLs."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).with_name("templates")
-SETTINGS = {  # texts stay texts and are taken as they are, and the same numbers make the same file
+SETTINGS = {  # of matplotlib: text stays text and is not parsed as math, and output is reproducible
     "svg.fonttype": "none",
     "svg.hashsalt": "ppdet_lite",
     "text.parse_math": False,
@@ -24,9 +24,9 @@ SETTINGS = {  # texts stay texts and are taken as they are, and the same numbers
 
 
 def fill(template: str, **values: Any) -> str:
-    """Fill a jinja2 template of `templates/`. Texts are escaped, and a name that is not given is an error.
+    """Render a jinja2 template of `templates/`. Text is escaped; an undefined name raises an error.
 
-    It has the filters `number` and `signed` for numbers, and may include files beside it.
+    Templates can use the filters `number` and `signed` for numbers, and extend and import each other.
     """
     import jinja2
 
@@ -37,30 +37,30 @@ def fill(template: str, **values: Any) -> str:
 
 
 def chart(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """An SVG of so many inches, drawn by matplotlib; `draw` is given the axes."""
+    """Return an SVG of width x height inches as a data: URL. `draw` receives the matplotlib axes to draw on."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has its own letters
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser renders the text with its own fonts
         figure = Figure(figsize=(width, height), layout="tight")
         draw(figure.subplots())
         content = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
-    return address("image/svg+xml", content.getvalue())
+    return data_url("image/svg+xml", content.getvalue())
 
 
-def jpeg(picture: Any, quality: int = 85) -> str:
-    """A JPEG of uint8 RGB [H, W, 3]."""
+def jpeg(image: Any, quality: int = 85) -> str:
+    """Return a uint8 RGB image [H, W, 3] as a JPEG in a data: URL."""
     import cv2
 
-    encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return address("image/jpeg", encoded.tobytes())
+    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return data_url("image/jpeg", encoded.tobytes())
 
 
-def address(media_type: str, content: bytes) -> str:
-    """Bytes as a `data:` address."""
+def data_url(media_type: str, content: bytes) -> str:
+    """Return bytes as a `data:` URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 

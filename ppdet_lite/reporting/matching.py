@@ -1,4 +1,4 @@
-"""Detections matched with objects as pycocotools does it, in all images at once."""
+"""Matching of detections with ground-truth objects as in pycocotools, vectorized over all images."""
 
 from typing import NamedTuple
 
@@ -7,81 +7,76 @@ import numpy as np
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import Results
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # as pycocotools computes them
-AT_HALF = 0  # the place of 0.5 among them
-MOST_PER_CLASS = 100  # detections of an image and class that the COCO metric looks at
-LEAST_OVERLAP = 0.1  # below, TIDE says, a detection has nothing to do with an object
-CHUNK = 1 << 21  # pairs whose IoU is computed at a time
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # computed as in pycocotools, so that they are equal to the last bit
+IOU_50 = 0  # index of the threshold 0.5
+MAX_PER_CLASS = 100  # detections per image and class that the COCO metric uses
+MIN_OVERLAP = 0.1  # IoU; TIDE treats a detection and an object with less as unrelated
+CHUNK = 1 << 21  # pairs whose IoU is computed at once, which bounds the memory
 
 
-class Truth(NamedTuple):
-    """The objects of a dataset, image after image."""
+class GroundTruth(NamedTuple):
+    """The objects of a dataset, sorted by image."""
 
-    images: np.ndarray  # [G] int64, positions in the dataset
+    images: np.ndarray  # [G] int64, indices in the dataset
     classes: np.ndarray  # [G] int64, 0..K-1
     xywh: np.ndarray  # [G, 4] float64, original pixels, as annotated
     areas: np.ndarray  # [G] float64, as annotated
     is_crowd: np.ndarray  # [G] bool
 
 
-class Found(NamedTuple):
-    """Detections, best first; equals by image id, then as in their file: the order in which pycocotools takes them."""
+class Detections(NamedTuple):
+    """Detections by descending score. Ties are sorted by image id, then by position in the file, as in pycocotools."""
 
-    images: np.ndarray  # [D] int64, positions in the dataset
+    images: np.ndarray  # [D] int64, indices in the dataset
     classes: np.ndarray  # [D] int64, 0..K-1
     xywh: np.ndarray  # [D, 4] float64, original pixels
     scores: np.ndarray  # [D] float64
 
 
 class Pairs(NamedTuple):
-    """Detections and objects of one image, of whatever classes, that overlap by LEAST_OVERLAP or more."""
+    """Pairs of a detection and an object of the same image, of any classes, with an IoU of at least MIN_OVERLAP."""
 
-    found: np.ndarray  # [P] int64, ascending
-    truth: np.ndarray  # [P] int64
-    ious: np.ndarray  # [P] float64; with a crowd, the share of the detection that lies within
+    detections: np.ndarray  # [P] int64 indices, ascending
+    objects: np.ndarray  # [P] int64 indices
+    ious: np.ndarray  # [P] float64; for a crowd region, the fraction of the detection inside it
 
 
 class Matches(NamedTuple):
-    """Which object each detection has found, at T IoU thresholds."""
+    """The object matched to each detection, at T IoU thresholds."""
 
-    truth: np.ndarray  # [T, D] int64, -1 for none
-    ignored: np.ndarray  # [T, D] bool: of a crowd or another size, counts neither for nor against
+    objects: np.ndarray  # [T, D] int64 indices, -1 for no match
+    ignored: np.ndarray  # [T, D] bool: neither true nor false positive (crowd region or other size)
 
 
-def truth_of(dataset: CocoDataset) -> Truth:
-    """All objects of a dataset, with the file's own numbers."""
+def ground_truth_of(dataset: CocoDataset) -> GroundTruth:
+    """Return all objects of a dataset, with boxes and areas as annotated."""
     records = dataset.ground_truth()["annotations"]
-    return Truth(
-        positions([record["image_id"] for record in records], dataset.image_ids),
-        positions([record["category_id"] for record in records], dataset.category_ids),
+    return GroundTruth(
+        positions_of([record["image_id"] for record in records], dataset.image_ids),
+        positions_of([record["category_id"] for record in records], dataset.category_ids),
         np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4),
         np.array([record["area"] for record in records], np.float64),
         np.array([record["iscrowd"] for record in records], bool),
     )
 
 
-def found_of(results: Results, dataset: CocoDataset) -> Found:
-    """The detections of a results file, of each image and class the best MOST_PER_CLASS."""
+def top_detections(results: Results, dataset: CocoDataset) -> Detections:
+    """Return the best MAX_PER_CLASS detections per image and class from the results of a dataset."""
     order = np.lexsort((results.image_ids, -results.scores))
-    images = positions(results.image_ids[order], dataset.image_ids)
-    classes = positions(results.category_ids[order], dataset.category_ids)
-    found = Found(images, classes, results.xywh[order], results.scores[order])
-    return select(found, rank_within(images * dataset.num_classes + classes) < MOST_PER_CLASS)
+    images = positions_of(results.image_ids[order], dataset.image_ids)
+    classes = positions_of(results.category_ids[order], dataset.category_ids)
+    kept = rank_within(images * dataset.num_classes + classes) < MAX_PER_CLASS
+    return Detections(*(column[kept] for column in (images, classes, results.xywh[order], results.scores[order])))
 
 
-def select(found: Found, kept: np.ndarray) -> Found:
-    """Some of the detections, by a mask."""
-    return Found(*(part[kept] for part in found))
-
-
-def positions(values: np.ndarray | list[int], ids: np.ndarray) -> np.ndarray:
-    """The position of each value among unique ids, int64; every value is one of them."""
+def positions_of(values: np.ndarray | list[int], ids: np.ndarray) -> np.ndarray:
+    """Return the position of each value in an array of unique ids, int64. Every value must be one of them."""
     order = np.argsort(ids)
     return order[np.searchsorted(ids[order], np.asarray(values, np.int64))].astype(np.int64)
 
 
 def rank_within(groups: np.ndarray) -> np.ndarray:
-    """How many earlier members of its group each of the values has."""
+    """Return for each element how many earlier elements belong to the same group."""
     order = np.argsort(groups, kind="stable")
     sorted_groups = groups[order]
     first = np.searchsorted(sorted_groups, sorted_groups)
@@ -90,92 +85,97 @@ def rank_within(groups: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def overlapping_pairs(found: Found, truth: Truth, image_count: int) -> Pairs:
-    """Find all pairs that overlap."""
+def overlapping_pairs(detections: Detections, truth: GroundTruth, image_count: int) -> Pairs:
+    """Return all pairs with an IoU of at least MIN_OVERLAP, computed in chunks."""
     order = np.argsort(truth.images, kind="stable")
     counts = np.bincount(truth.images, minlength=image_count)
     first = np.cumsum(counts) - counts
-    per_detection = counts[found.images]
+    per_detection = counts[detections.images]
     ends = np.cumsum(per_detection)
     cuts = np.searchsorted(ends, np.arange(0, ends[-1] if len(ends) else 0, CHUNK)[1:])
-    parts = []
+    chunks = []
     for rows in np.split(np.arange(len(ends)), cuts):
         sizes = per_detection[rows]
-        detections = np.repeat(rows, sizes)
-        within = np.arange(len(detections)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        objects = order[first[found.images[detections]] + within]
-        ious = pair_ious(found.xywh[detections], truth.xywh[objects], truth.is_crowd[objects])
-        near = ious >= LEAST_OVERLAP
-        parts.append((detections[near], objects[near], ious[near]))
-    return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        d = np.repeat(rows, sizes)
+        within_image = np.arange(len(d)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        g = order[first[detections.images[d]] + within_image]
+        ious = pair_ious(detections.xywh[d], truth.xywh[g], truth.is_crowd[g])
+        near = ious >= MIN_OVERLAP
+        chunks.append((d[near], g[near], ious[near]))
+    return Pairs(*(np.concatenate(columns) for columns in zip(*chunks, strict=True)))
 
 
-def pair_ious(found: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
-    """The IoU of boxes [P, 4] xywh with boxes [P, 4] as pycocotools has it, to the last bit; [P] float64."""
-    low = np.maximum(found[:, :2], truth[:, :2])
-    high = np.minimum(found[:, 2:] + found[:, :2], truth[:, 2:] + truth[:, :2])
+def pair_ious(detections: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray) -> np.ndarray:
+    """Return the IoU [P] float64 of xywh boxes [P, 4] with boxes [P, 4], equal to pycocotools to the last bit."""
+    low = np.maximum(detections[:, :2], truth[:, :2])
+    high = np.minimum(detections[:, 2:] + detections[:, :2], truth[:, 2:] + truth[:, :2])
     sides = high - low
     shared = np.where((sides > 0).all(1), sides[:, 0] * sides[:, 1], 0.0)
-    found_areas, truth_areas = found[:, 2] * found[:, 3], truth[:, 2] * truth[:, 3]
-    unions = np.where(is_crowd, found_areas, found_areas + truth_areas - shared)
+    detection_areas, truth_areas = detections[:, 2] * detections[:, 3], truth[:, 2] * truth[:, 3]
+    unions = np.where(is_crowd, detection_areas, detection_areas + truth_areas - shared)
     return np.divide(shared, unions, out=np.zeros_like(shared), where=shared > 0)
 
 
 def match(
-    found: Found,
-    truth: Truth,
+    detections: Detections,
+    truth: GroundTruth,
     pairs: Pairs,
     thresholds: np.ndarray = IOU_THRESHOLDS,
     area_range: tuple[float, float] | None = None,
 ) -> Matches:
-    """Match within images and classes as pycocotools does: the best detection first, each taking the free object of
-    the highest IoU, from the threshold on; failing that, one that is ignored, and crowds as often as need be.
+    """Match detections with objects of the same image and class as pycocotools does.
 
-    area_range: objects of another area (as annotated) are ignored, and so are detections of another area that find
-        nothing; None for all.
+    In order of descending score, each detection is matched to the unmatched object with the highest IoU, if that is at
+    least the threshold. If there is none, it is matched to an ignored object. Crowd regions can match several times.
+
+    area_range: objects whose annotated area is outside are ignored, and so are unmatched detections with an area
+        outside. None: no limits.
     """
     ignored = truth.is_crowd.copy()
     if area_range is not None:
         ignored |= (truth.areas < area_range[0]) | (truth.areas > area_range[1])
-    same = found.classes[pairs.found] == truth.classes[pairs.truth]
+    same = detections.classes[pairs.detections] == truth.classes[pairs.objects]
     near = pairs.ious >= min(thresholds)
-    candidates = Pairs(*(part[same & near] for part in pairs))
-    groups = found.images * (1 + max(found.classes, default=0)) + found.classes
-    taken = greedy(candidates, groups, thresholds, ignored, truth.is_crowd)
-    lost = taken < 0
-    is_ignored = np.where(lost, False, ignored[taken]) if len(truth.images) else np.zeros_like(lost)
+    candidates = Pairs(*(column[same & near] for column in pairs))
+    groups = detections.images * (1 + max(detections.classes, default=0)) + detections.classes
+    matched = match_greedily(candidates, groups, thresholds, ignored, truth.is_crowd)
+    unmatched = matched < 0
+    is_ignored = np.where(unmatched, False, ignored[matched]) if len(truth.images) else np.zeros_like(unmatched)
     if area_range is not None:
-        areas = found.xywh[:, 2] * found.xywh[:, 3]
-        is_ignored |= lost & ((areas < area_range[0]) | (areas > area_range[1]))
-    return Matches(taken, is_ignored)
+        areas = detections.xywh[:, 2] * detections.xywh[:, 3]
+        is_ignored |= unmatched & ((areas < area_range[0]) | (areas > area_range[1]))
+    return Matches(matched, is_ignored)
 
 
-def greedy(
+def match_greedily(
     pairs: Pairs, groups: np.ndarray, thresholds: np.ndarray, ignored: np.ndarray, is_crowd: np.ndarray
 ) -> np.ndarray:
-    """Let detections choose objects among their pairs, in the order of detections within each group.
+    """Match detections greedily with the objects of their pairs, in order within each group.
 
-    groups: [D], of detections that compete; those of different ones never share an object. Returns [T, D] objects,
-    -1 for none. The n-th detections of all groups choose at once, since they are in nobody's way.
+    The n-th detections of all groups are matched at once, because groups do not compete for objects.
+
+    groups: [D] group of each detection. Detections of different groups must have no object in common.
+
+    Returns the matched objects [T, D], -1 for no match.
     """
-    taken = np.full((len(thresholds), len(groups)), -1, np.int64)
-    if not len(pairs.found):
-        return taken
-    choosers = np.unique(pairs.found)
+    matched = np.full((len(thresholds), len(groups)), -1, np.int64)
+    if not len(pairs.detections):
+        return matched
+    matchable = np.unique(pairs.detections)
     turns = np.zeros(len(groups), np.int64)
-    turns[choosers] = rank_within(groups[choosers])
-    order = np.lexsort((pairs.truth, pairs.ious, ~ignored[pairs.truth], pairs.found, turns[pairs.found]))
-    found, truth, ious = (part[order] for part in pairs)  # of a detection's free pairs, the last is the best
+    turns[matchable] = rank_within(groups[matchable])
+    order = np.lexsort((pairs.objects, pairs.ious, ~ignored[pairs.objects], pairs.detections, turns[pairs.detections]))
+    detections, objects, ious = (column[order] for column in pairs)  # the last free pair of a detection is the best
     limits = np.minimum(thresholds, 1 - 1e-10)[:, None]
     free = np.ones((len(thresholds), len(ignored)), bool)
-    bounds = np.flatnonzero(np.diff(turns[found])) + 1
-    for start, end in zip([0, *bounds], [*bounds, len(found)], strict=True):
+    bounds = np.flatnonzero(np.diff(turns[detections])) + 1
+    for start, end in zip([0, *bounds], [*bounds, len(detections)], strict=True):
         turn = slice(start, end)
-        possible = (ious[turn] >= limits) & (free[:, truth[turn]] | is_crowd[truth[turn]])
-        firsts = np.flatnonzero(np.diff(found[turn], prepend=-1))
+        possible = (ious[turn] >= limits) & (free[:, objects[turn]] | is_crowd[objects[turn]])
+        firsts = np.flatnonzero(np.diff(detections[turn], prepend=-1))
         best = np.maximum.reduceat(np.where(possible, np.arange(end - start), -1), firsts, axis=1)
         rows, columns = np.nonzero(best >= 0)
-        chosen = truth[turn][best[rows, columns]]
-        taken[rows, found[turn][firsts][columns]] = chosen
+        chosen = objects[turn][best[rows, columns]]
+        matched[rows, detections[turn][firsts][columns]] = chosen
         free[rows, chosen] = False
-    return taken
+    return matched

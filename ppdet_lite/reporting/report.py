@@ -1,4 +1,4 @@
-"""A report of what a detector gets right and wrong: a page, and its numbers as JSON and CSV, in a folder."""
+"""The report on the correct and wrong detections of a detector: an HTML page, and its numbers as JSON and CSV."""
 
 import time
 from pathlib import Path
@@ -25,24 +25,25 @@ def write_report(
     score: float = 0.5,
     facts: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Tell what a results file gets right and wrong on a dataset, in files of a folder; return what is in report.json.
+    """Write the report on a results file into a folder; return the content of report.json.
 
-    metrics: what `score_file` says of the same. score: from which detections are taken where one score is needed.
-    facts: what else is to be told about the run, by name.
+    metrics: the result of `score_file` for the same results.
+    score: minimum score of the detections that count, for numbers that depend on one.
+    facts: additional lines for the heading of the page, by name.
 
-    Raises UserError for results of another dataset and a folder that cannot be written.
+    Raises UserError if the results belong to another dataset or the folder cannot be written.
     """
     analysis = analyse(dataset, read_results(results, dataset))
     images = per_image(dataset, analysis, score)
     numbers = summarise(dataset, analysis, metrics, score)
-    why = explain(dataset, analysis, numbers["metrics"]["AP"])
-    report = {"run": {**(facts or {}), **_facts(dataset, results, metrics)}, "explanation": why, **numbers}
+    explanation = explain(dataset, analysis, numbers["metrics"]["AP"])
+    report = {"run": {**(facts or {}), **_facts(dataset, results, metrics)}, "explanation": explanation, **numbers}
     write_json(folder / NUMBERS, report)
     write_text(folder / CLASSES, csv_text([_class_row(row) for row in report["classes"]]))
     write_text(folder / CURVES, csv_text(curve_rows(dataset, analysis)))
     write_text(folder / IMAGES, csv_text(images))
     write_text(folder / PAGE, render(dataset, analysis, report, images))
-    for line in why:
+    for line in explanation:
         get_logger().warning("AP is near 0: %s", line)
     get_logger().info("report written: %s", folder / PAGE)
     return report
@@ -51,7 +52,7 @@ def write_report(
 def _facts(dataset: CocoDataset, results: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         "annotations": dataset.file,
-        "image folder": None if dataset.images == Path() else str(dataset.images),  # several are mixed
+        "image folder": None if dataset.images == Path() else str(dataset.images),  # Path() for a mixed dataset
         "results": str(results),
         "images": len(dataset),
         "detections": metrics["detections"],
@@ -61,11 +62,11 @@ def _facts(dataset: CocoDataset, results: Path, metrics: dict[str, Any]) -> dict
 
 
 def _class_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One class on one line: best_f1_* at the score of the best F1, at_* at the chosen one."""
+    """Return the row of a class in classes.csv: best_f1_* at the score of the best F1, at_* at the chosen score."""
     keys = ("score", "precision", "recall", "f1", "true_positives", "false_positives", "missed")
-    best, at = row["best"] or dict.fromkeys(keys), row["at_score"]
+    best, at_score = row["best"] or dict.fromkeys(keys), row["at_score"]
     return {
         **{key: row[key] for key in ("name", "objects", "detections", "AP", "AP50")},
         **{f"best_f1_{key}": best[key] for key in keys},
-        **{f"at_{key}": at[key] for key in keys},
+        **{f"at_{key}": at_score[key] for key in keys},
     }

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ppdet_lite.assembly.check_data import files_of
+from ppdet_lite.assembly.check_data import dataset_files
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.checking.boxes import measures, numbers
+from ppdet_lite.data.checking.boxes import measure, percentiles
 from ppdet_lite.data.checking.check import check, check_set, report_lines
 from ppdet_lite.data.checking.fix import check_file
 from tests.data.conftest import CocoFiles
@@ -61,13 +61,13 @@ def test_nothing_wrong(files, capsys):
 
 def test_numbers(files):
     """Sides, aspects and shares by hand: boxes of 20x10, 30x40 and 12.5x8 in 60x40."""
-    measured = numbers(files.read())
+    measured = measure(files.read())
     np.testing.assert_allclose(measured.sides, [200**0.5, 1200**0.5, 10])
     np.testing.assert_allclose(measured.aspects, [0.5, 4 / 3, 0.64], rtol=1e-6)
     np.testing.assert_allclose(measured.relative, np.sqrt([200, 1200, 100]) / 2400**0.5)
     assert measured.per_image.tolist() == [1, 2, 0] and measured.widths.tolist() == [60] * 3
-    assert measures(measured.per_image) == {"least": 0, "5 %": 0.1, "median": 1, "95 %": 1.9, "most": 2}
-    assert measures(np.array([])) is None
+    assert percentiles(measured.per_image) == {"least": 0, "5 %": 0.1, "median": 1, "95 %": 1.9, "most": 2}
+    assert percentiles(np.array([])) is None
 
 
 def test_boxes_that_are_nearly_the_same(files):
@@ -209,7 +209,7 @@ def test_corners_given_as_boxes(files):
     assert [record["area"] for record in content["annotations"]] == [200, 600, 100]
     files.content["annotations"][0]["bbox"] = [30, 5, 20, 10]
     files.write()
-    with pytest.raises(UserError, match=r"1 of 3 boxes are no x1, y1, x2, y2; the first: annotation 1: \[30"):
+    with pytest.raises(UserError, match=r"1 of 3 boxes have x2 < x1 or y2 < y1; the first: annotation 1: \[30"):
         check_file(str(files.json), str(files.images), files.folder / "fixed.json", corners=True)
 
 
@@ -217,19 +217,22 @@ def test_what_cannot_be_repaired(files, tmp_path):
     output = tmp_path / "fixed.json"
     files.write()
     os.link(files.json, tmp_path / "link.json")
-    with pytest.raises(UserError, match="is the input itself; choose another name"):
+    with pytest.raises(UserError, match="is the input file itself; choose another name"):
         check_file(str(files.json), str(files.images), tmp_path / "link.json")
     files.content["images"][1]["id"] = 1.5
     files.write()
-    with pytest.raises(UserError, match=r"--fix: nothing .*: 1 of 3 images have no whole number as id: .*1\.5"):
+    with pytest.raises(
+        UserError,
+        match=r"--fix: the file cannot be repaired .*: 1 of 3 images has an id .* not an integer: .*1\.5",
+    ):
         check_file(str(files.json), str(files.images), output)
     files.content["images"][1]["id"] = 101
     files.content["extra"] = float("nan")
     files.write()
-    with pytest.raises(UserError, match="has NaN or Infinity where nothing is repaired; take it out"):
+    with pytest.raises(UserError, match="has NaN or Infinity in a value that --fix does not repair; remove it"):
         check_file(str(files.json), str(files.images), output)
     files.json.write_text("{")
-    with pytest.raises(UserError, match=r"nothing can be repaired of what is not read: .* not JSON"):
+    with pytest.raises(UserError, match=r"cannot be repaired because it cannot be read: .* not JSON"):
         check_file(str(files.json), str(files.images), output)
     del files.content["extra"]
     files.write()
@@ -262,7 +265,7 @@ def test_what_cannot_be_read_is_told_as_far_as_it_is(files):
     found = found_in(files)
     assert counts(found) == {"image_id": (1, 3), "category": (1, 3)} and found.dataset is None
     lines = report_lines(check([found], lambda: None))
-    assert lines[-1] == "  the images and boxes were not looked at: correct these first"
+    assert lines[-1] == "  images and boxes were not checked: correct the problems above first"
     files.json.write_text("{")
     assert "not JSON" in check_set("data", str(files.images), str(files.json)).error
 
@@ -317,7 +320,7 @@ def test_the_parts_of_a_mixed_training_set(files, tmp_path):
     for each in (files, second, val):
         each.write()
     train, part, held = ({"images": str(f.images), "annotations": str(f.json)} for f in (files, second, val))
-    found = list(files_of({"train": {"parts": [train, part]}, "val": held}))
+    found = list(dataset_files({"train": {"parts": [train, part]}, "val": held}))
     assert [name for name, *_ in found] == ["train 1", "train 2", "val"] and found[1][1:] == tuple(part.values())
     checked = check([check_set(*each) for each in found], lambda: None)
     (overlap,) = checked.between
@@ -334,10 +337,10 @@ def test_what_training_refuses_is_the_verdict(files):
     assert check([found], refuse).refusal == "no" and check([found], lambda: None).refusal is None
     (files.images / "0.png").write_bytes(b"no image")
     found = found_in(files)
-    assert check([found], lambda: None).refusal.startswith(f"{files.json}: 1 of 3 image files are damaged")
-    assert check([found], lambda: None, survivable=True).refusal is None
+    assert check([found], lambda: None).refusal.startswith(f"{files.json}: 1 of 3 files is damaged")
+    assert check([found], lambda: None, skip_bad_images=True).refusal is None
     found.name = "val"
-    assert check([found], lambda: None, survivable=True).refusal is not None
+    assert check([found], lambda: None, skip_bad_images=True).refusal is not None
 
 
 @pytest.fixture
@@ -359,8 +362,8 @@ def test_the_command_on_files(files, run):
     assert code == 0 and told.out.endswith("training would accept it\n")
     (files.images / "0.png").unlink()
     code, told = run(files.json, files.images)
-    assert code == 2 and "  refusal: 1 of 3 images have no file where it is looked for" in told.out
-    assert told.err.startswith(f"error: training would refuse: {files.json}: 1 of 3 images have no file")
+    assert code == 2 and "  refusal: 1 of 3 images has no file at the expected path" in told.out
+    assert told.err.startswith(f"error: training would refuse: {files.json}: 1 of 3 images has no file")
     code, told = run(files.json, files.images, "--fix", files.folder / "fixed.json")
     assert code == 0 and CocoDataset(str(files.images), str(files.folder / "fixed.json")).image_ids.tolist() == [
         101,
@@ -382,7 +385,7 @@ def test_the_command_on_a_config(files, run, tmp_path):
     options += [f"data.{name}.annotations={each.json}" for name, each in sets.items()]
     code, told = run("-c", ROOT / "configs/quickstart/shapes_r18_fpn.yml", "-o", *options)
     assert code == 2 and "training would refuse: " in told.err and "missing in the file: cow" in told.err
-    assert "train: " in told.out and "2 of 3 classes have boxes in one split alone" in told.out
+    assert "train: " in told.out and "2 of 3 classes have boxes in only one split" in told.out
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is not here")

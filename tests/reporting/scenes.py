@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
-from ppdet_lite.reporting.matching import Found, Truth, found_of, truth_of
+from ppdet_lite.reporting.matching import Detections, GroundTruth, ground_truth_of, top_detections
 from tests.reporting.random_scene import CATEGORIES, IDS
 
 
@@ -30,10 +30,10 @@ def write_scene(folder: Path, objects: list[dict], detections: list[dict], ids=I
     (folder / "bbox.json").write_text(json.dumps(detections))
 
 
-def read_scene(folder: Path) -> tuple[CocoDataset, Found, Truth]:
+def read_scene(folder: Path) -> tuple[CocoDataset, Detections, GroundTruth]:
     """The dataset, detections and objects of a folder that `write_scene` has written."""
     dataset = CocoDataset(str(folder / "images"), str(folder / "val.json"))
-    return dataset, found_of(read_results(folder / "bbox.json", dataset), dataset), truth_of(dataset)
+    return dataset, top_detections(read_results(folder / "bbox.json", dataset), dataset), ground_truth_of(dataset)
 
 
 def official(dataset: CocoDataset, detections: list[dict], image_ids: list[int] | None = None) -> COCOeval:

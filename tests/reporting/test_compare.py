@@ -9,7 +9,7 @@ import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.evaluation.coco_metric import score_file
-from ppdet_lite.reporting.bootstrap import compare, draw_selections, resampled_aps
+from ppdet_lite.reporting.bootstrap import draw_selections, paired_bootstrap, resampled_aps
 from ppdet_lite.reporting.compare import compare_runs, format_comparison
 from ppdet_lite.reporting.matching import match, overlapping_pairs
 from tests.reporting.random_scene import IDS, random_scene
@@ -60,7 +60,7 @@ def test_intervals_are_percentiles_of_paired_differences(tmp_path, monkeypatch):
     write_scene(tmp_path, objects, detections[::3])
     _, _, second = matched(tmp_path)
     selections = draw_selections(len(IDS), 50)
-    overall, classes = compare(truth, [first, second], selections, dataset.num_classes, 0.8)
+    overall, classes = paired_bootstrap(truth, [first, second], selections, dataset.num_classes, 0.8)
     aps = [
         np.array([resampled_aps(run[0], truth, run[1], one[None], dataset.num_classes)[0] for one in selections])
         for run in (first, second)
@@ -73,7 +73,7 @@ def test_intervals_are_percentiles_of_paired_differences(tmp_path, monkeypatch):
     fox = dataset.class_names.index("fox")
     assert classes[fox].first is classes[fox].interval.low is None
     monkeypatch.setattr("ppdet_lite.reporting.bootstrap.CHUNK", 1)
-    assert compare(truth, [first, second], selections, dataset.num_classes, 0.8) == (overall, classes)
+    assert paired_bootstrap(truth, [first, second], selections, dataset.num_classes, 0.8) == (overall, classes)
 
 
 def test_two_runs_side_by_side(tmp_path):
@@ -98,7 +98,7 @@ def test_two_runs_side_by_side(tmp_path):
     page = (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="([a-z]+)"', page) == ["ap", "classes", "numbers", "errors"]
     assert all(source.startswith("data:image/svg") for source in re.findall(r'src="([^"]*)"', page))
-    assert f"<b>{told['AP']['difference']:+.3f}</b>" in page and "holds 0" not in page
+    assert f"<b>{told['AP']['difference']:+.3f}</b>" in page and "contains 0" not in page
     text = format_comparison(told)
     assert f"{a['AP']:.3f}" in text and "95% interval, 100 selections" in text and "  --" in text  # a fox
     assert told["error_costs"]["false_negatives"][1] > told["error_costs"]["false_negatives"][0]
@@ -107,7 +107,7 @@ def test_two_runs_side_by_side(tmp_path):
 def test_one_image_is_no_sample(tmp_path):
     write_scene(tmp_path, [], [], ids=[30])
     dataset, *_ = read_scene(tmp_path)
-    with pytest.raises(UserError, match="two images at least, there is 1"):
+    with pytest.raises(UserError, match="requires at least two images, not 1"):
         compare_runs(dataset, [tmp_path / "bbox.json"] * 2)
 
 
@@ -117,4 +117,4 @@ def test_two_runs_without_anything(tmp_path):
     dataset, *_ = read_scene(tmp_path)
     told = compare_runs(dataset, [tmp_path / "bbox.json"] * 2, folder=tmp_path / "told", selections=2)
     assert told["AP"] == dict.fromkeys(("first", "second", "difference", "low", "high"))
-    assert "There is no object to find" in (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
+    assert "There is no object to detect" in (tmp_path / "told/comparison.html").read_text(encoding="utf-8")

@@ -55,11 +55,11 @@ def test_a_page_of_two_sets(tmp_path, report):
     assert "Training would accept this." in page and "<b>cat" not in page
     text = " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
     for expected in (
-        "warning 1 of 3 boxes are nearly the same as one before them of their class: both are learned",
-        "note 1 of 3 boxes have no finite area inside their image: dropped",
+        "warning 1 of 3 boxes is nearly equal to an earlier box of the same class: both are trained on",
+        "note 1 of 3 boxes has no finite area inside the image: dropped",
         "annotation 3 of image 101 (1.png)",
-        "2 of 2 classes have boxes in one split alone",
-        "1 of 1 image files are in both splits",
+        "2 of 2 classes have boxes in only one split",
+        "1 of 1 file is in both splits",
         "<b>cat$ 2 100.0 % 0 0.0 %",
     ):
         assert expected in text, expected
@@ -84,7 +84,7 @@ def test_a_page_of_refused_annotations(tmp_path, report):
 
     page, pictures, content = report({"data": files}, training)
     assert "Training would refuse this:</strong> iscrowd &amp; more" in page and pictures == []
-    assert "The images and boxes were not looked at: correct these first." in page
+    assert "Images and boxes were not checked: correct the problems above first." in page
     assert content["refusal"] == "iscrowd & more" and "statistics" not in content["sets"]["data"]
 
 
@@ -100,7 +100,7 @@ def test_pictures_of_boxes_and_images_that_are_none(tmp_path, report, image):
 
 def test_a_page_without_any_box(tmp_path, report):
     page, pictures, _ = report({"data": CocoFiles(tmp_path / "set", [(40, 60)])})
-    assert "have no box that is no crowd" in page and set(pictures) == {"data:image/jpeg"}
+    assert "no boxes other than crowd regions" in page and set(pictures) == {"data:image/jpeg"}
 
 
 def test_a_report_that_cannot_be_written(tmp_path):
@@ -127,7 +127,7 @@ def test_every_fault_is_in_the_table(tmp_path):
         ("train", "note", "100", "0.png")
     }
     assert len(found.as_json()["sets"]["train"]["problems"][0]["examples"]) == 5
-    assert len(CocoDataset(str(files.images), str(files.json)).problems[0].places) == 5  # as training keeps them
+    assert len(CocoDataset(str(files.images), str(files.json)).problems[0].occurrences) == 5  # as training keeps them
 
     write_report(Check([]), tmp_path / "nothing")
     assert (tmp_path / "nothing/problems.csv").read_text() == (

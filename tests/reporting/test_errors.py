@@ -8,7 +8,7 @@ import pytest
 
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import curves
-from ppdet_lite.reporting.errors import Kind, error_costs
+from ppdet_lite.reporting.errors import DetectionKind, error_costs
 from ppdet_lite.reporting.summary import analyse
 from tests.reporting.random_scene import random_scene
 from tests.reporting.scenes import read_scene, write_scene
@@ -31,8 +31,8 @@ def test_kinds_and_costs_are_tidecvs(tmp_path, scene, monkeypatch):
             found.images, found.xywh.tolist(), found.scores.tolist(), analysis.errors.kinds, strict=True
         )
     }
-    kinds = [ours.get((d["image_id"], tuple(d["bbox"]), d["score"]), Kind.LEFT_OUT) for d in detections]
-    expected = [Kind[(kind or "left_out").upper()] for kind in scene["kinds"]]
+    kinds = [ours.get((d["image_id"], tuple(d["bbox"]), d["score"]), DetectionKind.IGNORED) for d in detections]
+    expected = [DetectionKind[{None: "ignored", "right": "correct"}.get(kind, kind).upper()] for kind in scene["kinds"]]
     assert kinds == expected and len(set(kinds)) >= 6
     if not scene["crowds"]:
         places = {(o["image_id"], o["category_id"], tuple(o["bbox"])): n for n, o in enumerate(objects)}

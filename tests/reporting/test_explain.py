@@ -26,23 +26,25 @@ def boxes(change):
 
 CAUSES = {
     "corners (x1, y1, x2, y2)": boxes(lambda b: np.concatenate([b[:, :2], b[:, :2] + b[:, 2:]], axis=1)),
-    "x and y are exchanged": boxes(lambda b: b[:, [1, 0, 3, 2]]),
-    "begin with their centre": boxes(lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], axis=1)),
-    "relative to the image's size": boxes(lambda b: b / [300, 200, 300, 200]),
-    "another scale, by about 0.50": boxes(lambda b: b * 2),
+    "x and y are swapped": boxes(lambda b: b[:, [1, 0, 3, 2]]),
+    "start with their center": boxes(lambda b: np.concatenate([b[:, :2] + b[:, 2:] / 2, b[:, 2:]], axis=1)),
+    "relative to the image size": boxes(lambda b: b / [300, 200, 300, 200]),
+    "scaled; the factor to undo it is about 0.50": boxes(lambda b: b * 2),
     "Classes are mixed up": lambda found: found._replace(
         category_ids=np.array([{3: 9, 9: 5, 5: 3}[k] for k in found.category_ids.tolist()])
     ),
-    "near but off: the median IoU": boxes(lambda b: b - np.concatenate([b[:, 2:] * [0.4, 0], b[:, 2:] * 0], axis=1)),
-    "sure of nothing": lambda found: found._replace(scores=found.scores / 100),
+    "close but shifted: the median IoU": boxes(
+        lambda b: b - np.concatenate([b[:, 2:] * [0.4, 0], b[:, 2:] * 0], axis=1)
+    ),
+    "The highest score is only": lambda found: found._replace(scores=found.scores / 100),
     "images with objects have detections": lambda found: Results(*(part[found.image_ids == 30] for part in found)),
     "Nothing was detected": lambda found: Results(*(part[:0] for part in found)),
-    "found neither in another class": boxes(lambda b: b * 0 + [0, 0, 3, 3]),
+    "Other classes, box formats or scales do not explain it": boxes(lambda b: b * 0 + [0, 0, 3, 3]),
 }
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_the_cause_is_told_first(tmp_path, cause):
+def test_the_cause_is_reported_first(tmp_path, cause):
     lines = said(tmp_path, CAUSES[cause])
     assert cause in lines[0]
     if cause == "Classes are mixed up":
@@ -55,7 +57,7 @@ def test_nothing_to_find(tmp_path):
     assert f"all {len(crowds)} annotations are crowds" in said(tmp_path, lambda found: found, crowds)[0]
 
 
-def test_nothing_is_said_of_what_works(tmp_path):
+def test_nothing_is_reported_if_ap_is_not_near_zero(tmp_path):
     write_scene(tmp_path, *random_scene(0))
     dataset, *_ = read_scene(tmp_path)
     analysis = analyse(dataset, read_results(tmp_path / "bbox.json", dataset))

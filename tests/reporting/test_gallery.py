@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.reporting.box_crops import limits_around
 from ppdet_lite.reporting.gallery import (
+    CONTEXT,
+    MIN_CROP_SIDE,
     SIDE,
-    _cut,
     show_false_positives,
     show_misses,
     worst_false_positives,
@@ -37,16 +39,16 @@ def scene(folder):
 
 def test_the_worst_come_first_and_no_image_has_all(tmp_path):
     _, analysis = scene(tmp_path)
-    assert analysis.found.scores[worst_false_positives(analysis, 9)].tolist() == [0.9, 0.89, 0.4]
+    assert analysis.detections.scores[worst_false_positives(analysis, 9)].tolist() == [0.9, 0.89, 0.4]
     assert worst_false_positives(analysis, 1) == [0]
     # found at no score: the larger cat and the dog; then the cat that is found below the score
-    assert analysis.truth.xywh[worst_misses(analysis, 0.5, 9), 2].tolist() == [60, 50, 30]
-    assert analysis.truth.xywh[worst_misses(analysis, 0.2, 9), 2].tolist() == [60, 50]
+    assert analysis.ground_truth.xywh[worst_misses(analysis, 0.5, 9), 2].tolist() == [60, 50, 30]
+    assert analysis.ground_truth.xywh[worst_misses(analysis, 0.2, 9), 2].tolist() == [60, 50]
 
 
 def test_pictures_show_the_mistake_in_its_place(tmp_path):
     dataset, analysis = scene(tmp_path)
-    rows = np.flatnonzero((analysis.found.scores == 0.8) | (analysis.found.scores == 0.4)).tolist()
+    rows = np.flatnonzero((analysis.detections.scores == 0.8) | (analysis.detections.scores == 0.4)).tolist()
     first, second = show_false_positives(dataset, analysis, rows, 0.5)
     assert (first.title, first.detail, first.file) == ("cat 0.80", "classification: annotated as dog", "30.jpg")
     assert (second.title, second.detail) == ("cat 0.40", "background")  # beyond the left side, yet it has a picture
@@ -58,12 +60,16 @@ def test_pictures_show_the_mistake_in_its_place(tmp_path):
 
 
 def decode(item):
-    content = base64.b64decode(item.picture.removeprefix("data:image/jpeg;base64,"))
+    content = base64.b64decode(item.drawing.removeprefix("data:image/jpeg;base64,"))
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_the_cut_is_around_the_box_and_within_the_image():
-    assert _cut(np.array([100.0, 80.0, 60.0, 40.0]), (200, 300)) == (64, 34, 196, 166)  # 2.2 x 60 around (130, 100)
-    assert _cut(np.array([0.0, 0.0, 10.0, 10.0]), (200, 300)) == (0, 0, 53, 53)  # 96 around (5, 5)
-    left, top, right, bottom = _cut(np.array([500.0, -90.0, 10.0, 10.0]), (200, 300))  # beyond the image
+def limits(xywh):
+    return limits_around(np.array(xywh), (200, 300), CONTEXT, MIN_CROP_SIDE)
+
+
+def test_the_crop_is_around_the_box_and_within_the_image():
+    assert limits([100.0, 80.0, 60.0, 40.0]) == (64, 34, 196, 166)  # 2.2 x 60 around (130, 100)
+    assert limits([0.0, 0.0, 10.0, 10.0]) == (0, 0, 53, 53)  # 96 around (5, 5)
+    left, top, right, bottom = limits([500.0, -90.0, 10.0, 10.0])  # beyond the image
     assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200

@@ -43,10 +43,10 @@ def test_every_match_is_pycocotools(tmp_path, seed, monkeypatch):
             k = dataset.category_ids.tolist().index(theirs["category_id"])
             own = np.flatnonzero((found.images == images[theirs["image_id"]]) & (found.classes == k))
             assert found.scores[own].tolist() == theirs["dtScores"]
-            assert (ours.truth[:, own] + 1 == theirs["dtMatches"]).all()  # ids count from 1
+            assert (ours.objects[:, own] + 1 == theirs["dtMatches"]).all()  # ids count from 1
             assert (ours.ignored[:, own] == theirs["dtIgnore"]).all()
             looked_at += len(own)
-        assert looked_at == len(found.scores) > 100 and (ours.truth >= 0).any()
+        assert looked_at == len(found.scores) > 100 and (ours.objects >= 0).any()
 
 
 def test_nothing_found_and_nothing_to_find(tmp_path):
@@ -55,5 +55,5 @@ def test_nothing_found_and_nothing_to_find(tmp_path):
         write_scene(tmp_path, some, others)
         dataset, found, truth = read_scene(tmp_path)
         ours = match(found, truth, overlapping_pairs(found, truth, len(dataset)))
-        assert ours.truth.shape == ours.ignored.shape == (10, len(found.scores))
-        assert (ours.truth == -1).all() and not ours.ignored.any()
+        assert ours.objects.shape == ours.ignored.shape == (10, len(found.scores))
+        assert (ours.objects == -1).all() and not ours.ignored.any()

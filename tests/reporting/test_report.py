@@ -67,7 +67,7 @@ def test_numbers_are_written_as_json_and_csv(report, tmp_path):
 @pytest.mark.parametrize("arguments", [["--score", "0.3"], ["--report", "x", "--score", "1.5"]])
 def test_a_score_belongs_to_a_report(report, arguments):
     code, err, _ = report([], *arguments)
-    assert code == 2 and "--score is a number from 0 to 1, and goes with --report alone" in err
+    assert code == 2 and "--score is a number from 0 to 1 and requires --report" in err
 
 
 def test_a_report_of_nothing_found(report, tmp_path):

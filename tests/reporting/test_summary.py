@@ -9,7 +9,7 @@ import pytest
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.evaluation.results_file import read_results
-from ppdet_lite.reporting.matching import found_of
+from ppdet_lite.reporting.matching import top_detections
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
 from tests.reporting import slow
 from tests.reporting.random_scene import random_scene
@@ -115,7 +115,7 @@ def test_rates_and_confusion_are_a_slow_count_on_bccd(tmp_path):
     ]
     (tmp_path / "bbox.json").write_text(json.dumps(detections))
     results = read_results(tmp_path / "bbox.json", dataset)
-    assert len(found_of(results, dataset).scores) == len(detections)
+    assert len(top_detections(results, dataset).scores) == len(detections)
     report = summarise(dataset, analyse(dataset, results), score_file(dataset, tmp_path / "bbox.json"), 0.3)
     assert_slow(dataset, report, objects, detections, 0.3)
 

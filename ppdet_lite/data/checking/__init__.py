@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: counted, listed, and repaired where possible.
+"""Checks of datasets: problems are counted and listed, and repaired where possible.
 
-May import core, storage and the rooms of data before it.
+May import core, storage, data.images and data.annotations.
 """

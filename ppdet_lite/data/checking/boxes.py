@@ -1,4 +1,4 @@
-"""Boxes of a data set that are nearly the same, and the numbers that its charts show."""
+"""Nearly identical boxes of a dataset, and the distributions of its box and image sizes."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,26 +7,26 @@ import numpy as np
 
 from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.objects import LARGEST
+from ppdet_lite.data.annotations.objects import MAX_COORDINATE
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at
 
-SAME = 0.9  # IoU from which two boxes are nearly the same
-MEASURES = {"least": 0, "5 %": 5, "median": 50, "95 %": 95, "most": 100}  # percentiles of a distribution
+DUPLICATE_IOU = 0.9  # two boxes with at least this IoU are nearly identical
+PERCENTILES = {"least": 0, "5 %": 5, "median": 50, "95 %": 95, "most": 100}  # of a distribution, by name
 
 
-class Numbers(NamedTuple):
-    """The distributions of a data set; boxes are those that are no crowd."""
+class Distributions(NamedTuple):
+    """Sizes of the B boxes and I images of a dataset. Crowd regions are excluded."""
 
-    sides: np.ndarray  # [B] roots of the areas, pixels
+    sides: np.ndarray  # [B] square root of the area, pixels
     aspects: np.ndarray  # [B] height / width
-    relative: np.ndarray  # [B] side in shares of the image's
-    per_image: np.ndarray  # [I] boxes
+    relative: np.ndarray  # [B] side / square root of the image's area
+    per_image: np.ndarray  # [I] number of boxes
     widths: np.ndarray  # [I]
     heights: np.ndarray  # [I]
 
 
-def numbers(dataset: CocoDataset) -> Numbers:
-    """Measure the boxes as training takes them, within their images."""
+def measure(dataset: CocoDataset) -> Distributions:
+    """Measure the boxes as training uses them, clipped to their images."""
     boxes, counts = [np.zeros((0, 4))], []
     for index in range(len(dataset)):
         objects = dataset.annotations(index)
@@ -37,61 +37,61 @@ def numbers(dataset: CocoDataset) -> Numbers:
     sides, image_sides = np.sqrt(width * height), np.sqrt(dataset.sizes.astype(float).prod(axis=1))
     heights, widths = dataset.sizes.T
     relative = sides / np.repeat(image_sides, counts)
-    return Numbers(sides, height / width, relative, np.array(counts), widths, heights)
+    return Distributions(sides, height / width, relative, np.array(counts), widths, heights)
 
 
-def measures(values: np.ndarray) -> dict[str, float] | None:
-    """The least, the most and what is between of a distribution; None of nothing."""
+def percentiles(values: np.ndarray) -> dict[str, float] | None:
+    """Return the PERCENTILES of some values, rounded to 4 decimals, or None if there are no values."""
     if not len(values):
         return None
-    return {name: round(float(np.percentile(values, percent)), 4) for name, percent in MEASURES.items()}
+    return {name: round(float(np.percentile(values, percent)), 4) for name, percent in PERCENTILES.items()}
 
 
 def box_problems(content: CocoFile) -> list[Problem]:
-    """Boxes that are nearly the same as another one."""
-    pairs = list(same_boxes(content))
-    own = {row: other for row, other, one_class in pairs if one_class}
-    crossed = {row: other for row, other, one_class in pairs if not one_class}
-    return _told(content, "box_twice", own) + _told(content, "box_of_two", crossed)
+    """Return the problems of boxes that are nearly identical to another box of their image."""
+    pairs = list(duplicate_boxes(content))
+    of_same_class = {row: other for row, other, same_class in pairs if same_class}
+    of_two_classes = {row: other for row, other, same_class in pairs if not same_class}
+    return _problems(content, "box_twice", of_same_class) + _problems(content, "box_of_two", of_two_classes)
 
 
-def same_boxes(content: CocoFile) -> Iterator[tuple[int, int, bool]]:
-    """Pairs of annotations of an image that are nearly the same: the later row, the earlier, whether of one class."""
+def duplicate_boxes(content: CocoFile) -> Iterator[tuple[int, int, bool]]:
+    """Yield pairs of nearly identical boxes of an image: the later row, the earlier row, and if their classes match."""
     annotations = content.annotations
     xywh, classes = annotations.xywh, annotations.category_ids
-    usable = ~annotations.is_crowd & (np.abs(xywh) <= LARGEST).all(1) & (xywh[:, 2:] > 0).all(1)
+    usable = ~annotations.is_crowd & (np.abs(xywh) <= MAX_COORDINATE).all(1) & (xywh[:, 2:] > 0).all(1)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(annotations.image_ids[rows], kind="stable")]
     ends = np.flatnonzero(np.diff(annotations.image_ids[rows])) + 1
     for group in np.split(rows, ends):
-        later, earlier = np.nonzero(np.tril(_overlaps(xywh[group]) >= SAME, -1))
+        later, earlier = np.nonzero(np.tril(_pairwise_iou(xywh[group]) >= DUPLICATE_IOU, -1))
         for a, b in zip(group[later].tolist(), group[earlier].tolist(), strict=True):
             yield a, b, bool(classes[a] == classes[b])
 
 
-def _overlaps(xywh: np.ndarray) -> np.ndarray:
-    """The IoU of every box with every other, [B, B]."""
+def _pairwise_iou(xywh: np.ndarray) -> np.ndarray:
+    """Return the IoU of all pairs of boxes, [B, B]."""
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
-    shared = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
-    both = np.maximum(shared, 0).prod(axis=2)
+    sides = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    intersections = np.maximum(sides, 0).prod(axis=2)
     areas = xywh[:, 2:].prod(axis=1)
-    return both / (areas[:, None] + areas - both)
+    return intersections / (areas[:, None] + areas - intersections)
 
 
-def _told(content: CocoFile, kind: str, partners: dict[int, int]) -> list[Problem]:
+def _problems(content: CocoFile, kind: str, partners: dict[int, int]) -> list[Problem]:
+    """Return the problem of the boxes that are keys of `partners`, if any; the values are the rows they duplicate."""
     annotations = content.annotations
     files = dict(zip(content.image_ids.tolist(), content.file_names, strict=True))
     names = dict(zip(content.category_ids, content.class_names, strict=True))
 
-    def place(row: int) -> Any:
-        found = annotations.ids[row]
-        return f"no. {row + 1}" if found is None else found
+    def id_of(row: int) -> Any:
+        return f"no. {row + 1}" if annotations.ids[row] is None else annotations.ids[row]
 
     def example(row: int) -> Example:
         image, other = int(annotations.image_ids[row]), partners[row]
-        value = {"bbox": annotations.xywh[row].tolist(), "as": place(other), "there": annotations.xywh[other].tolist()}
+        value = {"bbox": annotations.xywh[row].tolist(), "as": id_of(other), "there": annotations.xywh[other].tolist()}
         if kind == "box_of_two":
-            value["classes"] = [names[int(annotations.category_ids[each])] for each in (row, other)]
+            value["classes"] = [names[int(annotations.category_ids[r])] for r in (row, other)]
         number = row + 1 if annotations.ids[row] is None else None
         return Example(annotations.ids[row], image, None, files.get(image), value, number)
 

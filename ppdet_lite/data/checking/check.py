@@ -1,4 +1,4 @@
-"""All that is wrong with data sets, counted, with examples and what training does about it."""
+"""The complete check of datasets: every problem with its count, examples, and how training handles it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -11,38 +11,45 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.coco_file import read_coco
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.problems import Example, Problem, Refused, every_place, problems_at, refuse
+from ppdet_lite.data.annotations.problems import (
+    DatasetError,
+    Example,
+    Problem,
+    keep_all_occurrences,
+    problems_at,
+    raise_if_refused,
+)
 from ppdet_lite.data.annotations.statistics import Statistics, format_statistics
 from ppdet_lite.data.annotations.training_checks import training_problems
-from ppdet_lite.data.checking.boxes import Numbers, box_problems, measures, numbers
-from ppdet_lite.data.checking.image_files import ImageCheck, Look, check_image_files, look_at, shared_images
-from ppdet_lite.data.checking.readable_part import read_rest
+from ppdet_lite.data.checking.boxes import Distributions, box_problems, measure, percentiles
+from ppdet_lite.data.checking.image_files import ImageCheck, Inspection, check_image_files, inspect_files, shared_images
+from ppdet_lite.data.checking.readable_part import read_readable_part
 
-ENDS = ("image_damaged", "size_other", "size_turned")  # a run that meets such an image does not go on
-LEVELS = ("refusal", "warning", "note")  # the worst first
-COLUMNS = ("set", "level", "kind", *Example._fields, "what")  # of `Check.rows`
+FATAL_KINDS = ("image_damaged", "size_other", "size_turned")  # problems of an image that end a run which loads it
+LEVELS = ("refusal", "warning", "note")  # the most severe first
+COLUMNS = ("set", "level", "kind", *Example._fields, "what")  # keys of the rows of `Check.rows`
 
 
 @dataclass
 class SetCheck:
-    """One data set, and what was found in it."""
+    """One dataset and its problems."""
 
-    name: str  # train or val, with a number where it is a part; or data
+    name: str  # "train" or "val", followed by a number if it is a part of a mixed set; or "data"
     images: str
     annotations: str
     problems: list[Problem] = field(default_factory=list)
-    error: str | None = None  # why the annotations cannot be read at all
-    content: CocoFile | None = None  # None where they are not read
+    error: str | None = None  # why the annotation file cannot be read at all
+    content: CocoFile | None = None  # None, as the fields below, if the annotations cannot be read
     dataset: CocoDataset | None = None
-    kept: list[int] | None = None  # rows of the annotations that could be read; None: all
-    looks: list[Look] = field(default_factory=list)  # of each image
+    rows: list[int] | None = None  # positions of the readable annotations in the file; None: all are readable
+    inspections: list[Inspection] = field(default_factory=list)  # one per image
     files: ImageCheck | None = None
     statistics: Statistics | None = None
-    numbers: Numbers | None = None
+    distributions: Distributions | None = None
 
     @property
     def is_val(self) -> bool:
-        """Whether it is for validation."""
+        """Whether it is a validation set."""
         return self.name.startswith("val")
 
     def kinds(self) -> set[str]:
@@ -52,14 +59,14 @@ class SetCheck:
 
 @dataclass
 class Check:
-    """Data sets that belong together."""
+    """The datasets of a training, and its verdict on them."""
 
     sets: list[SetCheck]
-    between: list[Problem] = field(default_factory=list)  # problems of the sets together
-    refusal: str | None = None  # what training says, if it would not begin or come to an end
+    between: list[Problem] = field(default_factory=list)  # problems of the training and validation sets together
+    refusal: str | None = None  # the error that would stop the training before or during its run
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON has it."""
+        """Return the content of check.json."""
         return {
             "refusal": self.refusal,
             "sets": {each.name: _set_json(each) for each in self.sets},
@@ -67,52 +74,55 @@ class Check:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every place that something is wrong at, each a row with COLUMNS."""
-        found = [(each.name, problem) for each in self.sets for problem in each.problems]
-        found += [("together", problem) for problem in self.between]
-        return [_row(name, problem, place) for name, problem in found for place in problem.places]
+        """Return a row with the keys COLUMNS for every occurrence of every problem."""
+        problems = [(each.name, problem) for each in self.sets for problem in each.problems]
+        problems += [("together", problem) for problem in self.between]
+        return [_row(name, problem, place) for name, problem in problems for place in problem.occurrences]
 
 
-@every_place()
+@keep_all_occurrences()
 def check_set(
-    name: str, images: str, annotations: str, look: Callable[[Sequence[str]], list[Look]] = look_at
+    name: str, images: str, annotations: str, inspect: Callable[[Sequence[str]], list[Inspection]] = inspect_files
 ) -> SetCheck:
-    """Look at a data set: its annotations, every image file (by `look`), its boxes.
+    """Check a dataset: its annotations, every image file (read by `inspect`), and its boxes.
 
-    Where single annotations are refused, the others are looked at all the same; where more is, nothing else can be.
+    If only single annotations are refused, the others are still checked. If the file is refused as a whole, neither
+    images nor boxes are checked.
     """
     found, refused = SetCheck(name, images, annotations), []
     try:
         found.dataset, found.content = CocoDataset(images, annotations), read_coco(annotations)
-    except Refused as error:
-        found.problems, rest = list(error.problems), read_rest(images, annotations)
-        if rest is None:
+    except DatasetError as error:
+        found.problems, readable = list(error.problems), read_readable_part(images, annotations)
+        if readable is None:
             return found
         refused = [problem for problem in error.problems if problem.level == "refusal"]
-        found.dataset, found.content, found.kept = rest
+        found.dataset, found.content, found.rows = readable
     except UserError as error:
         found.error = str(error)
         return found
     dataset = found.dataset
-    found.looks = look([dataset.info(row).path for row in range(len(dataset))])
-    found.files = check_image_files(dataset, found.content, found.looks)
+    found.inspections = inspect([dataset.info(row).path for row in range(len(dataset))])
+    found.files = check_image_files(dataset, found.content, found.inspections)
     found.problems = [
         *refused,
         *dataset.problems,
         *found.files.problems,
         *box_problems(found.content),
-        *(training_problems(dataset) if name in ("train", "data") else []),  # a part need not have all classes
+        *(
+            training_problems(dataset) if name in ("train", "data") else []
+        ),  # a part of a mixed set need not contain all classes
     ]
     found.problems.sort(key=lambda problem: LEVELS.index(problem.level))
-    found.statistics, found.numbers = dataset.statistics(), numbers(dataset)
+    found.statistics, found.distributions = dataset.statistics(), measure(dataset)
     return found
 
 
-def check(sets: Sequence[SetCheck], training: Callable[[], None], survivable: bool = False) -> Check:
-    """Put together what was found in the training set and, maybe, a validation set.
+def check(sets: Sequence[SetCheck], training: Callable[[], None], skip_bad_images: bool = False) -> Check:
+    """Combine the checks of the training set and, optionally, the validation set.
 
-    training: what training does with them before its first step; it raises UserError where it refuses.
-    survivable: bad training images do not end a run (loader.on_bad_image: skip).
+    training: runs the checks that training runs before its first step; raises UserError if they fail.
+    skip_bad_images: bad training images do not end a run (loader.on_bad_image: skip).
     """
     found = Check(list(sets), _between(sets))
     try:
@@ -121,39 +131,39 @@ def check(sets: Sequence[SetCheck], training: Callable[[], None], survivable: bo
         found.refusal = str(error)
     for each in sets:
         for problem in each.problems:
-            if problem.kind in ENDS and (each.is_val or not survivable):
+            if problem.kind in FATAL_KINDS and (each.is_val or not skip_bad_images):
                 found.refusal = found.refusal or f"{each.annotations}: {problem}"
     return found
 
 
-def begin_training(images: str, annotations: str) -> None:
-    """Do with a training set what a run does before its first step. Raises UserError where it refuses."""
+def check_for_training(images: str, annotations: str) -> None:
+    """Run the checks that training runs on its training set before the first step. Raises UserError if they fail."""
     dataset = CocoDataset(images, annotations)
-    refuse(annotations, training_problems(dataset))
+    raise_if_refused(annotations, training_problems(dataset))
     dataset.check_images()
 
 
 def report_lines(found: Check) -> list[str]:
-    """A check in words."""
+    """Return a check as lines of text."""
     lines = []
     for each in found.sets:
         lines += [f"{each.name}: {each.annotations}, images in {each.images}"]
         lines += [f"  refusal: {each.error}"] if each.error else []
         lines += [line for problem in each.problems for line in _lines(problem)]
-        lines += ["  nothing is wrong"] * (not each.problems and not each.error)
-        lines += ["  the images and boxes were not looked at: correct these first"] * (each.dataset is None)
+        lines += ["  no problems"] * (not each.problems and not each.error)
+        lines += ["  images and boxes were not checked: correct the problems above first"] * (each.dataset is None)
     for problem in found.between:
         lines += ["together:"] * (problem is found.between[0]) + _lines(problem)
-    columns = {each.name: each for each in found.sets if each.statistics is not None}
-    names = [each.dataset.class_names for each in columns.values()]
-    for same in ([*columns.values()],) if all(each == names[0] for each in names) else [[c] for c in columns.values()]:
-        if same:
-            lines += ["", format_statistics({each.name: each.statistics for each in same}, same[0].dataset.class_names)]
+    read = [each for each in found.sets if each.statistics is not None]
+    same_classes = all(each.dataset.class_names == read[0].dataset.class_names for each in read)
+    for table in [read] if same_classes and read else [[each] for each in read]:
+        names = table[0].dataset.class_names
+        lines += ["", format_statistics({each.name: each.statistics for each in table}, names)]
     return lines
 
 
-def tell(found: Check) -> None:
-    """Print a check."""
+def print_check(found: Check) -> None:
+    """Print a check to stdout."""
     print("\n".join(report_lines(found)), flush=True)
 
 
@@ -163,23 +173,23 @@ def _lines(problem: Problem) -> list[str]:
     return [head, *(f"      {example}" for example in problem.examples), *more]
 
 
-@every_place()
+@keep_all_occurrences()
 def _between(sets: Sequence[SetCheck]) -> list[Problem]:
-    """What is wrong with training and validation sets together."""
+    """Return the problems of the training and validation sets together."""
     read = [each for each in sets if each.dataset is not None]
     train, val = [each for each in read if not each.is_val], [each for each in read if each.is_val]
     if not train or not val:
         return []
-    known = [(each.dataset, each.looks) for each in train]
-    problems = [problem for each in val for problem in shared_images(each.dataset, each.looks, known)]
+    train_files = [(each.dataset, each.inspections) for each in train]
+    problems = [problem for each in val for problem in shared_images(each.dataset, each.inspections, train_files)]
     counts: dict[str, dict[str, int]] = {}
     for each in read:
         for name, count in zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True):
             counts.setdefault(name, {"train": 0, "val": 0})["val" if each.is_val else "train"] += count
     names = list(counts)
-    alone = np.array([sum(count > 0 for count in counts[name].values()) == 1 for name in names])
+    one_split = np.array([sum(count > 0 for count in counts[name].values()) == 1 for name in names])
     return problems + problems_at(
-        "class_one_split", alone, len(names), lambda k: Example(value={"class": names[k]} | counts[names[k]])
+        "class_one_split", one_split, len(names), lambda k: Example(value={"class": names[k]} | counts[names[k]])
     )
 
 
@@ -189,7 +199,7 @@ def _set_json(each: SetCheck) -> dict[str, Any]:
     if each.statistics is not None:
         boxes = dict(zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True))
         result["statistics"] = each.statistics._asdict() | {"boxes": boxes}
-        result["distributions"] = {name: measures(values) for name, values in each.numbers._asdict().items()}
+        result["distributions"] = {name: percentiles(values) for name, values in each.distributions._asdict().items()}
     return result
 
 
@@ -201,7 +211,7 @@ def _problem_json(problem: Problem) -> dict[str, Any]:
         "total": problem.total,
         "what": problem.what,
         "consequence": problem.consequence,
-        "examples": [_known(example._asdict()) for example in problem.examples],
+        "examples": [_without_none(example._asdict()) for example in problem.examples],
     }
 
 
@@ -211,5 +221,5 @@ def _row(name: str, problem: Problem, place: Example) -> dict[str, Any]:
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-def _known(values: dict[str, Any]) -> dict[str, Any]:
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}

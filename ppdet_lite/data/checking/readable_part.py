@@ -1,4 +1,4 @@
-"""What can be read of an annotation file that is refused for some of its annotations: all others."""
+"""Read an annotation file that is refused because of single annotations, without these annotations."""
 
 import json
 import tempfile
@@ -9,53 +9,55 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.coco_file import read_coco
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.lenient_values import crowd, number, segmentation_box, whole
+from ppdet_lite.data.annotations.lenient_values import parse_crowd_flag, parse_integer, parse_number, segmentation_box
 
 
-class Rest(NamedTuple):
-    """A file without the annotations that nobody can read."""
+class ReadablePart(NamedTuple):
+    """An annotation file without its unreadable annotations."""
 
     dataset: CocoDataset
     content: CocoFile
-    kept: list[int]  # the rows of the file's annotations that are in it
+    rows: list[int]  # positions of the remaining annotations in the file
 
 
-def read_rest(images: str, annotations: str) -> Rest | None:
-    """Read an annotation file without what is wrong in single annotations; None if it is refused all the same."""
+def read_readable_part(images: str, annotations: str) -> ReadablePart | None:
+    """Read an annotation file without its unreadable annotations; return None if it is still refused."""
     content = load_content(annotations)
-    known = {whole(image.get("id"))[0]: image for image in content["images"] if isinstance(image, dict)}
-    categories = {whole(each.get("id"))[0] for each in content["categories"] if isinstance(each, dict)}
+    images_by_id = {parse_integer(image.get("id"))[0]: image for image in content["images"] if isinstance(image, dict)}
+    categories = {
+        parse_integer(category.get("id"))[0] for category in content["categories"] if isinstance(category, dict)
+    }
     records = content["annotations"]
-    kept = [row for row, record in enumerate(records) if _is_readable(record, known, categories)]
+    kept = [row for row, record in enumerate(records) if _is_readable(record, images_by_id, categories)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "annotations.json")
         path.write_text(json.dumps(content | {"annotations": [records[row] for row in kept]}), encoding="utf-8")
         try:
-            dataset, found = CocoDataset(images, str(path)), read_coco(str(path))
+            dataset, coco_file = CocoDataset(images, str(path)), read_coco(str(path))
         except UserError:
             return None
     dataset.file = annotations
-    return Rest(dataset, found, kept)
+    return ReadablePart(dataset, coco_file, kept)
 
 
 def load_content(path: str) -> dict[str, Any]:
-    """An annotation file, known to be JSON, with all that is in it."""
+    """Return the complete content of an annotation file, which must be valid JSON."""
     raw = Path(path).read_bytes()
     return json.loads(raw.decode(json.detect_encoding(raw)))
 
 
 def _is_readable(record: Any, images: dict[int | None, dict], categories: set[int | None]) -> bool:
-    """Whether reading takes an annotation, as it is or mended; images and categories are known by their ids."""
+    """Return whether an annotation can be read, possibly after a repair. images and categories are keyed by id."""
     if not isinstance(record, dict):
         return False
-    image, category = whole(record.get("image_id"))[0], whole(record.get("category_id"))[0]
+    image, category = parse_integer(record.get("image_id"))[0], parse_integer(record.get("category_id"))[0]
     if image is None or image not in images or category is None or category not in categories:
         return False
     box, flag = record.get("bbox"), record.get("iscrowd")
     if box in (None, []):
-        size = [whole(images[image].get(key))[0] or 0 for key in ("height", "width")]
+        size = [parse_integer(images[image].get(key))[0] or 0 for key in ("height", "width")]
         has_box = segmentation_box(record.get("segmentation"), size) is not None
     else:
-        has_box = isinstance(box, list) and len(box) == 4 and all(number(value)[0] is not None for value in box)
-    says_crowd = flag is None or flag != flag or crowd(flag)[0] is not None
-    return has_box and says_crowd and number(record.get("area"))[0] is not None
+        has_box = isinstance(box, list) and len(box) == 4 and all(parse_number(value)[0] is not None for value in box)
+    has_crowd_flag = flag is None or flag != flag or parse_crowd_flag(flag)[0] is not None
+    return has_box and has_crowd_flag and parse_number(record.get("area"))[0] is not None
