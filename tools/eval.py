@@ -1,7 +1,6 @@
 """Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
 
-Instead of weights, --model DIR|FILE.onnx evaluates an export, --results FILE scores existing results, and --compare A B
-compares two of them.
+Also: --model DIR|FILE.onnx evaluates an export, --results FILE scores existing results, --compare A B two of them.
 """
 
 import sys

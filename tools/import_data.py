@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("source", metavar="SRC", type=Path, help="folder of the data set; csv: a file; yolo: a folder or a data.yaml")
-    add("--from", dest="form", required=True, choices=("voc", "yolo", "labelme", "csv"), help="the format of SRC")
+    add("--from", dest="source_format", required=True, choices=("voc", "yolo", "labelme", "csv"), help="format of SRC")
     add("--output", required=True, metavar="DIR", type=Path, help="folder to write, new or empty")
     add("--images", metavar="DIR", type=Path, help="image folder, if not the format's usual one")
     group = parser.add_mutually_exclusive_group()
@@ -39,12 +39,12 @@ def main() -> None:
     if args.seed is not None and (args.split is None or args.seed < 0):
         parser.error("--seed is 0 or more and requires --split")
     from ppdet_lite.data.importing.convert import import_data
-    from ppdet_lite.data.importing.splits import parse_shares
+    from ppdet_lite.data.importing.splits import parse_fractions
 
     log.configure()
     options = {name: value for name, value in vars(args).items() if name not in ("split", "splits", "seed")}
-    shares = None if args.split is None else parse_shares(args.split)
-    sets = import_data(**options, shares=shares, lists=args.splits, seed=args.seed or 0)
+    fractions = None if args.split is None else parse_fractions(args.split)
+    sets = import_data(**options, fractions=fractions, lists=args.splits, seed=args.seed or 0)
     print("data:")
     for name, dataset in sets.items():
         print(f"  {name}: {{images: {dataset.images}, annotations: {dataset.file}}}")

@@ -15,9 +15,7 @@ def detection_arguments(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tenso
     return tuple(paddle.to_tensor(batch[key]) for key in ("images", "image_sizes", "scales"))
 
 
-def training_arguments(
-    batch: Mapping[str, Any],
-) -> tuple[Tensor, Tensor, Tensor, list[Targets], Originals | None]:
+def training_arguments(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, list[Targets], Originals | None]:
     """Return `detection_arguments`, the targets and, if the batch contains them, the original images (else None)."""
     originals = None
     if "original_images" in batch:

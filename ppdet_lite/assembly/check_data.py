@@ -11,8 +11,7 @@ from ppdet_lite.data.checking.check import Check, check, check_set, print_check
 def check_config(config: Config) -> Check:
     """Check the training and the validation set of a config, print the problems and return them.
 
-    The data is refused exactly when training would refuse it: the checks before the first step run with the config's
-    data set options and classes.
+    The data is refused if training would refuse it, with the config's data set options and classes.
     """
 
     def training() -> None:

@@ -21,10 +21,7 @@ REMEDY = "Use weights of this backbone, or pretrain_weights: null for random ini
 
 
 def load_pretrained(
-    model: FasterRCNN,
-    spec: str,
-    class_names: Sequence[str] | None = None,
-    class_map: Mapping[str, str] | None = None,
+    model: FasterRCNN, spec: str, class_names: Sequence[str] | None = None, class_map: Mapping[str, str] | None = None
 ) -> LoadReport:
     """Load `pretrain_weights` into a model: a whole detector, or a classifier whose layers the backbone shares.
 
@@ -46,23 +43,16 @@ def load_pretrained(
     except UserError as error:
         raise UserError(f"{error}. {REMEDY}") from None
     if weights.meta.get("class_names") is None and any(name.startswith(CLASSIFIERS) for name in report.matched):
-        get_logger().warning(
-            "%s has no class names: its class layers have the right number of classes and are used in their order",
-            weights.source,
-        )
+        message = "%s has no class names: its class layers have the right number of classes and are used in their order"
+        get_logger().warning(message, weights.source)
     report = _copy_to_teacher(report, wanted)
     get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
-    unfilled = [
-        name for name in (*report.missing, *(array.name for array in report.mismatched)) if _is_pretrained(name)
-    ]
-    if unfilled:
-        get_logger().warning(
-            "%s lacks %d backbone arrays, such as %s, now randomly initialized. Is it for another depth or norm? %s",
-            weights.source,
-            len(unfilled),
-            unfilled[0],
-            REMEDY,
+    not_loaded = (*report.missing, *(array.name for array in report.mismatched))
+    if unfilled := [name for name in not_loaded if _is_pretrained(name)]:
+        message = (
+            "%s lacks %d backbone arrays, such as %s, now randomly initialized. Is it for another depth or norm? %s"
         )
+        get_logger().warning(message, weights.source, len(unfilled), unfilled[0], REMEDY)
     model.set_state_dict({**model.state_dict(), **report.matched})
     return report
 
@@ -104,12 +94,8 @@ def _match_class_layers(
         return weights.arrays
     initial = {name: value.numpy() for name, value in model.state_dict().items()}
     match = match_classes(weights.arrays, source_classes, class_names, initial, class_map)
-    get_logger().info(
-        "%s has other classes: copied by name: %s; randomly initialized: %s",
-        weights.source,
-        ", ".join(match.kept) or "none",
-        ", ".join(match.new) or "none",
-    )
+    kept, new = (", ".join(names) or "none" for names in (match.kept, match.new))
+    get_logger().info("%s has other classes: copied by name: %s; randomly initialized: %s", weights.source, kept, new)
     return match.arrays
 
 

@@ -42,10 +42,7 @@ def world() -> int:
 
 
 def start() -> None:
-    """Connect to the other ranks, if there are any. Further calls do nothing.
-
-    A process that a launcher started receives SIGTERM when the launcher ends (on Linux).
-    """
+    """Connect to the other ranks; later calls do nothing. On Linux, a launched process then ends with its launcher."""
     if "PADDLE_TRAINER_ID" in os.environ:  # Paddle's launchers set it
         _end_with_parent()
     if world() == 1 or _links:

@@ -40,16 +40,14 @@ class Train:
 
     length: duration of the whole run.
     log_every: iterations between two log lines.
-    checkpoint_every, evaluate_every: durations between checkpoints and evaluations. Both also happen at the end; null:
-        only there.
+    checkpoint_every, evaluate_every: duration between two. Both also happen at the end, and only there if null.
     keep_last: number of latest checkpoints to keep, in addition to the best one.
     best_metric: metric that selects the best checkpoint: the highest, or the lowest `loss` (see `Evaluation.loss`).
     accumulate: batches per step, whose gradients are averaged. An iteration is one step; the learning rate is scaled
         for all images of a step.
     ema: keep an exponential moving average of the weights, which is evaluated and exported; null for none.
     early_stop: number of evaluations without improvement after which training ends; null for never.
-    freeze: patterns of parameters that are not trained, such as backbone.*; norm layers there still update their
-        running statistics.
+    freeze: patterns of parameters that are not trained, such as backbone.*; norms there still update their statistics.
     amp: precision of convolutions and matrix products. Weights, losses, boxes, deformable and RoI operators, and all of
         evaluation stay float32. float16 requires a GPU, scales the loss and skips steps whose gradients overflow. On a
         CPU bfloat16 only rounds values and is not faster (`modeling/amp.py`).

@@ -16,7 +16,7 @@ from ppdet_lite.config.registry import build, errors_located_at
 from ppdet_lite.core.errors import IncompatibleArguments, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.problems import refuse
+from ppdet_lite.data.annotations.problems import raise_if_refused
 from ppdet_lite.data.annotations.training_checks import training_problems
 from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -77,7 +77,7 @@ def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) ->
     """
     train.problems = train.problems + training_problems(train)
     with errors_located_at(config["data"]["train"]):
-        refuse(train.file, train.problems)
+        raise_if_refused(train.file, train.problems)
     check_images(config, "train", train)
     check_images(config, "val", val)
 

@@ -72,12 +72,12 @@ def compare(name: str, device: str, reference: str = "cpu") -> Result:
     return Result(differences[worst], worst, check.tolerance)
 
 
-def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-    if expected.shape != found.shape:
+def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
+    if expected.shape != actual.shape:
         return np.inf
     if not np.issubdtype(expected.dtype, np.floating):
-        return 0.0 if np.array_equal(expected, found) else np.inf
-    difference = np.abs(expected - found).max(initial=0.0)
+        return 0.0 if np.array_equal(expected, actual) else np.inf
+    difference = np.abs(expected - actual).max(initial=0.0)
     return float(difference / max(np.abs(expected).max(initial=0.0), 1e-6))
 
 
@@ -148,8 +148,8 @@ def _proposals() -> Numbers:
     scores = np.random.default_rng(0).permutation(2 * sum(len(a) for a in anchors)).astype(np.float32)
     logits = paddle.to_tensor(scores.reshape(2, -1)).split([len(a) for a in anchors], axis=1)
     deltas = [paddle.to_tensor(0.3 * _noise(i, 2, len(a), 4)) for i, a in enumerate(anchors)]
-    found = rpn.propose(anchors, logits, deltas, paddle.to_tensor([[60.0, 88.0], [50.0, 80.0]]))
-    return {"boxes": found.boxes.numpy(), "counts": found.counts.numpy()}
+    rois = rpn.propose(anchors, logits, deltas, paddle.to_tensor([[60.0, 88.0], [50.0, 80.0]]))
+    return {"boxes": rois.boxes.numpy(), "counts": rois.counts.numpy()}
 
 
 def _rois() -> tuple[Rois, Tensor]:
@@ -282,7 +282,7 @@ def _run_check(name: str, device: str, reference: str) -> str:
     """Run a check and describe its result, which starts with "same", "skipped", "DIFFERS" or "fails"."""
     if name == PROCESSES:
         return train_two(device)
-    if name in ("bfloat16", "float16") and device != "cpu" and not _supports(name):
+    if name in ("bfloat16", "float16") and device != "cpu" and not getattr(paddle.amp, f"is_{name}_supported")():
         return f"skipped: {device} does not support {name}"
     try:  # an error of Paddle, such as a missing kernel, is reported as a failed check
         result = compare(name, device, reference)
@@ -290,10 +290,6 @@ def _run_check(name: str, device: str, reference: str) -> str:
         return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
     verdict = "same" if result.agrees else f"DIFFERS in {result.worst}"
     return f"{verdict}: difference {result.difference:.1e}, tolerance {result.tolerance:g}"
-
-
-def _supports(name: str) -> bool:
-    return paddle.amp.is_bfloat16_supported() if name == "bfloat16" else paddle.amp.is_float16_supported()
 
 
 def train_two(device: str) -> str:

@@ -19,8 +19,8 @@ def print_report() -> None:
     print(f"ppdet_lite {__version__}, Python {platform.python_version()}, {platform.platform()}")
     installed = {package.metadata["Name"].lower(): package.version for package in metadata.distributions()}
     for module, names in PACKAGES.items():
-        found = [f"{name} {installed[name.lower()]}" for name in names if name.lower() in installed]
-        print(f"  {module}: {', '.join(found) or f'MISSING: pip install {names[0]}'}")
+        versions = [f"{name} {installed[name.lower()]}" for name in names if name.lower() in installed]
+        print(f"  {module}: {', '.join(versions) or f'MISSING: pip install {names[0]}'}")
     print(f"cores: {runtime.usable_cores()} usable of {os.cpu_count()}, {runtime.cpu_info().get('model name', '?')}")
     print("set by ppdet_lite:", *(f"  {setting}" for setting in runtime.applied_settings() or ["nothing"]), sep="\n")
     print(f"set by the user: {', '.join(sorted(users)) or 'nothing'}")

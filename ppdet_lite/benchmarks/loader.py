@@ -48,9 +48,8 @@ def bench_data(config: Config, iterations: int, threads: Sequence[int] = (0, 1, 
         return TrainBatches(dataset, data.preprocess, data.augment, loader, seed, keep_original=keep_original)
 
     size, rates = data.loader.batch_size, {}
-    comparison = {}
-    if workers:  # before the loop below: no thread of ours may exist when DataLoader forks
-        comparison["as_tensors"] = _compare_with_dataloader(data, batches(workers), iterations)
+    # Before the loop below: no thread of ours may exist when DataLoader forks.
+    comparison = {"as_tensors": _compare_with_dataloader(data, batches(workers), iterations)} if workers else {}
     for count in threads:
         stream = batches(count).iterate()
         rates[str(count)] = size * _rate(stream, iterations, 2 * count)

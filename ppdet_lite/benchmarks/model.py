@@ -7,7 +7,6 @@ weights, except in the last NMS, which has almost no input.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import paddle
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, load_trained, use_device
 from ppdet_lite.benchmarks.loader import bench_data
-from ppdet_lite.benchmarks.timing import WARM_UP, summary
+from ppdet_lite.benchmarks.timing import WARM_UP, summary, time_alternately
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import UserError
@@ -107,7 +106,9 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     except UserError as error:
         missing["onnx"] = str(error)
     networks = {"training_side": partial(_detect, model), **export_predictors(model, preprocess, onnx=not missing)}
-    summaries = _time_alternately({name: partial(run, *arrays) for name, run in networks.items()}, iterations)
+    functions = {name: partial(run, *arrays) for name, run in networks.items()}
+    seconds = time_alternately(functions, iterations, _now, PAUSE)
+    summaries = {name: summary(values) for name, values in seconds.items()}
     ratios = {name: times["median"] / summaries["training_side"]["median"] for name, times in summaries.items()}
     return {
         **{name: {"step_seconds": times} for name, times in summaries.items()},
@@ -130,18 +131,6 @@ def export_predictors(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> 
             onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
             predictors["onnx"] = OnnxPredictor(folder / ONNX_FILE)
         return predictors
-
-
-def _time_alternately(functions: Mapping[str, Callable[[], Any]], iterations: int) -> dict[str, dict[str, float]]:
-    """Return a summary of the run time of each function in seconds."""
-    seconds = {name: [] for name in functions}
-    for _ in range(WARM_UP + iterations):
-        for name, run in functions.items():
-            time.sleep(PAUSE)
-            start = _now()
-            run()
-            seconds[name].append(_now() - start)
-    return {name: summary(values[WARM_UP:]) for name, values in seconds.items()}
 
 
 def run(

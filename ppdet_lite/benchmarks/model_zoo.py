@@ -1,6 +1,5 @@
 """The table of all recipes: size, cost, published AP, sources of convertible checkpoints, and measured speed."""
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.benchmarks.model import bench_train
-from ppdet_lite.benchmarks.timing import WARM_UP
+from ppdet_lite.benchmarks.timing import time_alternately
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.runtime import cpu_info, usable_cores
 from ppdet_lite.modeling.deform import DeformConv2D
@@ -104,13 +103,9 @@ def detection_seconds(config: Config, iterations: int) -> float:
     model.eval()
     stride = 32
     size = tuple(-(-side // stride) * stride for side in TIMED_SIZE)
-    seconds = []
     with paddle.no_grad():
-        for _ in range(WARM_UP + iterations):
-            start = time.perf_counter()
-            _detect(model, size)
-            seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[WARM_UP:]))
+        seconds = time_alternately({"detection": partial(_detect, model, size)}, iterations)
+    return float(np.median(seconds["detection"]))
 
 
 def published_ap(recipe: Path) -> str:

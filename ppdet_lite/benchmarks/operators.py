@@ -7,7 +7,6 @@ this in a separate process for each RoI operator, and measures times in its own 
 import ctypes
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import paddle
 from paddle import Tensor
 from paddle.vision.ops import roi_align
 
-from ppdet_lite.benchmarks.timing import WARM_UP, summary
+from ppdet_lite.benchmarks.timing import summary, time_alternately
 from ppdet_lite.ops import deform_conv2d, deform_roi_pool
 
 Report = dict[str, dict[str, float | dict[str, float]]]
@@ -29,7 +28,7 @@ def run(repeats: int) -> Report:
     Returns, per operator, `<name>_seconds`: median, min and max; ratios of the medians, Paddle's operator / ours; and
     for RoI pooling the peak memory in MiB in addition to the inputs, only on Linux with the GNU C library.
     """
-    conv, pool = _time(conv_cases(), repeats), _time(pool_cases(), repeats)
+    conv, pool = time_alternately(conv_cases(), repeats), time_alternately(pool_cases(), repeats)
     report = {
         "deform_conv2d": {
             **_seconds(conv),
@@ -86,23 +85,23 @@ def pool_cases() -> dict[str, Case]:
     x, upstream = _leaf(rng.normal(size=(1, 256, 50, 84))), _leaf(rng.normal(size=(512, 256, 7, 7)))
     offset, mask = _leaf(rng.normal(size=(512, 2, 7, 7))), _leaf(rng.random((512, 1, 7, 7)))
 
-    def ours(samples: int, **branch: Tensor) -> Case:
+    def our_operator(samples: int, **branch: Tensor) -> Case:
         def forward_and_backward() -> None:
             out = deform_roi_pool(x, boxes, counts, 7, 1 / 16, samples, **branch)
             paddle.grad(out, [x, *branch.values()], upstream)
 
         return forward_and_backward
 
-    def paddles(samples: int) -> Case:
+    def paddle_operator(samples: int) -> Case:
         return lambda: paddle.grad(roi_align(x, boxes, counts, 7, 1 / 16, samples), [x], upstream)
 
     return {
-        "roi_align": paddles(2),
-        "plain": ours(2),
-        "deformable": ours(2, offset=offset, mask=mask),
-        "roi_align_adaptive": paddles(-1),
-        "plain_adaptive": ours(0),
-        "deformable_adaptive": ours(0, offset=offset, mask=mask),
+        "roi_align": paddle_operator(2),
+        "plain": our_operator(2),
+        "deformable": our_operator(2, offset=offset, mask=mask),
+        "roi_align_adaptive": paddle_operator(-1),
+        "plain_adaptive": our_operator(0),
+        "deformable_adaptive": our_operator(0, offset=offset, mask=mask),
     }
 
 
@@ -132,22 +131,12 @@ def _leaf(array: np.ndarray) -> Tensor:
     return paddle.to_tensor(array, dtype="float32", stop_gradient=False)
 
 
-def _time(cases: dict[str, Case], repeats: int) -> dict[str, list[float]]:
-    seconds = {name: [] for name in cases}
-    for _ in range(WARM_UP + repeats):
-        for name, run_case in cases.items():
-            start = time.perf_counter()
-            run_case()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: values[WARM_UP:] for name, values in seconds.items()}
-
-
 def _seconds(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     return {f"{name}_seconds": summary(values) for name, values in times.items()}
 
 
-def _ratio(times: dict[str, list[float]], paddles: str, ours: str) -> float:
-    return float(np.median(times[paddles]) / np.median(times[ours]))
+def _ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> float:
+    return float(np.median(times[numerator]) / np.median(times[denominator]))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,31 @@
-"""Summary of repeated time measurements."""
+"""Repeated time measurements and their summary."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 WARM_UP = 2  # runs before the measurement
+
+
+def time_alternately(
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    now: Callable[[], float] = time.perf_counter,
+    pause: float = 0.0,
+) -> dict[str, list[float]]:
+    """Return run times in seconds per function. They alternate, so that other load on the machine affects all alike.
+
+    pause: seconds of sleep before each call.
+    """
+    seconds = {name: [] for name in functions}
+    for _ in range(WARM_UP + repeats):
+        for name, function in functions.items():
+            time.sleep(pause)
+            start = now()
+            function()
+            seconds[name].append(now() - start)
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

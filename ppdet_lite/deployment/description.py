@@ -64,9 +64,9 @@ class Description:
 
         Logs a warning if that script cannot resize images in the same way.
         """
-        ours = _content(self)
+        section = _content(self)
         return yaml.safe_dump(
-            {**_paddledetection_keys(self.preprocess), "label_list": ours.pop("class_names"), SECTION: ours},
+            {**_paddledetection_keys(self.preprocess), "label_list": section.pop("class_names"), SECTION: section},
             sort_keys=False,
         )
 
@@ -89,10 +89,10 @@ def from_folder(folder: Path) -> Description:
         raise UserError(f"{path}: cannot be read: {error.strerror}; use tools/export_model.py") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}; export the model again") from error
-    ours = content.get(SECTION) if isinstance(content, dict) else None
-    if not isinstance(ours, dict):
+    section = content.get(SECTION) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
         raise UserError(f"{path}: has no section {SECTION}, another program wrote it; use tools/export_model.py")
-    return _parse({**ours, "class_names": content.get("label_list")}, str(path))
+    return _parse({**section, "class_names": content.get("label_list")}, str(path))
 
 
 def _content(description: Description) -> dict[str, Any]:
@@ -116,13 +116,12 @@ def _parse(content: Any, source: str) -> Description:
 
 def _paddledetection_keys(preprocess: Preprocess) -> dict[str, Any]:
     """Return PaddleDetection's keys of infer_cfg.yml."""
-    if (preprocess.sizing, preprocess.interpolation, preprocess.resize_in) not in EXACT_RESIZES:
+    resize = (preprocess.sizing, preprocess.interpolation, preprocess.resize_in)
+    if resize not in EXACT_RESIZES:
         log.warning(
             "PaddleDetection's deployment cannot resize as data.preprocess does (sizing %s, interpolation %s, "
             "resize_in %s): its detections will differ slightly",
-            preprocess.sizing,
-            preprocess.interpolation,
-            preprocess.resize_in,
+            *resize,
         )
     return {
         "mode": "paddle",

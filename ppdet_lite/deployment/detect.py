@@ -43,9 +43,9 @@ class TrainedNetwork:
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         with evaluation_mode(self.model), paddle.no_grad():
-            found = self.model(*map(paddle.to_tensor, (images, image_sizes, scales)))
-        columns = [found.classes.numpy()[:, None], found.scores.numpy()[:, None], found.boxes.numpy()]
-        return np.concatenate(columns, axis=1, dtype=np.float32), found.counts.numpy()
+            detections = self.model(*map(paddle.to_tensor, (images, image_sizes, scales)))
+        columns = [detections.classes.numpy()[:, None], detections.scores.numpy()[:, None], detections.boxes.numpy()]
+        return np.concatenate(columns, axis=1, dtype=np.float32), detections.counts.numpy()
 
 
 @contextlib.contextmanager

@@ -103,22 +103,22 @@ class Detector:
         Raises UserError for an image that cannot be read and for an array of another shape or type.
         """
         if isinstance(images, Image):
-            (found,) = self([images])
-            return found
+            (detections,) = self([images])
+            return detections
         dataset = _ImageList(images)
         if not len(dataset):
             return []
         batches = EvalBatches(dataset, self.preprocess, Loader(batch_size, threads=min(len(dataset) - 1, 2)))
-        by_index = {found.image_id: found for found in self.detect(batches.iterate())}
+        by_index = {detections.image_id: detections for detections in self.detect(batches.iterate())}
         return [self._with_names(by_index[index]) for index in range(len(dataset))]
 
     def detect(self, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
         """Yield the detections of each image in batches computed with `preprocess`."""
         return detect(self.network, batches)
 
-    def _with_names(self, found: ImageDetections) -> Detections:
-        names = [self.class_names[k] for k in found.classes.tolist()]
-        return Detections(found.boxes, found.scores, found.classes, names)
+    def _with_names(self, detections: ImageDetections) -> Detections:
+        names = [self.class_names[k] for k in detections.classes.tolist()]
+        return Detections(detections.boxes, detections.scores, detections.classes, names)
 
 
 class _ImageList:

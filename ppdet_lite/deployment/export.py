@@ -95,10 +95,10 @@ class Deployed(nn.Layer):
         """See `Predictor.__call__`."""
         image = image.flip(axis=1) if self.flip_channels else image
         with _no_tracebacks():
-            found = self.model(image, im_shape, scale_factor)
-        columns = [found.classes.unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
+            detections = self.model(image, im_shape, scale_factor)
+        columns = [detections.classes.unsqueeze(1), detections.scores.unsqueeze(1), detections.boxes]
         # concatenated in float64, which oneDNN does not support: its float32 kernel crashes without rows
-        return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), found.counts
+        return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), detections.counts
 
 
 def export(
@@ -167,11 +167,10 @@ def _write(trained: TrainedModel, folder: Path, format: str) -> None:
 def _check_agreement(trained: TrainedModel, source: Path, images: Sequence[Path] | None, format: str) -> Agreement:
     """Compare an exported model with the trained one, and log the result."""
     agreement = compare(Detector.from_trained(trained), Detector.load(source), images, BOX_TOLERANCES[format])
-    log.info(
-        "%s: same detections on %d images in batches of 1 and 2: %d pairs, boxes within %.1e px, scores within %.1e",
-        format,
-        *agreement,
+    message = (
+        "%s: same detections on %d images in batches of 1 and 2: %d pairs, boxes within %.1e px, scores within %.1e"
     )
+    log.info(message, format, *agreement)
     if agreement.detections == 0:
         log.warning("no detections to compare; give images that contain objects with --images")
     return agreement
@@ -275,14 +274,14 @@ def _pair(
     score_gaps = np.abs(trained.scores[:, None] - exported.scores)
     same_class = trained.classes[:, None] == exported.classes
     pairs = same_class & (box_gaps <= tolerance) & (score_gaps <= SCORE_TOLERANCE)
-    for name, found, others, unpaired in (
+    for name, results, others, unpaired in (
         ("trained", trained, exported, ~pairs.any(axis=1)),
         ("exported", exported, trained, ~pairs.any(axis=0)),
     ):
-        if (unpaired := unpaired & ~_near_limit(found.scores, detector.postprocess)).any():
-            k = int(unpaired.argmax())
-            detection = f"{detector.class_names[found.classes[k]]} {found.scores[k]:.5f} at {found.boxes[k].tolist()}"
-            raise RunFailed(f"only the {name} model finds {detection}; {_nearest(found, k, others)}")
+        if (unpaired := unpaired & ~_near_limit(results.scores, detector.postprocess)).any():
+            k, classes = int(unpaired.argmax()), detector.class_names
+            detection = f"{classes[results.classes[k]]} {results.scores[k]:.5f} at {results.boxes[k].tolist()}"
+            raise RunFailed(f"only the {name} model finds {detection}; {_nearest(results, k, others)}")
     return int(pairs.sum()), box_gaps[pairs].max(initial=0.0), score_gaps[pairs].max(initial=0.0)
 
 
@@ -291,11 +290,11 @@ def _near_limit(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
     return scores <= (scores.min() if full else postprocess.score_threshold) + SCORE_TOLERANCE
 
 
-def _nearest(found: ImageDetections, k: int, others: ImageDetections) -> str:
+def _nearest(results: ImageDetections, k: int, others: ImageDetections) -> str:
     """Describe how far the k-th detection is from the nearest one of its class in `others`."""
-    rows = np.flatnonzero(others.classes == found.classes[k])
+    rows = np.flatnonzero(others.classes == results.classes[k])
     if not rows.size:
         return "the other model finds none of that class"
-    gaps = np.abs(others.boxes[rows] - found.boxes[k]).max(axis=1)
-    score_gap = abs(others.scores[rows[gaps.argmin()]] - found.scores[k])
+    gaps = np.abs(others.boxes[rows] - results.boxes[k]).max(axis=1)
+    score_gap = abs(others.scores[rows[gaps.argmin()]] - results.scores[k])
     return f"the other model's nearest differs by {gaps.min():.2g} px and {score_gap:.2g} in score"

@@ -19,8 +19,8 @@ from onnx import FunctionProto, NodeProto, helper, numpy_helper, parser
 OPSET = 19  # the first version with DeformConv
 DOMAIN = "ppdet_lite"  # operator domain of the functions below; no exported file contains it
 # Each group of boxes is a class of NonMaxSuppression, where boxes of different classes never suppress each other. Boxes
-# are given in descending order of score; here each box is scored by the number of boxes from it to the end.
-# NonMaxSuppression returns indices ordered by class; TopK sorts them into ascending order.
+# are given in descending order of score; here the score of a box is the number of boxes from it to the end, and 0, the
+# threshold, in other classes. NonMaxSuppression returns indices ordered by class; TopK sorts them in ascending order.
 _NMS = """
 Nms (boxes, groups, iou) => (kept) {
   count = Shape<start=0, end=1>(boxes)
@@ -76,7 +76,7 @@ RoiAlignOfBatch <height, width, ratio, scale, mode> (x, boxes, counts) => (poole
 # Means are computed per channel, then over channels: over the whole group at once, as in InstanceNormalization, ONNX
 # Runtime has an error of 5e-4 with 700 thousand values per group.
 _GROUP_NORM = """
-GroupNorm <groups, epsilon> (x, weight, bias) => (normalised) {
+GroupNorm <groups, epsilon> (x, weight, bias) => (normalized) {
   by_group = Constant<value_ints: ints = @groups>()
   by_channel = Constant<value_ints=[0, 0, -1]>()
   last = Constant<value_ints=[2]>()
@@ -89,20 +89,20 @@ GroupNorm <groups, epsilon> (x, weight, bias) => (normalised) {
   means = Reshape(channel_mean, by_group)
   mean = ReduceMean(means, last)
   grouped = Reshape(x, by_group)
-  centred = Sub(grouped, mean)
-  square = Mul(centred, centred)
+  centered = Sub(grouped, mean)
+  square = Mul(centered, centered)
   squares = Reshape(square, channel_shape)
   channel_square = ReduceMean(squares, last)
   variances = Reshape(channel_square, by_group)
   variance = ReduceMean(variances, last)
   stabilized = Add(variance, epsilon_constant)
   deviation = Sqrt(stabilized)
-  grouped_result = Div(centred, deviation)
+  grouped_result = Div(centered, deviation)
   result = Reshape(grouped_result, shape)
   weights = Unsqueeze(weight, axes)
   biases = Unsqueeze(bias, axes)
   scaled = Mul(result, weights)
-  normalised = Add(scaled, biases)
+  normalized = Add(scaled, biases)
 }
 """
 
@@ -130,41 +130,40 @@ def _nms(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> l
 
 
 def _roi_align(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
-    node = helper.make_node(
-        "RoiAlignOfBatch",
-        inputs,
-        [output],
-        domain=DOMAIN,
-        height=attributes["pooled_height"],
-        width=attributes["pooled_width"],
-        ratio=max(attributes["sampling_ratio"], 0),  # adaptive: -1 in Paddle, 0 in ONNX
-        scale=attributes["spatial_scale"],
-        mode="half_pixel" if attributes["aligned"] else "output_half_pixel",
-    )
-    return [node]
+    return [
+        helper.make_node(
+            "RoiAlignOfBatch",
+            inputs,
+            [output],
+            domain=DOMAIN,
+            height=attributes["pooled_height"],
+            width=attributes["pooled_width"],
+            ratio=max(attributes["sampling_ratio"], 0),  # adaptive: -1 in Paddle, 0 in ONNX
+            scale=attributes["spatial_scale"],
+            mode="half_pixel" if attributes["aligned"] else "output_half_pixel",
+        )
+    ]
 
 
 def _deform_conv(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
     x, offset, weight, mask = inputs
-    node = helper.make_node(
-        "DeformConv",
-        [x, weight, offset, "", mask] if mask else [x, weight, offset],
-        [output],
-        strides=attributes["strides"],
-        pads=[*attributes["paddings"], *attributes["paddings"]],
-        dilations=attributes["dilations"],
-        group=attributes["groups"],
-        offset_group=attributes["deformable_groups"],
-    )
-    return [node]
+    return [
+        helper.make_node(
+            "DeformConv",
+            [x, weight, offset, "", mask] if mask else [x, weight, offset],
+            [output],
+            strides=attributes["strides"],
+            pads=[*attributes["paddings"], *attributes["paddings"]],
+            dilations=attributes["dilations"],
+            group=attributes["groups"],
+            offset_group=attributes["deformable_groups"],
+        )
+    ]
 
 
 def _expand_as(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:
     shape = f"{output}.shape"
-    return [
-        helper.make_node("Shape", inputs[1:], [shape]),
-        helper.make_node("Expand", [inputs[0], shape], [output]),
-    ]
+    return [helper.make_node("Shape", inputs[1:], [shape]), helper.make_node("Expand", [inputs[0], shape], [output])]
 
 
 def _group_norm(attributes: Mapping[str, Any], inputs: Sequence[str], output: str) -> list[NodeProto]:

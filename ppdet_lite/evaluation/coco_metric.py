@@ -18,9 +18,9 @@ SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 COLUMNS = 4  # classes per line of the logged table
 
 
-def coco_results(found: Iterable[ImageDetections], category_ids: np.ndarray) -> Iterator[dict[str, Any]]:
+def coco_results(results: Iterable[ImageDetections], category_ids: np.ndarray) -> Iterator[dict[str, Any]]:
     """Yield the records of a COCO results file, {image_id, category_id, bbox [x, y, w, h], score}, image by image."""
-    for image in found:
+    for image in results:
         boxes = image.boxes.astype(np.float64)  # so that widths are exact
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
         categories = category_ids[image.classes].tolist()
@@ -41,13 +41,13 @@ def score_file(
     require_backend(backend)
     coco, coco_eval = _backend(backend)
     records = _as_annotations(read_results(Path(results), dataset))
-    truth, found = coco(), coco()
+    truth, predicted = coco(), coco()
     truth.dataset = dataset.ground_truth()
-    found.dataset = {**truth.dataset, "annotations": records}
+    predicted.dataset = {**truth.dataset, "annotations": records}
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        found.createIndex()
-        scorer = coco_eval(truth, found, "bbox")
+        predicted.createIndex()
+        scorer = coco_eval(truth, predicted, "bbox")
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()

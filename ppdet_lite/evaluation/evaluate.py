@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ def evaluate(
         losses = validation_losses(_trained_model(detector), dataset, detector.preprocess, loader, check)
     views = make_views(detector.preprocess, options)
     batches = EvalBatches(dataset, detector.preprocess, loader, ranks.rank(), ranks.world(), views)
-    found = detector.detect(batches.iterate())
+    results = detector.detect(batches.iterate())
     if len(views) > 1:
-        found = merge_views(found, len(views), detector.postprocess)
-    found = _call_after_each(log_progress(found, batches.image_count), check)
+        results = merge_views(results, len(views), detector.postprocess)
+    results = _call_after_each(log_progress(results, batches.image_count), check)
     if ranks.world() > 1:
-        found = _gather_from_ranks(found)
-    found = in_order(found, dataset.image_ids.tolist())
-    return ranks.on_rank0(lambda: _score(found, losses, dataset, folder, options))
+        results = _gather_from_ranks(results)
+    results = in_order(results, dataset.image_ids.tolist())
+    return ranks.on_rank0(lambda: _score(results, losses, dataset, folder, options))
 
 
 def evaluate_results(dataset: CocoDataset, results: Path, options: Evaluation = Evaluation()) -> dict[str, Any]:
@@ -84,22 +84,22 @@ def _trained_model(detector: Detector) -> FasterRCNN:
 
 
 def _score(
-    found: Iterable[ImageDetections], losses: Mapping[str, Any], dataset: CocoDataset, folder: Path, options: Evaluation
+    results: Iterable[ImageDetections], losses: dict[str, Any], dataset: CocoDataset, folder: Path, options: Evaluation
 ) -> dict[str, Any]:
     """Write the results file and its metrics; log and return the metrics."""
-    write_json_list(folder / RESULTS, coco_results(found, dataset.category_ids))
+    write_json_list(folder / RESULTS, coco_results(results, dataset.category_ids))
     metrics = score_file(dataset, folder / RESULTS, options.backend) | losses
     write_json(folder / METRICS, metrics)
     get_logger().info("%s\nwritten: %s and %s", format_metrics(metrics), folder / RESULTS, folder / METRICS)
     return metrics
 
 
-def _gather_from_ranks(found: Iterator[ImageDetections]) -> list[ImageDetections]:
+def _gather_from_ranks(results: Iterator[ImageDetections]) -> list[ImageDetections]:
     """Return the detections of all ranks. They are exchanged every few seconds, so that a failure is reported soon."""
 
     def detect_until_exchange() -> list[ImageDetections]:
         part, deadline = [], time.monotonic() + EXCHANGE_INTERVAL
-        for image in found:
+        for image in results:
             part.append(image)
             if time.monotonic() >= deadline:
                 break
@@ -111,8 +111,8 @@ def _gather_from_ranks(found: Iterator[ImageDetections]) -> list[ImageDetections
     return gathered
 
 
-def _call_after_each(found: Iterable[ImageDetections], check: Callable[[], None] | None) -> Iterator[ImageDetections]:
-    for image in found:
+def _call_after_each(results: Iterable[ImageDetections], check: Callable[[], None] | None) -> Iterator[ImageDetections]:
+    for image in results:
         yield image
         if check is not None:
             check()

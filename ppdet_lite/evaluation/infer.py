@@ -60,10 +60,10 @@ def infer(
     if target == root or (source.is_dir() and target.is_relative_to(root)):
         raise UserError(f"output {output} lies within {images.root}, where the images are; choose another folder")
     draw = _painter(detector, score, images, truth)
-    found = detector.detect(EvalBatches(images, detector.preprocess, loader).iterate())
-    found = log_progress((image.above(score) for image in found), len(images))
-    found = in_order(found, range(len(images)))
-    write_json_list(output / DETECTIONS, _draw_each(found, images, output, detector, draw))
+    results = detector.detect(EvalBatches(images, detector.preprocess, loader).iterate())
+    results = log_progress((image.above(score) for image in results), len(images))
+    results = in_order(results, range(len(images)))
+    write_json_list(output / DETECTIONS, _draw_each(results, images, output, detector, draw))
     get_logger().info("written to %s: %s, images drawn: %d", output, DETECTIONS, len(images) - len(images.failures))
     if images.failures:
         first = images.failures[min(images.failures)]
@@ -77,9 +77,9 @@ def require_score(detector: Detector, score: float) -> None:
         raise UserError(f"score {score:g} is not between model.postprocess.score_threshold, {lowest:g}, and 1")
 
 
-def as_records(detector: Detector, found: ImageDetections) -> list[dict[str, Any]]:
+def as_records(detector: Detector, detections: ImageDetections) -> list[dict[str, Any]]:
     """Convert detections to JSON records [{class, category_id, score, bbox [x1, y1, x2, y2]}]."""
-    rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    rows = zip(detections.classes.tolist(), detections.scores.tolist(), detections.boxes.tolist(), strict=True)
     return [
         {"class": detector.class_names[k], "category_id": detector.category_ids[k], "score": score, "bbox": box}
         for k, score, box in rows
@@ -90,7 +90,7 @@ def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path |
     """Return a function that draws the detections of an image and, if `truth` is given, its annotations on the left."""
     names = detector.class_names
     if truth is None:
-        return lambda pixels, found: draw_detections(pixels, found.boxes, found.classes, found.scores, names)
+        return lambda pixels, result: draw_detections(pixels, result.boxes, result.classes, result.scores, names)
     dataset = CocoDataset(str(images.root), str(truth), class_names=names)
     indices = {Path(dataset.info(index).path): index for index in range(len(dataset))}
     unknown = [name for name in images.names if images.root / name not in indices]
@@ -100,12 +100,12 @@ def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path |
             "--side-by-side requires annotations of the images in --input under the same names"
         )
 
-    def draw(pixels: np.ndarray, found: ImageDetections) -> np.ndarray:
-        path = images.root / images.names[found.image_id]
+    def draw(pixels: np.ndarray, detections: ImageDetections) -> np.ndarray:
+        path = images.root / images.names[detections.image_id]
         height, width = dataset.sizes[indices[path]].tolist()
         if pixels.shape[:2] != (height, width):
             raise UserError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]}, but {width}x{height} in {truth}")
-        return draw_comparison(pixels, dataset.annotations(indices[path]), found, names, score)
+        return draw_comparison(pixels, dataset.annotations(indices[path]), detections, names, score)
 
     return draw
 
@@ -130,10 +130,10 @@ def draw_comparison(
 
 
 def _draw_each(
-    found: Iterable[ImageDetections], images: _TolerantFiles, output: Path, detector: Detector, draw: Painter
+    results: Iterable[ImageDetections], images: _TolerantFiles, output: Path, detector: Detector, draw: Painter
 ) -> Iterator[dict[str, Any]]:
     """Write the visualization of each readable image, and yield its record for detections.json."""
-    for image in found:
+    for image in results:
         pixels, name = images.load(image.image_id), images.names[image.image_id]
         if image.image_id in images.failures:
             get_logger().warning("skipped: %s", images.failures[image.image_id])

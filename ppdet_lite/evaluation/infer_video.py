@@ -48,16 +48,16 @@ def infer_video(detector: Detector, source: str | Path, output: Path, batch_size
         try:
             output.mkdir(parents=True, exist_ok=True)
             jsonl = output / f"{name}.jsonl"
-            with jsonl.open("w", encoding="utf-8") as lines, _VideoFile(output / name, video) as drawn:
-                for frame, found in _detect_frames(detector, video, 1 if video.is_camera else batch_size, stop):
-                    found, count = found.above(score), count + 1
-                    record = {"frame": frame.index, "time": round(frame.time, 3)}
-                    record["detections"] = as_records(detector, found)
+            with jsonl.open("w", encoding="utf-8") as lines, _VideoFile(output / name, video) as writer:
+                for frame, result in _detect_frames(detector, video, 1 if video.is_camera else batch_size, stop):
+                    result, count = result.above(score), count + 1
+                    records = as_records(detector, result)
+                    record = {"frame": frame.index, "time": round(frame.time, 3), "detections": records}
                     lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
                     lines.flush()
-                    boxes, classes, scores = found.boxes, found.classes, found.scores
-                    image = draw_detections(frame.pixels, boxes, classes, scores, detector.class_names)
-                    drawn.add(image, frame.time)
+                    names = detector.class_names
+                    image = draw_detections(frame.pixels, result.boxes, result.classes, result.scores, names)
+                    writer.add(image, frame.time)
         except OSError as error:
             if error.errno is None:  # raised by Paddle, for example for a CUDA error
                 raise

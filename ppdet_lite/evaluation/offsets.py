@@ -120,13 +120,13 @@ def draw_offsets(
             raise UserError(f"--points {x:g},{y:g} is outside of {source}, which has {width} x {height} pixels")
     batch = collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)
     with record_arguments({**parts, "predictor": model.predictor}) as calls:
-        (found,) = detect(TrainedNetwork(model), [batch])
-    found = ImageDetections(*(part[:DRAWN_DETECTIONS] if isinstance(part, np.ndarray) else part for part in found))
+        (results,) = detect(TrainedNetwork(model), [batch])
+    results = ImageDetections(*(part[:DRAWN_DETECTIONS] if isinstance(part, np.ndarray) else part for part in results))
     if points is None:
-        if not len(found.boxes):
+        if not len(results.boxes):
             hint = ", or give --points" if convs else ""
             raise UserError(f"{source}: no object is detected; use another image{hint}")
-        points = ((found.boxes[:, :2] + found.boxes[:, 2:]) / 2).tolist()
+        points = ((results.boxes[:, :2] + results.boxes[:, 2:]) / 2).tolist()
 
     scale = batch["scales"][0, ::-1]  # (x, y)
     drawings = {}
@@ -136,12 +136,12 @@ def draw_offsets(
             positions, modulation = sampling_positions(samples, point * scale)
             drawings[f"point{i}"] = draw_points(image, positions / scale, modulation, point, convs)
     if isinstance(model.roi_pool, DEFORMABLE_POOLINGS):
-        if not len(found.boxes):
+        if not len(results.boxes):
             get_logger().warning("%s: no object is detected, so there are no bins to draw", source)
-        rois, offset, mask = _detection_rois(found, model, calls)
+        rois, offset, mask = _detection_rois(results, model, calls)
         for i, (roi, moves) in enumerate(zip(rois, offset, strict=True)):
             bins, moved = (boxes / np.tile(scale, 2) for boxes in bin_boxes(roi, moves, model.roi_pool.gamma))
-            drawings[f"bins{i + 1}"] = draw_bins(image, bins, moved, mask[i].ravel(), found.boxes[i])
+            drawings[f"bins{i + 1}"] = draw_bins(image, bins, moved, mask[i].ravel(), results.boxes[i])
     files = [output / f"{source.stem}_{name}.png" for name in drawings]
     for file, drawing in zip(files, drawings.values(), strict=True):
         write_image(file, drawing)
@@ -277,11 +277,11 @@ def _conv_samples(layer: DeformConv2D, x: paddle.Tensor, image_width: int) -> Co
 
 
 def _detection_rois(
-    found: ImageDetections, model: FasterRCNN, calls: Mapping[str, tuple[Any, ...]]
+    results: ImageDetections, model: FasterRCNN, calls: Mapping[str, tuple[Any, ...]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the RoIs [D, 4] of detections, found by their scores, with offsets [D, 2, P, P] and masks [D, P, P]."""
+    """Return the RoIs [D, 4] of detections, matched by score, with offsets [D, 2, P, P] and masks [D, P, P]."""
     scores = F.softmax(model.predictor(*calls["predictor"]).logits, axis=1).numpy()
-    rows = [np.abs(scores[:, k] - score).argmin() for k, score in zip(found.classes, found.scores, strict=True)]
+    rows = [np.abs(scores[:, k] - score).argmin() for k, score in zip(results.classes, results.scores, strict=True)]
     features, rois, *_ = calls["roi_pool"]
     offset, mask = model.roi_pool.offsets(features, rois)
     mask = paddle.ones_like(offset[:, :1]) if mask is None else mask

@@ -12,10 +12,10 @@ LOG_INTERVAL = 10.0  # seconds between two log lines
 T = TypeVar("T")
 
 
-def in_order(found: Iterable[ImageDetections], image_ids: Iterable[int]) -> Iterator[ImageDetections]:
-    """Yield detections in the order of image_ids. `found` contains each image once, in any order."""
+def in_order(results: Iterable[ImageDetections], image_ids: Iterable[int]) -> Iterator[ImageDetections]:
+    """Yield detections in the order of image_ids. `results` contains each image once, in any order."""
     waiting: dict[int, ImageDetections] = {}
-    stream = iter(found)
+    stream = iter(results)
     for image_id in image_ids:
         while image_id not in waiting:
             image = next(stream)
@@ -23,13 +23,13 @@ def in_order(found: Iterable[ImageDetections], image_ids: Iterable[int]) -> Iter
         yield waiting.pop(image_id)
 
 
-def log_progress(found: Iterable[T], total: int | None, unit: str = "image") -> Iterator[T]:
+def log_progress(results: Iterable[T], total: int | None, unit: str = "image") -> Iterator[T]:
     """Yield the detections unchanged; log the number of finished images and the remaining time every LOG_INTERVAL.
 
     total: the number of images, None if unknown.
     """
     start = last_log = time.perf_counter()
-    for count, image in enumerate(found, start=1):
+    for count, image in enumerate(results, start=1):
         yield image
         now = time.perf_counter()
         if now - last_log >= LOG_INTERVAL:

@@ -77,7 +77,7 @@ def _parse_strictly(path: Path, content: bytes) -> list[_Record]:
     for number, record in enumerate(records, start=1):
         if not _is_detection(record):
             raise UserError(
-                f"results {path}: entry {number} is not {{image_id, category_id, bbox: [x, y, w, h], score}}"
+                f"results {path}: entry {number} is not {{image_id, category_id, bbox [x, y, w, h], score}}"
             )
     return [_Record(record["image_id"], record["category_id"], record["bbox"], record["score"]) for record in records]
 

@@ -23,10 +23,10 @@ def make_views(preprocess: Preprocess, options: Evaluation) -> list[View]:
     return [View(size, flipped) for size in sizes for flipped in ((False, True) if options.flip else (False,))]
 
 
-def merge_views(found: Iterable[ImageDetections], views: int, postprocess: Postprocess) -> Iterator[ImageDetections]:
+def merge_views(results: Iterable[ImageDetections], views: int, postprocess: Postprocess) -> Iterator[ImageDetections]:
     """Yield the merged detections of each image as soon as those of all its views are available."""
     parts: dict[int, list[ImageDetections]] = defaultdict(list)
-    for image in found:
+    for image in results:
         parts[image.image_id].append(image)
         if len(parts[image.image_id]) == views:
             yield merge_detections(parts.pop(image.image_id), postprocess)

@@ -283,7 +283,7 @@ class TestDetector:
         with pytest.raises(UserError) as error:
             load_trained(load(tmp_path, f"weights={tmp_path}/ckpt", "model.neck.out_channels=64"))
         assert f"{tmp_path}/ckpt: the weights are of another model" in message(error)
-        assert "wanted [64, 128, 1, 1], found [32, 128, 1, 1]" in message(error)
+        assert "expected [64, 128, 1, 1], found [32, 128, 1, 1]" in message(error)
 
     def test_an_array_is_missing(self, trained: FasterRCNN, tmp_path: Path) -> None:
         partial = arrays(trained)
