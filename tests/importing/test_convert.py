@@ -145,9 +145,7 @@ def test_sizes_are_those_of_the_images_as_shown(source):
     shutil.rmtree(source.output)
     source.write("boxes.csv", "file,x1,y1,x2,y2,class,width,height\ndeep/a.jpg,1,2,31,22,cat,60,40\n")
     message = source.refusal("csv")
-    assert message.startswith(
-        "boxes.csv:2: has size 60x40, but deep/a.jpg is 40x60 (width x height); annotate it as"
-    )
+    assert message.startswith("boxes.csv:2: has size 60x40, but deep/a.jpg is 40x60 (width x height); annotate it as")
 
 
 def test_swapped_sizes_are_corrected_and_reported(source, caplog):

@@ -154,7 +154,7 @@ def _rectangle(canvas: np.ndarray, box: list[int], colour: Colour, thickness: in
 
 def _label(canvas: np.ndarray, text: str, left: int, top: int, colour: Colour) -> None:
     """Draw a text on a translucent background of the size that `_label_size` returns."""
-    scale = _label_scale(canvas, text)
+    scale = _text_scale(canvas, text, LABEL_SCALE)
     width, height = _label_size(canvas, text)
     background = canvas[top : top + height, left : left + width]
     background[:] = np.rint((1 - OPACITY) * background + OPACITY * np.array(colour))
@@ -165,12 +165,8 @@ def _label(canvas: np.ndarray, text: str, left: int, top: int, colour: Colour) -
 
 def _label_size(canvas: np.ndarray, text: str) -> tuple[int, int]:
     """Return the width and height of a label in pixels."""
-    width, above, below = _text_size(text, _label_scale(canvas, text))
+    width, above, below = _text_size(text, _text_scale(canvas, text, LABEL_SCALE))
     return width + 2 * PADDING, above + below + 2 * PADDING
-
-
-def _label_scale(canvas: np.ndarray, text: str) -> float:
-    return _text_scale(canvas, text, LABEL_SCALE)
 
 
 def add_title(image: np.ndarray, title: str) -> np.ndarray:
