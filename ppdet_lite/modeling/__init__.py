@@ -1,4 +1,4 @@
-"""The detector's parts; importing the package registers them.
+"""The layers and components of the detector; importing the package registers the components.
 
 May import ops, config and core, and never data.
 """

@@ -1,9 +1,9 @@
-"""Half precision in training: which layers compute in it, and the loss scale that float16 needs.
+"""Mixed precision in training: the layers that compute in 16 bits, and the loss scale for float16.
 
-On a GPU Paddle's auto_cast gives convolutions and matrix products bfloat16 or float16; weights, and whatever is no such
-layer, stay float32. For a CPU Paddle 3.3 has no bfloat16 kernels: there inputs, weights and results of the same layers
-are rounded to bfloat16 and computed in float32, much as a GPU's matrix units do. It shows what a training comes to and
-saves no time.
+On a GPU, Paddle's auto_cast runs convolutions and matrix products in bfloat16 or float16; weights and all other
+operators stay float32. On a CPU, Paddle 3.3 has no bfloat16 kernels. There the inputs, weights and outputs of the same
+layers are rounded to bfloat16 and computed in float32, similar to the matrix units of a GPU. This shows the effect of
+bfloat16 on training and saves no time.
 """
 
 import contextlib
@@ -17,74 +17,69 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import DeformConv2D
 
-HalfName = Literal["bfloat16", "float16"]
-GROWS_AFTER = 2000  # steps without an overflow, as in Paddle and PyTorch
+AmpDtype = Literal["bfloat16", "float16"]
+GROWTH_INTERVAL = 2000  # steps without an overflow before the loss scale doubles, as in Paddle and PyTorch
 
 
 class LossScale(NamedTuple):
-    """What the loss is multiplied by before its backward pass, so that small gradients do not vanish in float16."""
+    """Factor of the loss in the backward pass, which keeps small gradients from underflowing in float16."""
 
     value: float = 2.0**16
-    steps: int = 0  # without an overflow, since it changed
+    steps: int = 0  # without an overflow since the value changed
 
     def after(self, overflowed: bool) -> "LossScale":
-        """The scale of the next step: half after an overflow, twice after many steps without one."""
+        """Return the scale of the next step: halved after an overflow, doubled after many steps without one."""
         if overflowed:
             return LossScale(max(self.value / 2, 1.0))
-        if self.steps + 1 == GROWS_AFTER:
+        if self.steps + 1 == GROWTH_INTERVAL:
             return LossScale(self.value * 2)
         return LossScale(self.value, self.steps + 1)
 
 
-def require_half(name: HalfName | None, place: str) -> None:
-    """Raise UserError, with the config's place, where the current device cannot compute in it."""
-    if name is None or (name == "bfloat16" and _on_cpu()):
+def require_amp_support(dtype: AmpDtype | None, location: str) -> None:
+    """Raise UserError, with the location in the config, if the current device cannot compute in this dtype."""
+    if dtype is None or (dtype == "bfloat16" and _on_cpu()):
         return
     if _on_cpu():
-        raise UserError(f"{place}: train.amp: float16 needs a GPU; on a CPU choose bfloat16, or null")
-    supported = paddle.amp.is_float16_supported if name == "float16" else paddle.amp.is_bfloat16_supported
+        raise UserError(f"{location}: train.amp: float16 needs a GPU; on a CPU choose bfloat16, or null")
+    supported = paddle.amp.is_float16_supported if dtype == "float16" else paddle.amp.is_bfloat16_supported
     if not supported():
-        other = "float16" if name == "bfloat16" else "null"
-        raise UserError(f"{place}: train.amp: {paddle.device.get_device()} has no {name}; choose {other}")
+        other = "float16" if dtype == "bfloat16" else "null"
+        raise UserError(f"{location}: train.amp: {paddle.device.get_device()} has no {dtype}; choose {other}")
 
 
 @contextlib.contextmanager
-def half_forward(name: HalfName | None) -> Iterator[None]:
-    """A forward pass in half precision on a GPU; for its backward pass leave the block before."""
-    if name is None or _on_cpu():
+def autocast_forward(dtype: AmpDtype | None) -> Iterator[None]:
+    """Run the forward pass inside in mixed precision on a GPU. Leave the context before the backward pass."""
+    if dtype is None or _on_cpu():
         yield
     else:
-        with paddle.amp.auto_cast(level="O1", dtype=name):
+        with paddle.amp.auto_cast(level="O1", dtype=dtype):
             yield
 
 
 @contextlib.contextmanager
-def half_layers(network: nn.Layer, name: HalfName | None) -> Iterator[None]:
-    """Around forward and backward: on a CPU convolutions and matrix products round to bfloat16.
+def rounded_layers(network: nn.Layer, dtype: AmpDtype | None) -> Iterator[None]:
+    """Round convolutions and linear layers to bfloat16 on a CPU; enclose both forward and backward pass.
 
-    Not those that make offsets: on a GPU they are float32 as well.
+    Layers that predict offsets are not rounded, since they compute in float32 on a GPU too.
     """
-    if name is None or not _on_cpu():
+    if dtype is None or not _on_cpu():
         yield
         return
-    exact = {
-        id(part)
-        for layer in network.sublayers()
-        if isinstance(layer, DeformConv2D | RoIPool)
-        for part in layer.sublayers()
-    }
-    layers = [
-        layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D | nn.Linear) and id(layer) not in exact
-    ]
+    offset_layers = [layer for layer in network.sublayers() if isinstance(layer, DeformConv2D | RoIPool)]
+    float32 = {id(part) for layer in offset_layers for part in layer.sublayers()}
+    layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D | nn.Linear)]
+    layers = [layer for layer in layers if id(layer) not in float32]
     weights = {id(layer): layer.weight for layer in layers}
 
     def before(layer: nn.Layer, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        layer._parameters["weight"] = _rounded(layer.weight)
-        return tuple(_rounded(value) for value in inputs)
+        layer._parameters["weight"] = _round_to_bfloat16(layer.weight)
+        return tuple(_round_to_bfloat16(value) for value in inputs)
 
     def after(layer: nn.Layer, _: tuple[Any, ...], output: Tensor) -> Tensor:
         layer._parameters["weight"] = weights[id(layer)]
-        return _rounded(output)
+        return _round_to_bfloat16(output)
 
     hooks = [layer.register_forward_pre_hook(before) for layer in layers]
     hooks += [layer.register_forward_post_hook(after) for layer in layers]
@@ -97,8 +92,8 @@ def half_layers(network: nn.Layer, name: HalfName | None) -> Iterator[None]:
             layer._parameters["weight"] = weights[id(layer)]
 
 
-def _rounded(value: Tensor) -> Tensor:
-    """The nearest bfloat16, and so for the gradient."""
+def _round_to_bfloat16(value: Tensor) -> Tensor:
+    """Round to the nearest bfloat16; the gradient is rounded too."""
     return value.astype("bfloat16").astype("float32")
 
 

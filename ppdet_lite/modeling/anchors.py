@@ -1,4 +1,4 @@
-"""Anchors: one size per level of a pyramid, or several on a level; the same ratios on all."""
+"""Anchors: one or more sizes per pyramid level, and the same aspect ratios on all levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ LevelSizes = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 @register
 @dataclass(frozen=True)
 class AnchorGenerator:
-    """Boxes of fixed shapes centred on a grid (Faster R-CNN, section 3.1.1; FPN, section 4.1).
+    """Generates boxes of fixed shapes centered on a grid (Faster R-CNN, section 3.1.1; FPN, section 4.1).
 
     Args:
-        sizes: side in pixels of the square anchor of each level, fine to coarse; or a list of sides for each level, as
-            many for all: [[32, 64, 128, 256, 512]] where there is one level.
-        ratios: height / width of each anchor; the area stays size^2.
-        offset: where in its cell an anchor's centre lies, in strides. detectron2 and torchvision: 0.
-        measured_strides: the stride of a level is the padded image's size over the map's, rounded down, on each axis,
-            as in torchvision; it differs from the nominal one where the coarsest map is rounded up.
-        rounded: round the corners of the base anchors to whole pixels, as torchvision does; the others do not.
+        sizes: side in pixels of the square anchor of each level, fine to coarse; or a list of sides for each level, of
+            the same length for all levels, such as [[32, 64, 128, 256, 512]] for a single level.
+        ratios: height / width of each anchor; the area is always size^2.
+        offset: position of an anchor's center in its cell, in strides; 0 in detectron2 and torchvision.
+        measured_strides: compute the stride of a level on each axis as padded image size / feature map size, rounded
+            down, as in torchvision. It differs from the nominal stride if the size of a coarser map was rounded up.
+        rounded: round the corners of the base anchors to whole pixels, as only torchvision does.
     """
 
     sizes: Annotated[Sequence[PositiveFloat | LevelSizes], Field(min_length=1)] = (32, 64, 128, 256, 512)
@@ -37,22 +37,22 @@ class AnchorGenerator:
 
     def __post_init__(self) -> None:
         if len({np.size(sizes) for sizes in self.sizes}) > 1:
-            raise ValueError(f"sizes has levels of unlike length: {list(self.sizes)}; the RPN needs as many on each")
+            raise ValueError(f"sizes must have the same number of sizes for each level, not {list(self.sizes)}")
 
     @property
     def per_cell(self) -> int:
-        """Anchors at each cell of each level."""
+        """Number of anchors at each cell of a feature map."""
         return np.size(self.sizes[0]) * len(self.ratios)
 
     def base_anchors(self, sizes: float | Sequence[float]) -> np.ndarray:
-        """Anchors of one level around the origin, size by size: float32 [A, 4]."""
+        """Return the anchors of one level centered at the origin, ordered by size, then ratio: float32 [A, 4]."""
         size, ratios = np.reshape(sizes, (-1, 1)).astype(np.float64), np.asarray(self.ratios, dtype=np.float64)
         widths, heights = (size / np.sqrt(ratios)).ravel(), (size * np.sqrt(ratios)).ravel()
         boxes = np.stack([-widths, -heights, widths, heights], axis=1) / 2
         return (boxes.round() if self.rounded else boxes).astype(np.float32)
 
     def __call__(self, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
-        """Anchors of each level [H*W*A, 4] in network-input pixels; cells row by row, in each sizes, then ratios."""
+        """Return the anchors of each level [H*W*A, 4] in network-input pixels, ordered by row, column, size, ratio."""
         if not len(features) == len(strides) == len(self.sizes):
             raise ValueError(f"{len(self.sizes)} anchor sizes for {len(features)} pyramid levels")
         anchors = []

@@ -1,4 +1,4 @@
-"""Box heads: pooled RoI features -> embedding -> class scores and box deltas, with their losses."""
+"""Box heads (pooled RoI features -> embedding) and the box predictor (embedding -> class logits and box deltas)."""
 
 import paddle
 import paddle.nn.functional as F
@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from ppdet_lite.config.constrained_types import DeltaWeights
 from ppdet_lite.config.registry import Derived, register
-from ppdet_lite.core.errors import Misfit
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import BoxHead
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.initialization import normal, xavier_fill
@@ -35,11 +35,7 @@ class TwoFCHead(BoxHead):
 
 @register
 class ConvFCHead(BoxHead):
-    """Convolutions, then one fully connected layer: "4conv1fc" (Group Normalization, section 4.2).
-
-    Args:
-        norm: after each convolution.
-    """
+    """Convolutions and one fully connected layer, such as "4conv1fc" (Group Normalization, section 4.2)."""
 
     def __init__(
         self,
@@ -65,12 +61,12 @@ class ConvFCHead(BoxHead):
 
 @register
 class Res5Head(BoxHead):
-    """Stage 5 of a ResNet over each RoI, then the mean over its map: the head of a C4 detector (He et al. 2015).
+    """Stage 5 of a ResNet applied to each RoI, then average pooling: the head of a C4 detector (He et al. 2015).
 
     Args:
-        depth, norm, variant, groups, base_width: see `ResNet`; in a config they refer to the backbone's:
+        depth, norm, variant, groups, base_width: see `ResNet`. Configs set them to those of the backbone:
             `depth: ${model.backbone.depth}`.
-        deformable: makes the 3x3 convolutions deformable; its `stages` must have 5.
+        deformable: settings of deformable 3x3 convolutions, whose `stages` must contain 5; null for plain convolutions.
     """
 
     def __init__(
@@ -86,13 +82,14 @@ class Res5Head(BoxHead):
     ) -> None:
         super().__init__()
         if in_channels != stage_channels(depth, 4):
-            raise Misfit(
+            raise IncompatibleArguments(
                 "box_head.depth",
-                f"stage 5 of ResNet {depth} goes on from the {stage_channels(depth, 4)} channels of stage 4, RoIs have "
-                f"{in_channels}: give the backbone that depth, out_stages [4] and no neck",
+                f"stage 5 of ResNet {depth} needs the {stage_channels(depth, 4)} channels of stage 4, but RoI features "
+                f"have {in_channels}: set the backbone's depth to {depth} and out_stages to [4], and use no neck",
             )
         if deformable is not None and 5 not in deformable.stages:
-            raise Misfit("box_head.deformable", f"stages {list(deformable.stages)}: this head is stage 5, add it")
+            reason = f"stages {list(deformable.stages)} must contain 5, the stage of this head"
+            raise IncompatibleArguments("box_head.deformable", reason)
         self.out_features = stage_channels(depth, 5)
         style = BlockStyle(norm, variant, groups, base_width, deformable)
         self.res5 = residual_stage(depth, 5, in_channels, 2, style)
@@ -104,11 +101,11 @@ class Res5Head(BoxHead):
 
 @register
 class BoxPredictor(nn.Layer):
-    """The last two layers, classification and box regression, and the loss of each (Fast R-CNN, section 2.3).
+    """The layers for classification and box regression, with their losses (Fast R-CNN, section 2.3).
 
     Args:
-        class_agnostic: one box per RoI rather than one per class.
-        delta_weights: by which (dx, dy, dw, dh) are multiplied, so that targets are near unit variance.
+        class_agnostic: predict one box per RoI instead of one per class.
+        delta_weights: factors of (dx, dy, dw, dh), which give the regression targets about unit variance.
         box_loss: `l1` (detectron2, PaddleDetection, mmdetection) or `smooth_l1` with `beta` (torchvision).
     """
 
@@ -130,11 +127,11 @@ class BoxPredictor(nn.Layer):
         self.regress = nn.Linear(in_features, deltas, weight_attr=normal(0.001))
 
     def forward(self, embedding: Tensor) -> BoxHeadOutput:
-        """[R, D] -> BoxHeadOutput; class K is background, deltas are class-major."""
+        """[R, D] -> BoxHeadOutput; class K is background, and deltas are ordered by class, then (dx, dy, dw, dh)."""
         return BoxHeadOutput(embedding, self.classify(embedding), self.regress(embedding))
 
     def losses(self, output: BoxHeadOutput, sampled: SampledRois) -> dict[str, Tensor]:
-        """Cross entropy over all sampled RoIs, box loss over the foreground; both divided by the number of RoIs."""
+        """Return cross entropy over all RoIs and box loss over the foreground, both divided by the number of RoIs."""
         classes = sampled.target_classes
         count = max(classes.shape[0], 1)
         loss_cls = F.cross_entropy(output.logits.astype("float32"), classes, reduction="sum") / count
@@ -153,7 +150,7 @@ class BoxPredictor(nn.Layer):
 
     @paddle.no_grad()
     def metrics(self, output: BoxHeadOutput, sampled: SampledRois) -> dict[str, Tensor]:
-        """Accuracy over all sampled RoIs and over the foreground, and the foreground per image."""
+        """Return the accuracy over all RoIs and over the foreground, and the number of foreground RoIs per image."""
         classes = sampled.target_classes
         correct = (output.logits.argmax(axis=1) == classes).astype("float32")
         foreground = (classes < self.num_classes).astype("float32")

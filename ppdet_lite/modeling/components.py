@@ -1,7 +1,7 @@
-"""The slots of a detector: what each kind of part promises to the others.
+"""Base classes of the detector's components: the interfaces between backbone, neck, RoI pooling and box head.
 
-A config fills a slot by naming a registered subclass. What a part learns from another (channels, strides, the number of
-classes) is an argument marked `Derived`: the assembly passes it, a config cannot set it.
+A config selects a component by the name of a registered subclass. Constructor arguments marked `Derived` (channels,
+strides, number of classes) depend on other components: `FasterRCNN.from_config` passes them; a config cannot set them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,37 +21,37 @@ class Backbone(nn.Layer):
 
     @staticmethod
     def upstream_name(name: str) -> str:
-        """Our name of a weight that a pretrained classifier's file calls `name`."""
+        """Return this backbone's name for the weight `name` of a pretrained classifier's file."""
         return name
 
 
 class Neck(nn.Layer, ABC):
-    """The backbone's features -> features of one width, fine to coarse, that RoIs are pooled from.
+    """Backbone features -> features with equal numbers of channels, fine to coarse, from which RoIs are pooled.
 
-    The RPN reads the same, unless `rpn_features` says otherwise.
+    They are also the input of the RPN, unless a subclass overrides the `rpn_*` methods.
     """
 
     out_channels: int
     out_strides: Sequence[int]
-    size_divisor: int = 1  # image height and width must be multiples of this
+    size_divisor: int = 1  # image height and width must be multiples of it
 
     @property
     def rpn_channels(self) -> int:
-        """Channels of what the RPN reads."""
+        """Channels of the RPN's input."""
         return self.out_channels
 
     @property
     def rpn_strides(self) -> Sequence[int]:
-        """Strides of what the RPN reads."""
+        """Strides of the RPN's input."""
         return self.out_strides
 
     def rpn_features(self, features: Sequence[Tensor], levels: list[Tensor]) -> list[Tensor]:
-        """What the RPN reads, given the backbone's features and what `forward` made of them."""
+        """Return the RPN's input, given the backbone's features and `levels`, the output of `forward` for them."""
         return levels
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
-        """The levels from number `finest` on; finer ones are not computed."""
+        """Return the levels from index `finest` on; finer ones are not computed."""
 
 
 class RoIPool(nn.Layer, ABC):
@@ -62,17 +62,17 @@ class RoIPool(nn.Layer, ABC):
 
     @abstractmethod
     def level(self, boxes: Tensor) -> Tensor:
-        """Which pyramid level, 0 the finest, suits the size of each box: [R, 4] -> [R] int64."""
+        """Return the pyramid level, 0 = finest, from which each box is pooled: [R, 4] -> [R] int64."""
 
     @abstractmethod
     def level_of_square(self, side: float) -> int:
-        """The level of a square box of this side in pixels, without asking the device."""
+        """Return the level of a square box with this side in pixels, computed on the host."""
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
-        """Pool every RoI from the level that suits it; `features` start at level `finest`, no RoI needs a finer one.
+        """Pool every RoI from the level that `level` assigns to it.
 
-        Nor may one need a level coarser than the features that are given.
+        finest: index of the first level contained in `features`. The levels of all RoIs must be in `features`.
         """
 
 

@@ -1,4 +1,4 @@
-"""The plain convolution as a layer."""
+"""Convolution as a layer."""
 
 from paddle import Tensor, nn
 
@@ -6,7 +6,7 @@ from ppdet_lite.ops.layers import conv2d
 
 
 class Conv2D(nn.Conv2D):
-    """`nn.Conv2D` with zeros around, quick on a CPU too; kernel, stride, padding and dilation are alike in y and x."""
+    """`nn.Conv2D` with a faster implementation on CPUs; zero padding, and all options equal in y and x."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, H', W']."""

@@ -1,4 +1,4 @@
-"""Deformable 3x3 convolution as a layer: the offset branch and its host."""
+"""Deformable convolution as a layer, with the convolution that predicts its offsets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from ppdet_lite.ops.deform_conv import deform_conv2d
 @register
 @dataclass(frozen=True)
 class Deformable:
-    """Which 3x3 convolutions of a backbone are deformable, and how.
+    """Settings of the deformable convolutions of a backbone: all 3x3 convolutions of some stages.
 
-    version: 1 moves the samples (Dai et al. 2017), 2 also weighs them by a mask (Zhu et al. 2019).
-    stages: out of 2..5; v1's paper has the last three convolutions of stage 5, v2's all of stages 3 to 5.
-    groups: deformable groups, each with offsets of its own.
-    mask_scale: the mask is this times a sigmoid. 2 (the authors' code) starts at 1, so that a pretrained network says
-        at first what it said before; 1 (mmdetection, detectron2, PaddleDetection) starts at 0.5. Version 2 only.
-    offset_lr: learning rate of the offset branch, relative to the others.
+    version: 1 moves the samples (Dai et al. 2017), 2 also scales them by a mask (Zhu et al. 2019).
+    stages: out of 2..5. The paper of version 1 uses the last three convolutions of stage 5, that of version 2 all of
+        stages 3 to 5.
+    groups: deformable groups, each with its own offsets.
+    mask_scale: factor of the sigmoid that computes the mask; version 2 only. With 2 (the authors' code) the mask is
+        initially 1, which leaves the output of pretrained weights unchanged; with 1 (mmdetection, detectron2,
+        PaddleDetection) it is initially 0.5.
+    offset_lr: learning rate of the offset branch relative to the rest of the model.
     """
 
     version: Literal[1, 2] = 2
@@ -37,11 +39,11 @@ class Deformable:
 
 
 class DeformConv2D(nn.Layer):
-    """A convolution whose offsets, and in version 2 masks, come from a convolution of the same input.
+    """A deformable convolution and its branch: a convolution of the same input that computes the offsets and the mask.
 
-    The weight is named as an `nn.Conv2D`'s, so that pretrained weights fit; the branch starts at zero.
+    The weight has the same name as in `nn.Conv2D`, so that pretrained weights load. The branch is initialized with 0.
 
-    weights: how the convolution's begin (`modeling.initial`); None for kaiming_normal.
+    weight_init: initialization of the weight (see `modeling.initialization`); None: kaiming_normal.
     """
 
     def __init__(
@@ -53,13 +55,13 @@ class DeformConv2D(nn.Layer):
         dilation: int,
         settings: Deformable,
         groups: int = 1,
-        weights: ParamAttr | None = None,
+        weight_init: ParamAttr | None = None,
     ) -> None:
         super().__init__()
         self.settings, self.stride, self.dilation, self.groups = settings, stride, dilation, groups
         self.padding = dilation * (kernel - 1) // 2
         self.weight = self.create_parameter(
-            [out_channels, in_channels // groups, kernel, kernel], attr=weights or kaiming_normal()
+            [out_channels, in_channels // groups, kernel, kernel], attr=weight_init or kaiming_normal()
         )
         self.bias = None  # a norm follows
         taps = settings.groups * kernel * kernel
@@ -76,8 +78,8 @@ class DeformConv2D(nn.Layer):
         )
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Offsets in pixels of x [N, 2GK, H', W'] (dy, dx per tap) and, in version 2, the mask [N, GK, H', W']."""
-        with paddle.amp.auto_cast(enable=False):  # half precision knows places to a few hundredths of a pixel only
+        """Return offsets in pixels of x [N, 2GK, H', W'] (dy, dx per tap), and the mask [N, GK, H', W'] or None."""
+        with paddle.amp.auto_cast(enable=False):  # 16-bit floats resolve only a few hundredths of a pixel
             branch = self.offset(full_precision(x)[0])
         if self.settings.version == 1:
             return branch, None

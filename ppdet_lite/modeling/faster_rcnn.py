@@ -1,4 +1,4 @@
-"""Faster R-CNN: the parts in their order, for training and for detection."""
+"""Faster R-CNN: runs its components in order, for training and for inference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,12 +7,12 @@ import paddle
 from paddle import Tensor, nn
 
 from ppdet_lite.config.registry import build, register
-from ppdet_lite.core.errors import Misfit
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
-from ppdet_lite.modeling.mimic import Mimicry, RCNNTeacher, network_sources
+from ppdet_lite.modeling.mimic import MimicOutput, RCNNTeacher, network_sources
 from ppdet_lite.modeling.neck import NoNeck
-from ppdet_lite.modeling.norm import kept_statistics
+from ppdet_lite.modeling.norm import frozen_running_statistics
 from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
@@ -21,11 +21,11 @@ from ppdet_lite.structures import Originals, PackedDetections, Patches, Rois, Sa
 
 
 class TrainingOutput(NamedTuple):
-    """What a training forward returns: the sum of `losses` is minimised, the rest is only watched."""
+    """The result of `FasterRCNN.forward` in training."""
 
-    losses: dict[str, Tensor]
-    metrics: dict[str, Tensor]
-    patches: Patches | None = None  # what the R-CNN teacher saw, if there is one and it saw anything
+    losses: dict[str, Tensor]  # their sum is minimized
+    metrics: dict[str, Tensor]  # for logs only
+    patches: Patches | None = None  # the input of the R-CNN teacher; None without a teacher or without sampled RoIs
 
 
 @register
@@ -33,8 +33,8 @@ class FasterRCNN(nn.Layer):
     """Faster R-CNN (Ren et al. 2015), with a feature pyramid (Lin et al. 2017) or without.
 
     Args:
-        neck: null for none: RPN and RoIs read the backbone's one map.
-        mimic: the R-CNN whose features are mimicked in training; null for none. It is no part of detection.
+        neck: null if RPN and RoIs use the single feature map of the backbone.
+        mimic: R-CNN teacher whose features the detector mimics; null for none. It is used in training only.
     """
 
     def __init__(
@@ -60,32 +60,33 @@ class FasterRCNN(nn.Layer):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], num_classes: int, for_training: bool = True) -> "FasterRCNN":
-        """Build the parts of a checked `model:` section, telling each what it needs to know of the others.
+        """Build a detector from a validated `model:` section, and pass each component its `Derived` arguments.
 
-        for_training: with the part that only training needs, `mimic`, if the section has it.
+        for_training: build `mimic`, which only training uses, if the section contains it.
         """
         backbone = build(config["backbone"])
         maps = {"in_channels": backbone.out_channels, "in_strides": backbone.out_strides}
         neck = NoNeck(**maps) if config["neck"] is None else build(config["neck"], **maps)
-        roi_pool = build(config["roi_pool"], offered={"in_channels": neck.out_channels, "in_strides": neck.out_strides})
+        levels = {"in_channels": neck.out_channels, "in_strides": neck.out_strides}
+        roi_pool = build(config["roi_pool"], available=levels)
         channels = roi_pool.out_channels or neck.out_channels
         box_head = build(config["box_head"], in_channels=channels, output_size=roi_pool.output_size)
-        known = {"in_features": box_head.out_features, "num_classes": num_classes}
+        head = {"in_features": box_head.out_features, "num_classes": num_classes}
         return cls(
             backbone,
             neck,
             build(config["rpn"], in_channels=neck.rpn_channels, in_strides=neck.rpn_strides),
             roi_pool,
             box_head,
-            build(config["predictor"], **known),
+            build(config["predictor"], **head),
             build(config["roi_sampler"]),
             build(config["postprocess"]),
-            build(config["mimic"], **known) if for_training and config["mimic"] is not None else None,
+            build(config["mimic"], **head) if for_training and config["mimic"] is not None else None,
         )
 
     @property
     def needs_originals(self) -> bool:
-        """Whether a training forward needs the original images."""
+        """Whether `forward` needs the original images in training."""
         return self.mimic is not None and self.mimic.crop_from == "original"
 
     def forward(
@@ -97,11 +98,12 @@ class FasterRCNN(nn.Layer):
         originals: Originals | None = None,
         iteration: int | None = None,
     ) -> TrainingOutput | PackedDetections:
-        """Losses when there are targets, else detections.
+        """Return losses and metrics if there are targets, otherwise detections.
 
         images [N, 3, H, W], H and W multiples of `neck.size_divisor`; image_sizes [N, 2] (h, w) before padding; scales
-        [N, 2] (y, x) = resized / original. originals: for a model that `needs_originals`, which raises ValueError
-        without. iteration: how many training steps are done, for parts that come in later; None means all are in.
+        [N, 2] (y, x) = resized / original size; originals: required in training if `needs_originals`; iteration: number
+        of completed training steps, for losses that start later (None: all losses are active).
+        Raises ValueError if required originals are missing.
         """
         maps = self.backbone(images)
         features = self.neck(maps)
@@ -118,11 +120,11 @@ class FasterRCNN(nn.Layer):
         metrics = self.predictor.metrics(output, sampled)
         if self.mimic is None:
             return TrainingOutput(losses, metrics)
-        mimicry = self._mimic(sampled, output.embedding, images, image_sizes, scales, originals, iteration)
-        return TrainingOutput(losses | mimicry.losses, metrics | mimicry.metrics, mimicry.patches)
+        mimic = self._mimic(sampled, output.embedding, images, image_sizes, scales, originals, iteration)
+        return TrainingOutput(losses | mimic.losses, metrics | mimic.metrics, mimic.patches)
 
     def _pool(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
-        """RoI pooling, which under half precision stays float32, and so do the layers that make its offsets."""
+        """Pool RoIs and compute pooling offsets in float32, also in mixed precision; see `RoIPool.forward`."""
         with paddle.amp.auto_cast(enable=False):
             return self.roi_pool(full_precision(*features), rois, finest)
 
@@ -135,49 +137,50 @@ class FasterRCNN(nn.Layer):
         scales: Tensor,
         originals: Originals | None,
         iteration: int | None,
-    ) -> Mimicry:
+    ) -> MimicOutput:
         if not self.needs_originals:
             originals, scales = network_sources(images, image_sizes), paddle.ones_like(scales)
         elif originals is None:
-            raise ValueError("patches are cut out of the original images: pass originals, or set crop_from to network")
+            raise ValueError("patches are cropped from the original images: pass originals, or set crop_from=network")
         return self.mimic(sampled, embedding, originals, image_sizes, scales, self._embed_patches, iteration)
 
     def _embed_patches(self, patches: Tensor) -> Tensor:
-        """Patches [B, 3, S, S] -> embedding [B, D] of each, seen as a single RoI.
+        """Return the embedding of each whole patch as one RoI: [B, 3, S, S] -> [B, D].
 
-        Batch norms normalise patches by their own statistics, as they do images, but do not add them to the running
-        ones: those are for detection, which meets images only.
+        Batch norms in training mode normalize patches by the statistics of the patches. The running statistics are not
+        updated, because inference uses them for images only.
         """
         count, size = patches.shape[0], float(patches.shape[-1])
         level = self.roi_pool.level_of_square(size)
         whole = Rois(paddle.to_tensor([[0.0, 0.0, size, size]] * count), paddle.ones([count], dtype="int32"))
         backbone = self.backbone if self.mimic.backbone is None else self.mimic.backbone
-        with kept_statistics(self):
-            # a third of the work would be for finer levels, and none is pooled from coarser ones
+        with frozen_running_statistics(self):
+            # skipping the finer levels saves a third of the work; coarser levels are not pooled from
             features = self.neck(backbone(patches), finest=level)[:1]
             return self.box_head(self._pool(features, whole, finest=level))
 
     def _check_mimic(self, mimic: RCNNTeacher) -> None:
-        known, own = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))
-        if own != known:
-            raise Misfit(
+        student, teacher = ((b.out_channels, b.out_strides) for b in (self.backbone, mimic.backbone or self.backbone))
+        if teacher != student:
+            raise IncompatibleArguments(
                 "mimic.backbone",
-                f"gives (channels, strides) {own}, but the neck takes {known}; "
-                "choose a backbone like the detector's, or null to share that",
+                f"has (channels, strides) {teacher}, but the neck needs {student}; "
+                "choose a backbone like the detector's, or null to share the detector's",
             )
         stride = self.neck.size_divisor
         if mimic.crop_size % stride:
             nearest = max(round(mimic.crop_size / stride), 1) * stride
-            reason = f"{mimic.crop_size} is no multiple of {stride}, the coarsest stride; choose {nearest}"
-            raise Misfit("mimic.crop_size", reason)
+            reason = f"{mimic.crop_size} is not a multiple of {stride}, the coarsest stride; choose {nearest}"
+            raise IncompatibleArguments("mimic.crop_size", reason)
         if mimic.include_ground_truth and not self.roi_sampler.append_ground_truth:
-            reason = "there is none among the RoIs: set it to false, or roi_sampler.append_ground_truth to true"
-            raise Misfit("mimic.include_ground_truth", reason)
+            reason = "the RoIs contain no ground truth: set it to false, or roi_sampler.append_ground_truth to true"
+            raise IncompatibleArguments("mimic.include_ground_truth", reason)
         if mimic.include_ground_truth and mimic.kind == "background":
-            raise Misfit("mimic.include_ground_truth", "ground truth is no background: set it to false")
+            reason = "with rois: background, no ground truth can be sampled: set it to false"
+            raise IncompatibleArguments("mimic.include_ground_truth", reason)
         if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.sublayers()):
-            raise Misfit(
+            raise IncompatibleArguments(
                 "mimic",
-                "cannot go with sync_bn: a device without positive RoIs has no patches, and the others would wait for "
-                "it; choose frozen_bn, gn or bn",
+                "cannot be combined with sync_bn: the other devices would wait for a device that samples no RoIs; "
+                "choose frozen_bn, gn or bn",
             )

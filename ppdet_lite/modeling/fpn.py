@@ -16,11 +16,11 @@ from ppdet_lite.ops.layers import upsample_twice
 
 @register
 class FPN(Neck):
-    """Top-down pyramid over the backbone's features plus one coarser level (Lin et al. 2017, section 3).
+    """Top-down feature pyramid, and a coarser level for the RPN (Lin et al. 2017, section 3).
 
     Args:
-        norm: after each lateral and output convolution; none in the paper, `gn` in Group Normalization's detectors.
-        extra_level: a stride-64 level, the coarsest map subsampled by 2, for the RPN's largest anchors.
+        norm: after each lateral and output convolution; the paper has none, Group Normalization's detectors have `gn`.
+        extra_level: add the coarsest map subsampled by 2, usually of stride 64, for the RPN's largest anchors.
     """
 
     def __init__(
@@ -33,19 +33,19 @@ class FPN(Neck):
     ) -> None:
         super().__init__()
         if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(in_strides)):
-            raise ValueError(f"FPN needs features at consecutive strides, got {list(in_strides)}")
+            raise ValueError(f"FPN needs each stride to be twice the one before, got {list(in_strides)}")
         self.out_channels = out_channels
         self.extra_level = extra_level
         self.out_strides = [*in_strides, in_strides[-1] * 2] if extra_level else list(in_strides)
         self.size_divisor = in_strides[-1]
-        begin = {"norm": norm, "weights": xavier_fill()}
-        self.lateral = nn.LayerList([ConvNorm(channels, out_channels, 1, **begin) for channels in in_channels])
-        self.output = nn.LayerList([ConvNorm(out_channels, out_channels, 3, **begin) for _ in in_channels])
+        options = {"norm": norm, "weight_init": xavier_fill()}
+        self.lateral = nn.LayerList([ConvNorm(channels, out_channels, 1, **options) for channels in in_channels])
+        self.output = nn.LayerList([ConvNorm(out_channels, out_channels, 3, **options) for _ in in_channels])
 
     def forward(self, features: Sequence[Tensor], finest: int = 0) -> list[Tensor]:
-        """Features [N, C_l, H_l, W_l], each twice as fine as the next -> levels of `out_channels` channels.
+        """Features [N, C_l, H_l, W_l] -> levels [N, out_channels, H_l, W_l], fine to coarse.
 
-        finest: the first level returned; no work is done for those before it.
+        finest: index of the first level to return; finer levels are not computed.
         """
         merged = self.lateral[-1](features[-1])
         levels = [self.output[-1](merged)]

@@ -1,4 +1,4 @@
-"""How the weights of a layer begin, as attributes to make it with. Biases begin at zero, as Paddle has it."""
+"""Weight initialization, as `ParamAttr` for the constructors of layers. Biases are 0 unless given, Paddle's default."""
 
 from paddle import ParamAttr
 from paddle.nn.initializer import Constant, KaimingNormal, KaimingUniform, Normal
@@ -10,15 +10,15 @@ def kaiming_normal() -> ParamAttr:
 
 
 def xavier_fill() -> ParamAttr:
-    """Uniform with variance 1/fan-in: Caffe2's XavierFill, used for FPN convs and box-head layers."""
+    """Uniform with variance 1/fan-in: Caffe2's XavierFill, used for FPN convolutions and fully connected layers."""
     return ParamAttr(initializer=KaimingUniform(nonlinearity="linear"))
 
 
 def normal(std: float, lr_scale: float = 1.0) -> ParamAttr:
-    """From N(0, std); learns at `lr_scale` times the others' rate."""
+    """Normal with mean 0 and this standard deviation; `lr_scale` multiplies the learning rate."""
     return ParamAttr(learning_rate=lr_scale, initializer=Normal(0.0, std))
 
 
 def zeros(lr_scale: float = 1.0) -> ParamAttr:
-    """Zero; learns at `lr_scale` times the others' rate."""
+    """Zero; `lr_scale` multiplies the learning rate."""
     return ParamAttr(learning_rate=lr_scale, initializer=Constant(0.0))

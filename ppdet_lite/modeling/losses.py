@@ -8,9 +8,9 @@ BoxLossName = Literal["l1", "smooth_l1"]
 
 
 def sum_box_loss(deltas: Tensor, targets: Tensor, kind: BoxLossName, beta: float) -> Tensor:
-    """Sum over [F, 4] deltas of |d|, or of the smooth form d^2 / (2 beta) below beta and |d| - beta/2 above.
+    """Return the sum of the L1 or smooth L1 loss over deltas [F, 4]: a scalar, 0 if F = 0; callers normalize it.
 
-    Scalar; 0 with F = 0. Callers divide by their own count.
+    With d = deltas - targets, L1 is |d|; smooth L1 is d^2 / (2 beta) for |d| < beta and |d| - beta/2 above.
     """
     difference = (deltas - targets).abs()
     if kind == "l1":

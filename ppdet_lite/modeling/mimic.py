@@ -1,4 +1,4 @@
-"""The R-CNN teacher, whose features the detector learns to mimic: in training only, never in a trained model."""
+"""R-CNN feature mimicking: a teacher whose features the detector learns to mimic, used in training only."""
 
 import itertools
 from collections.abc import Callable
@@ -12,51 +12,51 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.initialization import normal
-from ppdet_lite.modeling.matching import count_true, draw
+from ppdet_lite.modeling.matching import count_true, sample_true
 from ppdet_lite.ops.crop import crop_and_resize
 from ppdet_lite.structures import Originals, Patches, Rois, SampledRois
 
 
 class Omega(NamedTuple):
-    """The RoIs whose features are mimicked; the paper's name for them."""
+    """The RoIs whose features are mimicked, called Omega in the paper."""
 
-    rows: Tensor  # [B] int64, ascending: which of the sampled RoIs they are
+    rows: Tensor  # [B] int64, ascending: their indices in `SampledRois`
     rois: Rois  # B boxes
     classes: Tensor  # [B] int64; K is background
 
 
-class Mimicry(NamedTuple):
-    """What a step with the teacher gives."""
+class MimicOutput(NamedTuple):
+    """The result of `RCNNTeacher`."""
 
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
-    patches: Patches | None  # None where no RoI was drawn
+    patches: Patches | None  # None if no RoI was sampled
 
 
 @register
 class RCNNTeacher(nn.Layer):
     """R-CNN feature mimicking (Zhu et al. 2019, "Deformable ConvNets v2", section 3.3).
 
-    The features of a RoI see its surroundings too, and deformable ones see more of them. An R-CNN sees nothing but the
-    RoI: its patch of the image, resized, goes through the detector's own backbone, neck, RoI pooling (of the whole
-    patch) and box head, then through a classifier of its own. The detector's features are drawn to these by their
-    cosine; gradients reach the shared weights both ways unless stopped.
+    The detector's features of a RoI also depend on its surroundings, more so with deformable convolutions. Those of an
+    R-CNN depend on the RoI only: the image patch inside the RoI is resized and passed through the detector's own
+    backbone, neck, RoI pooling (of the whole patch) and box head, and then through a separate classifier. The loss
+    increases the cosine similarity of the two; its gradients reach the shared weights through both unless stopped.
 
-    `loss_mimic` is the mean over the drawn RoIs (Omega) of 1 - cos; the paper has the sum and leaves its normalisation
-    open. `loss_mimic_cls` is the mean cross entropy of the R-CNN classifier. Without a RoI to draw both are 0.
+    `loss_mimic` is the mean of 1 - cosine over the sampled RoIs (Omega); the paper has a sum without a stated
+    normalization. `loss_mimic_cls` is the mean cross entropy of the R-CNN classifier. Both are 0 if Omega is empty.
 
     Args:
-        backbone: a backbone of the teacher's own; null shares the detector's. Neck, RoI pooling and box head are
+        backbone: separate backbone of the teacher; null shares the detector's. Neck, RoI pooling and box head are
             always shared.
-        rois_per_image: how many are drawn at random from the RoIs sampled for the box head, at most.
-        rois: which of them; foreground in the paper, where mimicking background does not help.
-        include_ground_truth: ground-truth boxes that were appended to the proposals can be drawn too.
-        crop_size: side of the resized patches, a multiple of the neck's coarsest stride. At 224 FPN pools from its
-            stride-16 level, 14 x 14.
-        crop_from: `original` cuts patches out of the image in its own resolution, `network` out of the network's input.
-        loss_weight, cls_loss_weight: of the two losses.
-        stop_gradient: the side that `loss_mimic` does not train, `teacher` (R-CNN) or `student` (detector).
-        start_iteration: training steps before the branch comes in.
+        rois_per_image: maximum number of RoIs sampled per image from the RoIs of the box head.
+        rois: candidates for sampling; foreground in the paper, which reports no gain from mimicking background.
+        include_ground_truth: also sample ground-truth boxes that were appended to the proposals.
+        crop_size: side of the resized patches, a multiple of the neck's coarsest stride. With 224, FPN pools from its
+            stride-16 level of 14 x 14 cells.
+        crop_from: crop patches from the image in its `original` resolution or from the input of the `network`.
+        loss_weight, cls_loss_weight: weights of the two losses.
+        stop_gradient: the side that gets no gradient of `loss_mimic`, `teacher` (R-CNN) or `student` (detector).
+        start_iteration: number of training steps before the losses start.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RCNNTeacher(nn.Layer):
         self.rois_per_image, self.kind, self.include_ground_truth = rois_per_image, rois, include_ground_truth
         self.crop_size, self.crop_from = crop_size, crop_from
         self.loss_weight, self.cls_loss_weight = loss_weight, cls_loss_weight
-        self.stopped, self.start_iteration = stop_gradient, start_iteration
+        self.stopped_side, self.start_iteration = stop_gradient, start_iteration
         self.classify = nn.Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
 
     def forward(
@@ -91,27 +91,27 @@ class RCNNTeacher(nn.Layer):
         scales: Tensor,
         embed: Callable[[Tensor], Tensor],
         iteration: int | None = None,
-    ) -> Mimicry:
-        """Losses of mimicking the patches' features in those of the sampled RoIs.
+    ) -> MimicOutput:
+        """Compute the losses between the features of sampled RoIs and those of their image patches.
 
-        sampled, embedding [R, D]: the RoIs of the box head and its features of them; sources: the images that patches
-        are cut out of; image_sizes, scales [N, 2]: see `FasterRCNN.forward`; embed: patches [B, 3, S, S] -> [B, D];
-        iteration: how many training steps are done, None for enough.
+        sampled, embedding [R, D]: the RoIs of the box head and their features; sources: the images from which patches
+        are cropped; image_sizes, scales [N, 2], iteration: see `FasterRCNN.forward`; embed: a function that computes
+        the features of patches, [B, 3, S, S] -> [B, D].
         """
-        waiting = iteration is not None and iteration < self.start_iteration
-        omega = None if waiting else self.draw(sampled)
+        not_started = iteration is not None and iteration < self.start_iteration
+        omega = None if not_started else self.sample(sampled)
         if omega is None or omega.rows.shape[0] == 0:
-            return self._nothing()
+            return self._zero_losses()
         patches = Patches(self.crop(omega.rois, sources, image_sizes, scales), omega.classes)
-        student, taught = paddle.gather(embedding, omega.rows), embed(patches.images)
-        logits = self.classify(taught)
+        student, teacher = paddle.gather(embedding, omega.rows), embed(patches.images)
+        logits = self.classify(teacher)
         with paddle.amp.auto_cast(enable=False):
-            losses = self.losses(student, taught, logits, omega.classes)
-            return Mimicry(losses, self.metrics(student, taught, logits, omega), patches)
+            losses = self.losses(student, teacher, logits, omega.classes)
+            return MimicOutput(losses, self.metrics(student, teacher, logits, omega), patches)
 
     @paddle.no_grad()
-    def draw(self, sampled: SampledRois) -> Omega:
-        """Draw Omega from the sampled RoIs, image by image; B = 0 is possible."""
+    def sample(self, sampled: SampledRois) -> Omega:
+        """Sample Omega from the RoIs of each image; B = 0 is possible."""
         candidates = paddle.ones_like(sampled.is_proposal)
         if self.kind != "both":
             candidates = (sampled.target_classes < self.num_classes) == (self.kind == "foreground")
@@ -119,20 +119,20 @@ class RCNNTeacher(nn.Layer):
             candidates = candidates & sampled.is_proposal
         sizes = sampled.rois.counts_on_host()
         starts, parts = itertools.accumulate(sizes, initial=0), candidates.split(sizes)
-        drawn = [
-            draw(part, found, self.rois_per_image) + start
-            for part, found, start in zip(parts, count_true(parts), starts)
+        rows_by_image = [
+            sample_true(mask, available, self.rois_per_image) + start
+            for mask, available, start in zip(parts, count_true(parts), starts)
         ]
-        rows = paddle.concat(drawn)
-        counts = [part.shape[0] for part in drawn]
+        rows = paddle.concat(rows_by_image)
+        counts = [image_rows.shape[0] for image_rows in rows_by_image]
         rois = Rois(paddle.gather(sampled.rois.boxes, rows), paddle.to_tensor(counts, dtype="int32"), counts)
         return Omega(rows, rois, paddle.gather(sampled.target_classes, rows))
 
     @paddle.no_grad()
     def crop(self, rois: Rois, sources: Originals, image_sizes: Tensor, scales: Tensor) -> Tensor:
-        """The patches [B, 3, S, S] of RoIs [B, 4] (in network-input pixels, B > 0), resized bilinearly.
+        """Return the resized patches [B, 3, S, S] of RoIs [B, 4] (in network-input pixels, B > 0).
 
-        Each is seen as the network sees it, mirrored where it is.
+        A patch is mirrored if the network input is.
         """
         patches = []
         parts = rois.boxes.astype("float64").split(rois.counts_on_host())
@@ -144,17 +144,17 @@ class RCNNTeacher(nn.Layer):
             if boxes.shape[0] == 0:
                 continue
             x1, y1, x2, y2 = boxes.unbind(axis=1)
-            if flipped:  # from the right border; x1 > x2 mirrors the patch
+            if flipped:  # x from the right border; x1 > x2 mirrors the patch
                 x1, x2 = size[1] - x1, size[1] - x2
             boxes = paddle.stack([x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]], axis=1)
             patches.append(crop_and_resize(image.astype("float32"), boxes, self.crop_size, extent))
         return paddle.concat(patches)
 
     def losses(self, student: Tensor, teacher: Tensor, logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Weighted losses of features [B, D] of both sides and R-CNN logits [B, K + 1] for classes [B], in float32."""
+        """Return the weighted losses of features [B, D], R-CNN logits [B, K + 1] and classes [B], in float32."""
         student, teacher, logits = (tensor.astype("float32") for tensor in (student, teacher, logits))
-        student = student.detach() if self.stopped == "student" else student
-        teacher = teacher.detach() if self.stopped == "teacher" else teacher
+        student = student.detach() if self.stopped_side == "student" else student
+        teacher = teacher.detach() if self.stopped_side == "teacher" else teacher
         distance = 1 - F.cosine_similarity(student, teacher, axis=1)
         return {
             "loss_mimic": self.loss_weight * distance.mean(),
@@ -163,7 +163,7 @@ class RCNNTeacher(nn.Layer):
 
     @paddle.no_grad()
     def metrics(self, student: Tensor, teacher: Tensor, logits: Tensor, omega: Omega) -> dict[str, Tensor]:
-        """RoIs drawn per image, mean cosine of the two features, accuracy of the R-CNN's classifier."""
+        """Return the sampled RoIs per image, the mean cosine similarity, and the accuracy of the R-CNN classifier."""
         cosine = F.cosine_similarity(student.astype("float32"), teacher.astype("float32"), axis=1)
         correct = (logits.argmax(axis=1) == omega.classes).astype("float32")
         return {
@@ -172,13 +172,13 @@ class RCNNTeacher(nn.Layer):
             "mimic_accuracy": correct.mean(),
         }
 
-    def _nothing(self) -> Mimicry:
-        """Losses of 0 that reach all weights of the branch, as other processes wait for a gradient of each."""
+    def _zero_losses(self) -> MimicOutput:
+        """Return losses of 0 with a gradient for every weight of the branch, for which other ranks may wait."""
         zero = sum((0 * parameter.astype("float32")).sum() for parameter in self.parameters())
         losses = {"loss_mimic": zero, "loss_mimic_cls": zero}
-        return Mimicry(losses, {"mimic_rois": paddle.zeros([])}, None)
+        return MimicOutput(losses, {"mimic_rois": paddle.zeros([])}, None)
 
 
 def network_sources(images: Tensor, image_sizes: Tensor) -> Originals:
-    """The network's input as what patches are cut out of: without its padding, and as it is mirrored or not."""
+    """Return the network input as the source of patches: without padding, and never mirrored again."""
     return Originals(list(images), [False] * images.shape[0], image_sizes)

@@ -1,4 +1,4 @@
-"""The one convolution + normalisation of the house, and the norms it can carry."""
+"""Norm layers, and the convolution + norm block of which all networks here consist."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.initialization import kaiming_normal
 from ppdet_lite.ops.layers import frozen_norm, group_norm
 
-STATISTICS = ("._mean", "._variance")  # how the names of a batch norm's statistics end, which are no weights
+STATISTICS_SUFFIXES = ("._mean", "._variance")  # of the names of running statistics, which are not trained weights
 
 NormName = Literal["none", "bn", "frozen_bn", "frozen_stats_bn", "sync_bn", "gn", "ln", "in"]
 
 
 class FrozenBatchNorm(nn.Layer):
-    """Batch normalisation with fixed statistics: a per-channel affine transform, in training too.
+    """Batch normalization with fixed statistics: a per-channel affine transform, also in training.
 
-    Parameter and buffer names are those of `nn.BatchNorm2D`, so that either loads the other's weights.
+    Parameters and buffers have the names of `nn.BatchNorm2D`, so that each loads weights of the other.
 
     Args:
-        trainable_affine: learn weight and bias (mmdetection's `norm_eval`); else they are fixed as well.
+        trainable_affine: learn weight and bias, as with mmdetection's `norm_eval`; otherwise they are fixed too.
     """
 
     def __init__(self, channels: int, trainable_affine: bool = False, epsilon: float = 1e-5) -> None:
@@ -42,18 +42,21 @@ class FrozenBatchNorm(nn.Layer):
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm`, quick on a CPU too."""
+    """`nn.GroupNorm` with a faster implementation on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> the same shape."""
         return group_norm(x, self._num_groups, self.weight, self.bias, self._epsilon)
 
 
-def build_norm(name: NormName, channels: int) -> nn.Layer | None:
-    """A norm over [N, C, H, W] by its short name; None for "none".
+NORM_LAYERS = (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)
 
-    `ln` and `in` are group norms with one group and with a group per channel: statistics over C, H, W of an image, and
-    over H, W of a channel (Group Normalization, figure 2). `gn` has 32 groups, as in that paper.
+
+def build_norm(name: NormName, channels: int) -> nn.Layer | None:
+    """Build the norm with this short name for inputs [N, C, H, W]; return None for "none".
+
+    Layer norm (`ln`) is a group norm with one group, instance norm (`in`) one with a group per channel (Group
+    Normalization, figure 2). `gn` has 32 groups, as in that paper.
     """
     match name:
         case "none":
@@ -66,11 +69,11 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
             return FrozenBatchNorm(channels, trainable_affine=True)
         case "sync_bn":
             if not paddle.is_compiled_with_cuda():
-                raise ValueError("sync_bn runs on GPUs only; on a CPU choose bn, frozen_bn or gn")
+                raise ValueError("sync_bn needs a GPU; on a CPU choose bn, frozen_bn or gn")
             return nn.SyncBatchNorm(channels)
         case "gn":
             if channels % 32:
-                raise ValueError(f"gn has 32 groups: {channels} channels cannot be divided among them")
+                raise ValueError(f"gn has 32 groups: the number of channels must be a multiple of 32, not {channels}")
             return GroupNorm(32, channels)
         case "ln":
             return GroupNorm(1, channels)
@@ -80,22 +83,25 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
 
 
 def running_statistics(model: nn.Layer) -> list[Tensor]:
-    """The means and variances that the batch norms of a model gather in training."""
-    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
-    return [statistic for norm in norms for statistic in (norm._mean, norm._variance)]
+    """Return the running means and variances of a model's batch norms, which change in training."""
+    return [statistic for norm in _batch_norms(model) for statistic in (norm._mean, norm._variance)]
+
+
+def _batch_norms(model: nn.Layer) -> list[nn.Layer]:
+    return [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
 
 
 @contextlib.contextmanager
-def kept_statistics(model: nn.Layer) -> Iterator[None]:
-    """Meanwhile the batch norms of a model leave their running statistics as they are.
+def frozen_running_statistics(model: nn.Layer) -> Iterator[None]:
+    """Keep the running statistics of a model's batch norms unchanged inside the context.
 
-    In training they still normalise by the statistics of what they are given.
+    In training mode the batch norms still normalize by the statistics of their input.
     """
-    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
+    norms = _batch_norms(model)
     momenta = [norm._momentum for norm in norms]
     try:
         for norm in norms:
-            norm._momentum = 1.0  # the share of what was there before
+            norm._momentum = 1.0  # Paddle's momentum is the weight of the previous statistics
         yield
     finally:
         for norm, momentum in zip(norms, momenta):
@@ -103,12 +109,14 @@ def kept_statistics(model: nn.Layer) -> Iterator[None]:
 
 
 class ConvNorm(nn.Layer):
-    """Convolution, then a norm if one is named; a bias only without a norm. "Same" padding at stride 1.
+    """Convolution followed by an optional norm. The convolution has a bias only if there is no norm.
+
+    The padding is dilation * (kernel - 1) / 2, which keeps the size at stride 1.
 
     Args:
-        deformable: makes it a deformable convolution; it then needs a norm.
-        groups: of channels that are convolved apart.
-        weights: how the convolution's begin (`modeling.initial`); None for kaiming_normal.
+        deformable: settings of a deformable convolution, which needs a norm; None for a plain convolution.
+        groups: of a grouped convolution.
+        weight_init: initialization of the convolution's weight (see `modeling.initialization`); None: kaiming_normal.
     """
 
     def __init__(
@@ -121,11 +129,13 @@ class ConvNorm(nn.Layer):
         norm: NormName = "none",
         deformable: Deformable | None = None,
         groups: int = 1,
-        weights: ParamAttr | None = None,
+        weight_init: ParamAttr | None = None,
     ) -> None:
         super().__init__()
         if deformable is not None:
-            self.conv = DeformConv2D(in_channels, out_channels, kernel, stride, dilation, deformable, groups, weights)
+            self.conv = DeformConv2D(
+                in_channels, out_channels, kernel, stride, dilation, deformable, groups, weight_init
+            )
         else:
             self.conv = Conv2D(
                 in_channels,
@@ -135,7 +145,7 @@ class ConvNorm(nn.Layer):
                 padding=dilation * (kernel - 1) // 2,
                 dilation=dilation,
                 groups=groups,
-                weight_attr=weights or kaiming_normal(),
+                weight_attr=weight_init or kaiming_normal(),
                 bias_attr=None if norm == "none" else False,
             )
         self.norm = build_norm(norm, out_channels)

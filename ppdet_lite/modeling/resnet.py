@@ -26,7 +26,7 @@ STAGES = (2, 3, 4, 5)
 
 
 class DeepStem(nn.Layer):
-    """Three 3x3 convolutions in place of one 7x7, the first of stride 2 ("Bag of Tricks", figure 2b)."""
+    """Three 3x3 convolutions, the first with stride 2, instead of one 7x7 ("Bag of Tricks", figure 2b)."""
 
     def __init__(self, channels: int, norm: NormName) -> None:
         super().__init__()
@@ -41,23 +41,24 @@ class DeepStem(nn.Layer):
 
 @register
 class ResNet(Backbone):
-    """ResNet (He et al. 2015) or ResNeXt (Xie et al. 2017) that gives the last map of each chosen stage.
+    """ResNet (He et al. 2015) or ResNeXt (Xie et al. 2017); returns the outputs of selected stages.
 
     Args:
-        norm: of every convolution. `frozen_bn` needs pretrained weights: from random init it normalises nothing.
-        frozen_stages: how many stages, counted from the stem, are not trained: 0 none, 1 the stem, 2 the stem and
-            stage 2, ... Batch norm in a frozen stage is frozen too.
-        out_stages: stages whose outputs are returned, out of 2..5 (strides 4..32). Later ones are not built.
+        norm: after every convolution. `frozen_bn` needs pretrained weights: randomly initialized, it normalizes
+            nothing.
+        frozen_stages: number of stages, counted from the stem, that are not trained: 0 none, 1 the stem, 2 the stem and
+            stage 2, ... Batch norms of frozen stages are frozen too.
+        out_stages: stages whose outputs are returned, out of 2..5 (strides 4..32). Later stages are not built.
         variant: where it downsamples: `a` in a bottleneck's first 1x1 (the original Caffe models), `b` in its 3x3, `c`
-            with a stem of three 3x3, `d` ("vd") also with a mean before the shortcut's 1x1.
+            like b with a stem of three 3x3, `d` ("vd") like c with average pooling before the shortcut's 1x1.
         groups, base_width: of a bottleneck's 3x3, which has groups * base_width channels in stage 2. ResNeXt 64x4d:
             64 and 4.
-        dilated: stage 5 keeps stage 4's stride of 16 and its 3x3 convolutions reach twice as far (DC5).
-        project_stage_2: stage 2 of ResNet 18 and 34 too begins with a projection in its shortcut (PaddleDetection).
-        stage_lr: learning rate of the stages 2 to 5, relative to the rest of the model.
-        deformable: makes every 3x3 convolution of the stages it names deformable.
-        recompute: in training keep only the inputs of blocks for the backward pass and compute the rest again there:
-            a third more time for much less memory (docs/gpu.md).
+        dilated: stage 5 keeps the stride 16 of stage 4, and its 3x3 convolutions have dilation 2 (DC5).
+        project_stage_2: in ResNet 18 and 34, start stage 2 with a projection shortcut too, as PaddleDetection does.
+        stage_lr: learning rates of stages 2 to 5, relative to the rest of the model.
+        deformable: settings of deformable 3x3 convolutions, with the stages that have them; null for none.
+        recompute: gradient checkpointing: training keeps only the inputs of blocks and computes the rest again in the
+            backward pass, which takes a third more time and much less memory (docs/gpu.md).
     """
 
     def __init__(
@@ -77,29 +78,29 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         if norm == "none":
-            raise ValueError("a ResNet without norms does not train; choose bn, frozen_bn, gn, ln or in")
+            raise ValueError("a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in")
         if not out_stages or list(out_stages) != sorted(set(out_stages)):
             raise ValueError(f"out_stages must be ascending stages out of 2..5, got {list(out_stages)}")
         if dilated and out_stages[-1] != 5:
-            raise ValueError(f"dilated is of stage 5, which is not among out_stages {list(out_stages)}")
+            raise ValueError(f"dilated applies to stage 5, which is not in out_stages {list(out_stages)}")
         self.norm_name, self.frozen_stages = norm, frozen_stages
         self.out_stages, self.recompute = tuple(out_stages), recompute
         stem_norm = self._stage_norm(1)
         self.stem = DeepStem(64, stem_norm) if variant in ("c", "d") else ConvNorm(3, 64, 7, stride=2, norm=stem_norm)
         channels, stride, strides = 64, 4, {}
         for stage in STAGES[: self.out_stages[-1] - 1]:
-            in_stage = deformable if deformable is not None and stage in deformable.stages else None
-            spread = 2 if dilated and stage == 5 else 1
-            projects = project_stage_2 and stage == 2
-            style = BlockStyle(self._stage_norm(stage), variant, groups, base_width, in_stage, spread, projects)
-            step = 1 if stage == 2 or spread > 1 else 2
-            setattr(self, f"res{stage}", residual_stage(depth, stage, channels, step, style))
-            channels, stride = stage_channels(depth, stage), stride * step
+            deform = deformable if deformable is not None and stage in deformable.stages else None
+            dilation = 2 if dilated and stage == 5 else 1
+            project = project_stage_2 and stage == 2
+            style = BlockStyle(self._stage_norm(stage), variant, groups, base_width, deform, dilation, project)
+            stage_stride = 1 if stage == 2 or dilation > 1 else 2
+            setattr(self, f"res{stage}", residual_stage(depth, stage, channels, stage_stride, style))
+            channels, stride = stage_channels(depth, stage), stride * stage_stride
             strides[stage] = stride
         self.out_channels = [stage_channels(depth, stage) for stage in self.out_stages]
         self.out_strides = [strides[stage] for stage in self.out_stages]
         self._freeze()
-        self._slow_down(stage_lr)
+        self._scale_learning_rates(stage_lr)
 
     def _stage_norm(self, stage: int) -> NormName:
         is_batch_norm = self.norm_name in ("bn", "sync_bn", "frozen_stats_bn")
@@ -111,25 +112,25 @@ class ResNet(Backbone):
             for parameter in [] if stage is None else stage.parameters():
                 parameter.stop_gradient = True
 
-    def _slow_down(self, stage_lr: Sequence[float]) -> None:
-        for stage, rate in zip(STAGES[: self.out_stages[-1] - 1], stage_lr):
+    def _scale_learning_rates(self, stage_lr: Sequence[float]) -> None:
+        for stage, factor in zip(STAGES[: self.out_stages[-1] - 1], stage_lr):
             for parameter in getattr(self, f"res{stage}").parameters():
-                parameter.optimize_attr["learning_rate"] *= rate
+                parameter.optimize_attr["learning_rate"] *= factor
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images [N, 3, H, W] -> features of `out_stages`, fine to coarse."""
         x = max_pool(relu(self.stem(images)))
-        features, again = [], self.recompute and self.training and paddle.is_grad_enabled()
+        features, checkpoint = [], self.recompute and self.training and paddle.is_grad_enabled()
         for stage in range(2, self.out_stages[-1] + 1):
             for block in getattr(self, f"res{stage}"):
-                x = checkpointed(block, x) if again else block(x)
+                x = checkpointed(block, x) if checkpoint else block(x)
             if stage in self.out_stages:
                 features.append(x)
         return features
 
     @staticmethod
     def upstream_name(name: str) -> str:
-        """Our name of a weight in `paddle.vision.models.resnet*` (or torchvision's, which has the same modules)."""
+        """Return this backbone's name for a weight of `paddle.vision.models.resnet*` or torchvision's ResNets."""
         rules = (
             (r"^conv1\.", "stem.conv."),
             (r"^bn1\.", "stem.norm."),

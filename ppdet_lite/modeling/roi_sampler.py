@@ -1,4 +1,4 @@
-"""Which RoIs train the box head, and what each should answer."""
+"""Sampling of the RoIs that train the box head, and their targets."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from ppdet_lite.structures import Rois, SampledRois, Targets
 @register
 @dataclass(frozen=True)
 class RoISampler:
-    """Matches proposals with the ground truth and draws a balanced set of them (Fast R-CNN, section 2.3).
+    """Matches proposals with the ground truth and samples foreground and background (Fast R-CNN, section 2.3).
 
     Args:
-        append_ground_truth: offer the ground-truth boxes as proposals too, so that early training has foreground.
+        append_ground_truth: add the ground-truth boxes to the proposals, so that early training has foreground.
     """
 
     matcher: Matcher = Matcher(0.5, 0.5)
@@ -27,17 +27,17 @@ class RoISampler:
 
     @paddle.no_grad()
     def __call__(self, proposals: Rois, targets: Sequence[Targets], num_classes: int) -> SampledRois:
-        """Draw from each image's proposals; foreground RoIs stand before background ones in each image."""
-        offered = proposals.boxes.split(proposals.counts_on_host())
+        """Sample RoIs from the proposals of each image; in each image foreground RoIs precede background RoIs."""
+        candidates = proposals.boxes.split(proposals.counts_on_host())
         if self.append_ground_truth:
-            offered = [paddle.concat([boxes, target.boxes]) for boxes, target in zip(offered, targets)]
-        matches = [self.matcher(boxes, target) for boxes, target in zip(offered, targets)]
-        drawn = self.sampler([part.labels for part in matches])
-        parts = [self._with_targets(*image, num_classes) for image in zip(offered, matches, drawn, targets)]
+            candidates = [paddle.concat([boxes, target.boxes]) for boxes, target in zip(candidates, targets)]
+        matches = [self.matcher(boxes, target) for boxes, target in zip(candidates, targets)]
+        samples = self.sampler([part.labels for part in matches])
+        parts = [self._with_targets(*image, num_classes) for image in zip(candidates, matches, samples, targets)]
         boxes, classes, target_boxes, is_proposal = (paddle.concat(field) for field in zip(*parts))
         sizes = [part[0].shape[0] for part in parts]
         starts = itertools.accumulate(sizes, initial=0)
-        foreground = [paddle.arange(start, start + rows.shape[0]) for start, (rows, _) in zip(starts, drawn)]
+        foreground = [paddle.arange(start, start + rows.shape[0]) for start, (rows, _) in zip(starts, samples)]
         rois = Rois(boxes, paddle.to_tensor(sizes, dtype="int32"), sizes)
         return SampledRois(rois, classes, target_boxes, is_proposal, paddle.concat(foreground))
 
@@ -45,19 +45,19 @@ class RoISampler:
         self,
         boxes: Tensor,
         matches: Matches,
-        drawn: tuple[Tensor, Tensor],
+        samples: tuple[Tensor, Tensor],
         target: Targets,
         num_classes: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is drawn of an image's boxes, with the fields of `SampledRois`: classes, target boxes, is_proposal."""
-        rows = paddle.concat(drawn)
+        """Return the sampled boxes of one image with their target classes, target boxes and `is_proposal`."""
+        rows = paddle.concat(samples)
         appended = target.boxes.shape[0] if self.append_ground_truth else 0
         is_proposal = rows < boxes.shape[0] - appended
         boxes = paddle.gather(boxes, rows)
         if target.boxes.shape[0] == 0:
             return boxes, paddle.full([rows.shape[0]], num_classes, dtype="int64"), boxes, is_proposal
         index = paddle.gather(matches.target_index, rows)
-        is_foreground = paddle.arange(rows.shape[0]) < drawn[0].shape[0]
+        is_foreground = paddle.arange(rows.shape[0]) < samples[0].shape[0]
         classes = paddle.gather(target.classes, index)
         classes = paddle.where(is_foreground, classes, paddle.full_like(classes, num_classes))
         return boxes, classes, paddle.gather(target.boxes, index), is_proposal

@@ -1,6 +1,6 @@
 """Region proposal network: head, proposals, losses.
 
-Shapes: N images, L pyramid levels, A anchors per cell, M_l = H_l * W_l * A anchors of a level, M their sum.
+Shapes: N images; L pyramid levels; A anchors per cell; M_l = H_l * W_l * A anchors of level l, M of all levels.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ppdet_lite.config.constrained_types import DeltaWeights, Share
+from ppdet_lite.config.constrained_types import DeltaWeights, Fraction
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.convolution import Conv2D
@@ -24,7 +24,7 @@ from ppdet_lite.ops.layers import relu
 from ppdet_lite.ops.nms import nms_mask
 from ppdet_lite.structures import Rois, Targets
 
-DEAD = -1e30  # score of a candidate that NMS removed or that has no area: below any logit
+REMOVED_SCORE = -1e30  # of candidates that NMS removed or that are too small: below any logit
 
 
 @register
@@ -32,14 +32,13 @@ class RPN(nn.Layer):
     """Proposes boxes from every pyramid level (Faster R-CNN, section 3.1; FPN, section 4.1).
 
     Args:
-        pre_nms_train, pre_nms_test: best candidates kept of each level before NMS.
-        post_nms_train, post_nms_test: proposals kept after NMS.
+        pre_nms_train, pre_nms_test: maximum number of candidates per level before NMS.
+        post_nms_train, post_nms_test: maximum number of proposals per image after NMS.
         train_limit_over: whether `post_nms_train` limits each image (detectron2, torchvision, mmdetection) or the whole
             batch of a device (PaddleDetection).
-        min_size: proposals whose clipped width or height is not above this many pixels are dropped.
-        delta_weights: see `BoxPredictor`.
-        box_loss, beta: see `BoxPredictor`.
-        convs: 3x3 convolutions before the two answers; torchvision's version 2 has two.
+        min_size: proposals are dropped unless their clipped width and height are above this number of pixels.
+        delta_weights, box_loss, beta: see `BoxPredictor`.
+        convs: number of 3x3 convolutions before the two output layers; torchvision's version 2 has two.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class RPN(nn.Layer):
         anchors: AnchorGenerator = AnchorGenerator(),
         matcher: Matcher = Matcher(0.7, 0.3, keep_best=True),
         sampler: Sampler = Sampler(256, 0.5),
-        nms_iou: Share = 0.7,
+        nms_iou: Fraction = 0.7,
         pre_nms_train: PositiveInt = 2000,
         post_nms_train: PositiveInt = 1000,
         pre_nms_test: PositiveInt = 1000,
@@ -71,36 +70,36 @@ class RPN(nn.Layer):
         self.pre_nms_test, self.post_nms_test = pre_nms_test, post_nms_test
         self.train_limit_over = train_limit_over
         self.delta_weights, self.box_loss, self.beta = tuple(delta_weights), box_loss, beta
-        small = normal(0.01)
-        self.conv, *more = [Conv2D(in_channels, in_channels, 3, padding=1, weight_attr=small) for _ in range(convs)]
+        init = normal(0.01)
+        self.conv, *more = [Conv2D(in_channels, in_channels, 3, padding=1, weight_attr=init) for _ in range(convs)]
         self.more_convs = nn.LayerList(more)
-        self.objectness = Conv2D(in_channels, anchors.per_cell, 1, weight_attr=small)
-        self.regress = Conv2D(in_channels, 4 * anchors.per_cell, 1, weight_attr=small)
+        self.objectness = Conv2D(in_channels, anchors.per_cell, 1, weight_attr=init)
+        self.regress = Conv2D(in_channels, 4 * anchors.per_cell, 1, weight_attr=init)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features -> per level: objectness logits [N, M_l] and deltas [N, M_l, 4], in the order of the anchors."""
+        """Return objectness logits [N, M_l] and deltas [N, M_l, 4] of each level, in the order of the anchors."""
         logits, deltas = [], []
         for feature in features:
             hidden = relu(self.conv(feature))
             for conv in self.more_convs:
                 hidden = relu(conv(hidden))
-            # with H and W apart a CPU would transpose ten times slower
+            # flatten H and W first: a CPU transposes a tensor with more axes ten times more slowly
             logits.append(self.objectness(hidden).flatten(2).transpose([0, 2, 1]).flatten(1).astype("float32"))
             per_cell = self.regress(hidden).flatten(2).transpose([0, 2, 1])  # [N, H * W, 4A], anchor-major
             deltas.append(per_cell.reshape([0, -1, 4]).astype("float32"))
         return logits, deltas
 
     def make_anchors(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Anchors [M_l, 4] of each level, in network-input pixels."""
+        """Return the anchors [M_l, 4] of each level, in network-input pixels."""
         return self.anchors(features, self.strides)
 
     @paddle.no_grad()
     def propose(
         self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], image_sizes: Tensor
     ) -> Rois:
-        """The best boxes of each image, best first; at least one per image, be it an empty one.
+        """Return the proposals of each image, best first, clipped to image_sizes [N, 2] (h, w). NMS runs per level.
 
-        image_sizes [N, 2] (h, w) bound the boxes. NMS works inside each level.
+        Each image has at least one proposal: a box of the whole image if all candidates are too small.
         """
         pre_nms = self.pre_nms_train if self.training else self.pre_nms_test
         best = [_best_of_level(*level, pre_nms) for level in zip(anchors, logits, deltas)]
@@ -114,19 +113,21 @@ class RPN(nn.Layer):
     def _candidates(
         self, anchors: Tensor, deltas: Tensor, scores: Tensor, image_sizes: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Boxes [N, k, 4] of anchors [N, k, 4], and their logits [N, k], DEAD where they have no area."""
+        """Return boxes [N, k, 4] decoded from anchors [N, k, 4], and their logits [N, k].
+
+        Boxes that are too small are replaced by the whole image and get REMOVED_SCORE.
+        """
         boxes = clip_boxes(decode_boxes(anchors, deltas, self.delta_weights), image_sizes.unsqueeze(1))
-        usable = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # of NaN it is false
-        scores = paddle.where(usable, scores, paddle.full_like(scores, DEAD))
-        whole = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
-        boxes = paddle.where(usable.unsqueeze(-1), boxes, whole.expand_as(boxes))  # harmless, should one be needed
-        return boxes, scores
+        valid = (boxes[..., 2:] - boxes[..., :2] > self.min_size).all(axis=-1)  # False if a coordinate is NaN
+        scores = paddle.where(valid, scores, paddle.full_like(scores, REMOVED_SCORE))
+        image_boxes = paddle.concat([paddle.zeros_like(image_sizes), image_sizes[:, ::-1]], axis=1).unsqueeze(1)
+        return paddle.where(valid.unsqueeze(-1), boxes, image_boxes.expand_as(boxes)), scores
 
     def _suppress_by_image(self, boxes: Tensor, scores: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """NMS inside each image and level, of which `sizes` are the numbers of candidates.
+        """Apply NMS to each image and level; `sizes` are the numbers of candidates per level.
 
-        A call's cost grows with the square of its boxes, so a CPU makes one per image and level. A GPU makes one per
-        image: each call waits for its result, and a batch has fewer images than levels.
+        The cost of an NMS call grows with the square of the number of boxes, so there is one call per image and level
+        on a CPU. On a GPU there is one call per image, because each call synchronizes.
         """
         parts = sizes if dispatch.on_cpu(scores) else [sum(sizes)]
         level = paddle.concat([paddle.full([size], i, dtype="int64") for i, size in enumerate(sizes)])
@@ -137,7 +138,7 @@ class RPN(nn.Layer):
         return boxes, paddle.stack(rows)
 
     def _suppress_by_level(self, levels: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The same for a traced graph, which has no loop over images: a call per level for the whole batch."""
+        """Apply NMS to each image and level in a traced graph, which cannot loop over images: one call per level."""
         scores = []
         for boxes, logits in levels:
             image = paddle.arange(logits.shape[0], dtype="int64").unsqueeze(1).expand_as(logits)
@@ -145,23 +146,23 @@ class RPN(nn.Layer):
         return paddle.concat([boxes for boxes, _ in levels], axis=1), paddle.concat(scores, axis=1)
 
     def _suppress(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
-        """Scores of any shape, DEAD where a better box of the same group overlaps theirs too much."""
-        alive = nms_mask(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
-        return paddle.where(alive.reshape(scores.shape), scores, paddle.full_like(scores, DEAD))
+        """Apply NMS in each group; return the scores, of any shape, with REMOVED_SCORE for suppressed boxes."""
+        keep = nms_mask(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
+        return paddle.where(keep.reshape(scores.shape), scores, paddle.full_like(scores, REMOVED_SCORE))
 
     def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:
         scores, index = _top(scores, self.post_nms_train if self.training else self.post_nms_test)
-        alive = scores > DEAD
+        keep = scores > REMOVED_SCORE
         if self.training and self.train_limit_over == "batch":
             threshold = _top(scores.reshape([1, -1]), self.post_nms_train)[0][0, -1]
-            alive = alive & (scores >= threshold)
-        alive = alive | (paddle.arange(scores.shape[1]) == 0)  # later stages need not handle an image without RoIs
-        counts, boxes = alive.astype("int32").sum(axis=1, dtype="int32"), _gather_rows(boxes, index)
-        if self.training:  # the later stages need the counts, and with them the boxes, which stand first in each row
+            keep = keep & (scores >= threshold)
+        keep = keep | (paddle.arange(scores.shape[1]) == 0)  # so that every image has a RoI
+        counts, boxes = keep.astype("int32").sum(axis=1, dtype="int32"), _gather_rows(boxes, index)
+        if self.training:  # RoI sampling needs the counts on the host; the boxes to keep are the first in each row
             sizes = counts.tolist()
             rows = boxes.reshape([len(sizes), -1, 4])
             return Rois(paddle.concat([rows[i, :size] for i, size in enumerate(sizes)]), counts, sizes)
-        rows = paddle.nonzero(alive.flatten()).flatten()
+        rows = paddle.nonzero(keep.flatten()).flatten()
         return Rois(paddle.gather(boxes, rows), counts)
 
     def losses(
@@ -171,41 +172,40 @@ class RPN(nn.Layer):
         deltas: Sequence[Tensor],
         targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        """Binary cross entropy over the sampled anchors, box loss over the foreground among them.
+        """Return the binary cross entropy over the sampled anchors and the box loss over their foreground.
 
-        Both are divided by N times the sampler's count, as detectron2 and PaddleDetection do.
+        Both are divided by N times the sampler's count, as in detectron2 and PaddleDetection.
         """
         anchors, logits, deltas = paddle.concat(anchors), paddle.concat(logits, 1), paddle.concat(deltas, 1)
         matches = [self.matcher(anchors, target) for target in targets]
         samples = self.sampler([part.labels for part in matches])
         foreground = [part for part, _ in samples]
         labels = [paddle.full([part.shape[0]], label) for pair in samples for part, label in zip(pair, (1.0, 0.0))]
-        # all images in one gather: the gradient of each is as large as all logits
+        # one gather for all images, because the gradient of each gather has the size of all logits
         score = paddle.gather(logits.flatten(), _rows_of_batch([paddle.concat(pair) for pair in samples], anchors))
-        # binary cross entropy; Paddle's own has a wrong gradient at a logit of exactly 0
+        # binary cross entropy with logits; Paddle's operator has a wrong gradient at a logit of exactly 0
         loss_objectness = (F.softplus(score) - score * paddle.concat(labels)).sum()
-        truth = [
+        matched_boxes = [
             paddle.gather(target.boxes, paddle.gather(part.target_index, rows))
             for target, part, rows in zip(targets, matches, foreground)
         ]
-        wanted = encode_boxes(
-            paddle.gather(anchors, paddle.concat(foreground)), paddle.concat(truth), self.delta_weights
-        )
-        found = paddle.gather(deltas.reshape([-1, 4]), _rows_of_batch(foreground, anchors))
-        loss_box = sum_box_loss(found, wanted, self.box_loss, self.beta)
+        foreground_anchors = paddle.gather(anchors, paddle.concat(foreground))
+        target_deltas = encode_boxes(foreground_anchors, paddle.concat(matched_boxes), self.delta_weights)
+        predicted = paddle.gather(deltas.reshape([-1, 4]), _rows_of_batch(foreground, anchors))
+        loss_box = sum_box_loss(predicted, target_deltas, self.box_loss, self.beta)
         count = len(targets) * self.sampler.count
         return {"loss_rpn_objectness": loss_objectness / count, "loss_rpn_box": loss_box / count}
 
 
 def _best_of_level(anchors: Tensor, logits: Tensor, deltas: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the `count` best anchors of a level in each image: themselves and deltas [N, k, 4], and logits [N, k]."""
+    """Return anchors and deltas [N, k, 4] and logits [N, k] of the `count` best anchors of a level in each image."""
     scores, index = _top(logits, count)
-    chosen = paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index)
-    return *(rows.reshape([scores.shape[0], -1, 4]) for rows in chosen), scores
+    best = paddle.gather(anchors, index.flatten()), _gather_rows(deltas, index)
+    return *(rows.reshape([scores.shape[0], -1, 4]) for rows in best), scores
 
 
 def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best of each row [N, M] (all, if there are fewer), best first: values and indices [N, k]."""
+    """Return the `count` highest scores of each row [N, M] (all if there are fewer), descending, and their indices."""
     if paddle.in_dynamic_mode():
         return paddle.topk(scores, min(count, scores.shape[1]), axis=1)
     available = paddle.shape(scores)[1]
@@ -214,12 +214,12 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of_batch(rows: Sequence[Tensor], anchors: Tensor) -> Tensor:
-    """The anchors of each image as rows of a table of all images' anchors, one image after the other."""
+    """Convert anchor indices of each image to rows of a table with the anchors of one image after the other."""
     return paddle.concat([part + image * anchors.shape[0] for image, part in enumerate(rows)])
 
 
 def _gather_rows(table: Tensor, index: Tensor) -> Tensor:
-    """table [N, M, 4], index [N, k] into its rows -> [N * k, 4]."""
+    """Gather rows of each image: table [N, M, 4], index [N, k] -> [N * k, 4]."""
     batch, rows = table.shape[0], table.shape[1]
     first = paddle.arange(batch, dtype=index.dtype).unsqueeze(1) * rows
     return paddle.gather(table.reshape([-1, 4]), (index + first).flatten())

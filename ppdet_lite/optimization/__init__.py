@@ -1,4 +1,4 @@
-"""How weights change: optimizers, learning-rate schedules, and the lengths that both are counted in.
+"""Optimizers, learning-rate schedules, and the durations in which schedules are specified.
 
-May import modeling (its norms) and what that may import.
+May import modeling (for its norms) and the packages that modeling may import.
 """

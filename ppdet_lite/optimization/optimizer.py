@@ -1,4 +1,4 @@
-"""Optimizers: the learning rate's arithmetic, parameter groups, and state that survives in a checkpoint."""
+"""Optimizers: learning rates, parameter groups, gradient clipping, and optimizer state for checkpoints."""
 
 import fnmatch
 import math
@@ -6,47 +6,46 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
+from ppdet_lite.config.constrained_types import Fraction
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.modeling.norm import STATISTICS, FrozenBatchNorm
+from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
 
-NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm, nn.GroupNorm, FrozenBatchNorm)
 ACCUMULATORS = {
     paddle.optimizer.Momentum: ("velocity",),
     paddle.optimizer.AdamW: ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"),
 }
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @register
 @dataclass(frozen=True)
 class Average:
-    """The average of weights that is evaluated and exported in place of the last ones.
+    """Exponential moving average of the weights, which is evaluated and exported instead of the latest weights.
 
-    decay: the share that a step leaves of the average; it lasts about 1 / (1 - decay) steps.
+    decay: weight of the previous average in each step; the average covers about 1 / (1 - decay) steps.
     """
 
-    decay: Share = 0.9998
+    decay: Fraction = 0.9998
 
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
-    """What all optimizers share.
+    """Base class of all optimizers.
 
-    base_lr, base_batch: the learning rate that suits `base_batch` images per step; it is scaled in proportion to the
-        images that really make a step (Goyal et al. 2017, "linear scaling").
-    weight_decay: of every parameter but those of norm layers.
+    base_lr, base_batch: learning rate for `base_batch` images per step; it is scaled linearly to the actual number of
+        images per step (Goyal et al. 2017).
+    weight_decay: of all parameters except those of norm layers.
     norm_decay: weight decay of norm layers.
-    clip_norm: gradients are scaled down to this L2 norm over all parameters (`clip_gradients`); null for never.
-    lr_scales: {pattern: factor} of the learning rate of parameters by name, such as {backbone.*: 0.1}; a parameter that
-        several patterns match has all their factors.
+    clip_norm: upper limit of the joint L2 norm of all gradients, to which they are scaled down; null for no limit.
+    lr_scales: {pattern: factor} of the learning rate of parameters whose names match, such as {backbone.*: 0.1}. If
+        several patterns match, their factors are multiplied.
     """
 
     base_lr: PositiveFloat = 0.02
@@ -57,23 +56,24 @@ class Optimizer(ABC):
     lr_scales: dict[str, PositiveFloat] = field(default_factory=dict)
 
     def scaled_lr(self, images_per_step: int) -> float:
-        """The full learning rate for this many images per step, over all devices."""
+        """Return the learning rate for this number of images per step over all devices, before the schedule."""
         return self.base_lr * images_per_step / self.base_batch
 
     def build(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
-        """The optimizer of a model's trainable parameters; its rate is set before every step.
+        """Build Paddle's optimizer of a model's trainable parameters. Its learning rate must be set before every step.
 
-        A group for each weight decay and learning rate; a `ParamAttr(learning_rate=...)` is relative to the others.
-        Raises UserError for a pattern of lr_scales that matches no parameter.
+        There is one parameter group per weight decay and relative learning rate (`ParamAttr(learning_rate=...)`).
+        Raises UserError if a pattern of lr_scales matches no parameter.
         """
         for pattern, factor in self.lr_scales.items():
-            for parameter in matching(model, pattern, "optimizer.lr_scales"):
+            for parameter in match_parameters(model, pattern, "optimizer.lr_scales"):
                 parameter.optimize_attr["learning_rate"] *= factor
-        norms = {id(p) for layer in model.sublayers() if isinstance(layer, NORMS) for p in layer.parameters(False)}
+        norms = [layer for layer in model.sublayers() if isinstance(layer, NORM_LAYERS)]
+        norm_parameters = {id(parameter) for norm in norms for parameter in norm.parameters(False)}
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for parameter in model.parameters():
             if not parameter.stop_gradient:
-                decay = self.norm_decay if id(parameter) in norms else self.weight_decay
+                decay = self.norm_decay if id(parameter) in norm_parameters else self.weight_decay
                 groups.setdefault((decay, parameter.optimize_attr["learning_rate"]), []).append(parameter)
         return self._build(
             [
@@ -84,15 +84,15 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _build(self, groups: list[dict[str, Any]]) -> paddle.optimizer.Optimizer:
-        """Paddle's optimizer of these groups."""
+        """Build Paddle's optimizer for these parameter groups."""
 
 
 @register
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
+    """Stochastic gradient descent with momentum. Weight decay is added to the gradient."""
 
-    momentum: Share = 0.9
+    momentum: Fraction = 0.9
 
     def _build(self, groups: list[dict[str, Any]]) -> paddle.optimizer.Optimizer:
         return paddle.optimizer.Momentum(0.0, self.momentum, parameters=groups)
@@ -105,34 +105,34 @@ class AdamW(Optimizer):
 
     base_lr: PositiveFloat = 1e-4
     weight_decay: NonNegativeFloat = 0.05
-    beta1: Share = 0.9
-    beta2: Share = 0.999
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
 
     def _build(self, groups: list[dict[str, Any]]) -> paddle.optimizer.Optimizer:
         return paddle.optimizer.AdamW(0.0, self.beta1, self.beta2, parameters=groups)
 
 
-def matching(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
-    """The parameters whose names match a pattern such as backbone.res[23].*; UserError, with the key, if none does."""
-    named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS)}
-    found = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
-        raise UserError(f"{key}: {pattern!r} matches no parameter; they are named such as {next(iter(named))}")
-    return found
+def match_parameters(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
+    """Return the parameters whose names match a pattern such as backbone.res[23].*, or raise UserError."""
+    named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)}
+    matches = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
+    if not matches:
+        raise UserError(f"{key}: {pattern!r} matches no parameter; an example of a name is {next(iter(named))}")
+    return matches
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str]) -> None:
-    """Train no parameter whose name matches one of the patterns. Raises UserError for one that matches none."""
+    """Freeze the parameters whose names match any of the patterns. Raises UserError if a pattern matches none."""
     for pattern in patterns:
-        for parameter in matching(model, pattern, "train.freeze"):
+        for parameter in match_parameters(model, pattern, "train.freeze"):
             parameter.stop_gradient = True
 
 
 @paddle.no_grad()
 def clip_gradients(model: nn.Layer, limit: float | None) -> float:
-    """Scale all gradients of a model down to a joint L2 norm of `limit`; return the norm that they had.
+    """Scale all gradients of a model down to a joint L2 norm of `limit`; return the norm before scaling.
 
-    Paddle's own clipping would take the norm of each parameter group by itself. The device is waited for once.
+    Paddle's own clipping uses a separate norm per parameter group. Synchronizes with the GPU once.
     """
     norm = math.sqrt(sum(squared_norms(model).tolist()))
     if limit is not None and norm > limit:
@@ -142,8 +142,8 @@ def clip_gradients(model: nn.Layer, limit: float | None) -> float:
 
 @paddle.no_grad()
 def squared_norms(model: nn.Layer) -> Tensor:
-    """The squared L2 norm of each gradient of a model: [P], on its device."""
-    # not `dot`, which on a CPU adds one number after the other: slowly, and of large layers two digits are lost
+    """Return the squared L2 norm of each gradient of a model: [P], on the model's device."""
+    # not `dot`, which on a CPU adds sequentially: that is slow, and loses two digits for large layers
     return paddle.stack([gradient.square().sum() for gradient in _gradients(model)])
 
 
@@ -160,9 +160,9 @@ def _gradients(model: nn.Layer) -> list[Tensor]:
 
 
 def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> dict[str, np.ndarray]:
-    """The optimizer's accumulators by the model's own parameter names: "backbone.stem.conv.weight/velocity".
+    """Return the optimizer's accumulators by the model's parameter names: "backbone.stem.conv.weight/velocity".
 
-    Paddle names them after the parameters' internal names and a counter, which depend on what else the process did.
+    Paddle's own keys consist of internal names and counters, which depend on what the process did before.
     """
     internal = {parameter.name: name for name, parameter in model.named_parameters()}
     state = {}
@@ -175,17 +175,17 @@ def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> d
 
 
 def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: dict[str, np.ndarray]) -> None:
-    """Put back what `optimizer_state` gave, into the first optimizer of a model, before its first step.
+    """Load a result of `optimizer_state` into the first optimizer of a model, before its first step.
 
-    Raises UserError if it is the state of another model or another kind of optimizer.
+    Raises UserError if the state is that of another model or another kind of optimizer.
     """
     parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
     accumulators = ACCUMULATORS[type(optimizer)]
-    wanted = {f"{name}/{accumulator}" for name in parameters for accumulator in accumulators}
-    if differing := sorted(wanted ^ set(state)):
+    expected = {f"{name}/{accumulator}" for name in parameters for accumulator in accumulators}
+    if differing := sorted(expected ^ set(state)):
         raise UserError(
-            f"the checkpoint's optimizer state is of another optimizer or model: {len(differing)} parts differ, "
-            f"the first is {differing[0]}; resume with the config it was made with"
+            "the checkpoint's optimizer state belongs to another optimizer or model (missing or unexpected arrays: "
+            f"{len(differing)}, such as {differing[0]}); resume with the checkpoint's config"
         )
     restored = {}
     for key, value in state.items():
@@ -198,5 +198,5 @@ def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, st
 
 
 def _owner(key: str, internal: dict[str, str]) -> str:
-    """The internal parameter name that an accumulator's key begins with: the longest, as w_1 begins w_10."""
+    """Return the internal parameter name with which a key starts: the longest, as w_1 is a prefix of w_1_0 too."""
     return max((name for name in internal if key.startswith(f"{name}_")), key=len)

@@ -69,5 +69,5 @@ def test_several_sizes_on_one_level() -> None:
 
 
 def test_levels_must_have_as_many_sizes() -> None:
-    with pytest.raises(ValueError, match="levels of unlike length"):
+    with pytest.raises(ValueError, match="same number of sizes for each level"):
         AnchorGenerator(sizes=[[32, 64], [128]])

@@ -1,4 +1,4 @@
-"""C4 and DC5 detectors whole: who reads what, training, mimicking, detection, and export."""
+"""Complete C4 and DC5 detectors: inputs of their parts, training, mimicking, detection, and export."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.evaluation.offsets import recorded
+from ppdet_lite.evaluation.offsets import record_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests import tiny
 from tests.onnx_files import onnx_predictor
@@ -108,12 +108,12 @@ def ordered(rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort(rows[:, [3, 2, 0]].round(1).T)]
 
 
-def test_who_reads_what() -> None:
+def test_inputs_of_rpn_and_roi_pool() -> None:
     """DC5: the RPN stage 4 as it is, the RoIs the reduced stage 5; C4: both stage 4."""
     for overrides, rpn_channels, roi_channels in ((DC5, 256, 32), (C4, 256, 256)):
         detector = build_model(config_of(overrides), CLASSES, for_training=False)
         detector.eval()
-        with recorded({"rpn": detector.rpn, "roi_pool": detector.roi_pool}) as calls, paddle.no_grad():
+        with record_arguments({"rpn": detector.rpn, "roi_pool": detector.roi_pool}) as calls, paddle.no_grad():
             detector(*detection_arguments(tiny.batch()))
         seen = {name: [feature.shape for feature in arguments[0]] for name, arguments in calls.items()}
         assert seen == {"rpn": [[2, rpn_channels, 4, 6]], "roi_pool": [[2, roi_channels, 4, 6]]}
@@ -131,20 +131,23 @@ def test_the_c4_head_is_stage_5_and_a_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
-        ([*C4, "model.backbone.depth=50"], "model.box_head.depth: stage 5 of ResNet 18 goes on from the 256 channels"),
-        ([*C4, "model.backbone.out_stages=[3, 4]"], "model.backbone.out_stages: has 2 stages; without a neck"),
+        ([*C4, "model.backbone.depth=50"], "model.box_head.depth: stage 5 of ResNet 18 needs the 256 channels"),
+        (
+            [*C4, "model.backbone.out_stages=[3, 4]"],
+            "model.backbone.out_stages: has 2 stages; a detector",
+        ),
         (
             [*C4, "model.box_head={type: Res5Head, depth: 18, norm: gn, deformable: {stages: [4]}}"],
-            "model.box_head.deformable: stages [4]: this head is stage 5",
+            "model.box_head.deformable: stages [4] must contain 5",
         ),
         ([*C4, "model.rpn={anchors: {sizes: [32, 64]}}"], "2 anchor sizes for 1 pyramid levels"),
-        ([*C4, "model.roi_pool.levels=4"], "levels is 4, but the neck has strides [16] only"),
-        ([*DC5, "model.neck={type: FPN}"], "FPN needs features at consecutive strides, got [16, 16]"),
+        ([*C4, "model.roi_pool.levels=4"], "levels is 4, but the neck has only strides [16]"),
+        ([*DC5, "model.neck={type: FPN}"], "FPN needs each stride to be twice the one before, got [16, 16]"),
     ],
 )
-def test_what_cannot_go_together_is_told_in_one_line(overrides: list[str], told: str) -> None:
+def test_incompatible_components_are_reported_in_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         build_model(config_of(overrides), CLASSES)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

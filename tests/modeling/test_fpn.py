@@ -92,7 +92,7 @@ def test_what_it_publishes() -> None:
 def test_strides_must_double() -> None:
     with pytest.raises(ValueError) as error:
         FPN([64, 256], [4, 16])
-    assert str(error.value) == "FPN needs features at consecutive strides, got [4, 16]"
+    assert str(error.value) == "FPN needs each stride to be twice the one before, got [4, 16]"
 
 
 def test_norm_stands_after_every_convolution() -> None:

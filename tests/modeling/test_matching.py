@@ -137,13 +137,13 @@ def test_many_pairs_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
         pairs.append(len(first) * len(second))
         return box_iou(first, second)
 
-    monkeypatch.setattr(matching, "PAIRS", 9 * 40)
+    monkeypatch.setattr(matching, "MAX_PAIRS", 9 * 40)
     monkeypatch.setattr(matching, "box_iou", counted)
     parts = matcher(rows, truth)
     assert max(pairs) == 9 * 40 and len(pairs) == 3 * 4
     assert parts.labels.tolist() == whole.labels.tolist() and parts.target_index.tolist() == whole.target_index.tolist()
     assert whole.labels.tolist().count(FOREGROUND) in range(3, 9 * 3 + 1, 3)  # each in every copy
-    monkeypatch.setattr(matching, "PAIRS", 1)  # fewer than there are objects
+    monkeypatch.setattr(matching, "MAX_PAIRS", 1)  # fewer than there are objects
     assert matcher(rows, truth).labels.tolist() == whole.labels.tolist()
 
 

@@ -57,7 +57,7 @@ def losses(student: np.ndarray, taught: np.ndarray, **options) -> tuple[dict[str
 def test_draws_exactly_the_right_rois(kind: str, include_ground_truth: bool) -> None:
     rois = sampled()
     rows = ROWS[kind, include_ground_truth]
-    omega = teacher(rois=kind, include_ground_truth=include_ground_truth).draw(rois)
+    omega = teacher(rois=kind, include_ground_truth=include_ground_truth).sample(rois)
     assert omega.rows.tolist() == rows
     assert omega.classes.tolist() == [CLASSES[row] for row in rows]
     assert omega.rois.boxes.tolist() == [rois.rois.boxes[row].tolist() for row in rows]
@@ -68,7 +68,7 @@ def test_draws_at_most_so_many_of_each_image_at_random() -> None:
     seen = []
     for seed in range(40):
         paddle.seed(seed)
-        omega = RCNNTeacher(8, K, rois_per_image=2, rois="background").draw(sampled())
+        omega = RCNNTeacher(8, K, rois_per_image=2, rois="background").sample(sampled())
         rows = omega.rows.tolist()
         assert omega.rois.counts.tolist() == [2, 2] and rows == sorted(set(rows)) and rows[2:] == [9, 10]
         seen += rows[:2]
@@ -81,7 +81,7 @@ def test_draws_again_what_it_drew_with_the_same_seed() -> None:
     drawn = []
     for seed in (3, 3, 4):
         paddle.seed(seed)
-        drawn.append(mimic.draw(sampled()).rows.tolist())
+        drawn.append(mimic.sample(sampled()).rows.tolist())
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -90,8 +90,8 @@ def test_draws_again_what_it_drew_with_the_same_seed() -> None:
     [sampled([K, K, K], [True] * 3, [1, 2]), sampled([1, 0], [False] * 2, [1, 1]), sampled([], [], [0, 0])],
     ids=["background only", "ground truth only", "none"],
 )
-def test_nothing_to_draw(rois: SampledRois) -> None:
-    omega = teacher().draw(rois)
+def test_no_roi_to_sample(rois: SampledRois) -> None:
+    omega = teacher().sample(rois)
     assert omega.rows.shape == [0] and omega.rois.boxes.shape == [0, 4] and omega.rois.counts.tolist() == [0, 0]
 
 
@@ -157,7 +157,7 @@ def test_it_starts_as_the_paper_has_it() -> None:
     mimic = RCNNTeacher(1024, 80)
     assert (mimic.rois_per_image, mimic.kind, mimic.include_ground_truth) == (32, "foreground", False)
     assert (mimic.crop_size, mimic.loss_weight, mimic.cls_loss_weight) == (224, 0.1, 0.1)
-    assert (mimic.backbone, mimic.stopped, mimic.start_iteration) == (None, "none", 0)
+    assert (mimic.backbone, mimic.stopped_side, mimic.start_iteration) == (None, "none", 0)
     assert mimic.classify.weight.shape == [1024, 81]
     assert mimic.classify.weight.std().item() == pytest.approx(0.01, rel=0.02)
     assert not mimic.classify.bias.numpy().any()

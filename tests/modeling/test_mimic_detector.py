@@ -304,26 +304,28 @@ def test_detection_is_that_of_a_detector_without_it() -> None:
     assert calls == []
 
 
-def test_the_original_images_are_asked_for() -> None:
+def test_missing_original_images_are_reported() -> None:
     images, sizes, scales, targets, _ = training_arguments(tiny.batch())
     model = tiny.detector(mimic=MIMIC)
     assert model.needs_originals
-    with pytest.raises(ValueError, match="pass originals, or set crop_from to network"):
+    with pytest.raises(ValueError, match="pass originals, or set crop_from=network"):
         model(images, sizes, scales, targets)
     network = tiny.detector(mimic={**MIMIC, "crop_from": "network"})
     assert not network.needs_originals and not tiny.detector().needs_originals
     assert network(images, sizes, scales, targets).patches is not None
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mimic.crop_size: 100 is no multiple of 32.* choose 96$"):
+def test_incompatible_arguments_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"mimic.crop_size: 100 is not a multiple of 32.* choose 96$"):
         tiny.detector(mimic={**MIMIC, "crop_size": 100})
-    with pytest.raises(ValueError, match=r"mimic.backbone: gives .*256.* but the neck takes .*64, 128, 256, 512"):
+    with pytest.raises(ValueError, match=r"mimic.backbone: has .*256.* but the neck needs .*64, 128, 256, 512"):
         tiny.detector(mimic={**MIMIC, "backbone": ResNet(50)})
-    with pytest.raises(ValueError, match=r"mimic.include_ground_truth: ground truth is no background"):
+    with pytest.raises(ValueError, match=r"mimic.include_ground_truth: with rois: background, no ground truth"):
         tiny.detector(mimic={**MIMIC, "rois": "background"})
     parts = tiny.detector(mimic=MIMIC)
-    with pytest.raises(ValueError, match=r"mimic.include_ground_truth: there is none .*append_ground_truth to true"):
+    with pytest.raises(
+        ValueError, match=r"mimic.include_ground_truth: the RoIs contain no ground truth.*append_ground_truth to true"
+    ):
         FasterRCNN(
             *(parts.backbone, parts.neck, parts.rpn, parts.roi_pool, parts.box_head, parts.predictor),
             roi_sampler=RoISampler(append_ground_truth=False),
@@ -331,5 +333,5 @@ def test_what_does_not_fit_together_is_refused() -> None:
         )
     synchronised = ResNet(18, norm="gn")
     synchronised.stem.norm = nn.SyncBatchNorm(64)
-    with pytest.raises(ValueError, match=r"mimic: cannot go with sync_bn"):
+    with pytest.raises(ValueError, match=r"mimic: cannot be combined with sync_bn"):
         tiny.detector(mimic={**MIMIC, "backbone": synchronised})

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.core.errors import Misfit
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.neck import NoNeck, Reduction
 from tests import tiny
 
@@ -22,7 +22,7 @@ def test_without_a_neck_all_read_the_map() -> None:
 
 
 def test_without_a_neck_there_is_one_map() -> None:
-    with pytest.raises(Misfit, match=r"backbone\.out_stages: has 4 stages"):
+    with pytest.raises(IncompatibleArguments, match=r"backbone\.out_stages: has 4 stages"):
         NoNeck([1, 2, 3, 4], [4, 8, 16, 32])
 
 

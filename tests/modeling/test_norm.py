@@ -108,10 +108,10 @@ def test_no_norm() -> None:
 @pytest.mark.parametrize(
     ("name", "channels", "message"),
     [
-        ("gn", 48, "gn has 32 groups: 48 channels cannot be divided among them"),
+        ("gn", 48, "gn has 32 groups: the number of channels must be a multiple of 32, not 48"),
         ("batch", 64, "unknown norm 'batch'"),
         pytest.param(
-            *("sync_bn", 64, "sync_bn runs on GPUs only; on a CPU choose bn, frozen_bn or gn"),
+            *("sync_bn", 64, "sync_bn needs a GPU; on a CPU choose bn, frozen_bn or gn"),
             marks=pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="a GPU build has it"),
         ),
     ],

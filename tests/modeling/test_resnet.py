@@ -46,7 +46,7 @@ def test_stages_must_ascend(stages: list[int]) -> None:
 def test_a_resnet_needs_norms() -> None:
     with pytest.raises(ValueError) as error:
         ResNet(18, norm="none", out_stages=[2])
-    assert str(error.value) == "a ResNet without norms does not train; choose bn, frozen_bn, gn, ln or in"
+    assert str(error.value) == "a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in"
 
 
 @pytest.mark.parametrize(("in_1x1", "strides"), [(False, [1, 2, 1]), (True, [2, 1, 1])])
@@ -206,7 +206,7 @@ def test_a_dilated_stage_5_keeps_the_stride(depth: int, images: paddle.Tensor) -
     [
         ({"depth": 18, "groups": 32}, "they need depth 50 or more"),
         ({"depth": 34, "base_width": 4}, "they need depth 50 or more"),
-        ({"dilated": True, "out_stages": [4]}, "dilated is of stage 5"),
+        ({"dilated": True, "out_stages": [4]}, "dilated applies to stage 5"),
     ],
 )
 def test_what_does_not_go_together(arguments: dict, message: str) -> None:

@@ -5,7 +5,7 @@ import paddle
 import pytest
 from paddle import Tensor, nn
 
-from ppdet_lite.core.errors import Misfit
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.roi_pool import DeformPSRoIPool, DeformRoIPool, RoIAlign
 from ppdet_lite.ops import deform_roi_pool
 from ppdet_lite.optimization.optimizer import SGD
@@ -213,5 +213,5 @@ def test_gradients_reach_maps_and_fields() -> None:
 
 
 def test_position_sensitive_pooling_reads_one_map() -> None:
-    with pytest.raises(Misfit, match="roi_pool: DeformPSRoIPool reads one map and gets 4"):
+    with pytest.raises(IncompatibleArguments, match="roi_pool: DeformPSRoIPool needs a single map, not 4"):
         DeformPSRoIPool([4, 8, 16, 32], 3)

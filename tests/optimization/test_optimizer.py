@@ -244,8 +244,8 @@ def test_state_of_another_model() -> None:
     with pytest.raises(UserError) as error:
         restore_optimizer(SGD().build(net), net, {"backbone.stem.conv.weight/velocity": np.zeros(3, np.float32)})
     assert str(error.value) == (
-        "the checkpoint's optimizer state is of another optimizer or model: 3 parts differ, "
-        "the first is backbone.stem.conv.weight/velocity; resume with the config it was made with"
+        "the checkpoint's optimizer state belongs to another optimizer or model (missing or unexpected arrays: 3, "
+        "such as backbone.stem.conv.weight/velocity); resume with the checkpoint's config"
     )
 
 

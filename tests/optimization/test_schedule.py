@@ -20,7 +20,7 @@ def test_lengths(text: str, iterations: int) -> None:
 def test_other_lengths_are_refused(text: str) -> None:
     with pytest.raises(ValueError) as error:
         to_iterations(text, 7)
-    assert str(error.value) == "a length such as '12 epochs' or '500 iterations'"
+    assert str(error.value) == "a duration such as '12 epochs' or '500 iterations'"
 
 
 @pytest.mark.parametrize(
