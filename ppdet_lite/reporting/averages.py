@@ -18,7 +18,7 @@ class Group(NamedTuple):
     """AP over a subset of the objects; None if there are none."""
 
     low: float
-    high: float  # exclusive; inf for no limit
+    high: float | None  # exclusive; None for no limit
     objects: int
     ap: float | None
     ap50: float | None
@@ -33,13 +33,11 @@ class NearGroup(NamedTuple):
     recall: float | None
 
 
-def ranked_classes(
-    detections: Detections, matches: Matches, threshold: int, class_count: int
-) -> Iterator[RankedDetections]:
-    """Yield the detections of each class that are not ignored, at the IoU threshold with an index."""
+def ranked_classes(detections: Detections, matches: Matches, t: int, class_count: int) -> Iterator[RankedDetections]:
+    """Yield the detections of each class that are not ignored at the t-th IoU threshold."""
     for rows in rows_by_class(detections.classes, class_count):
-        rows = rows[~matches.ignored[threshold, rows]]
-        yield RankedDetections(matches.objects[threshold, rows] >= 0, detections.images[rows], detections.scores[rows])
+        rows = rows[~matches.ignored[t, rows]]
+        yield RankedDetections(matches.objects[t, rows] >= 0, detections.scores[rows])
 
 
 def rows_by_class(classes: np.ndarray, class_count: int) -> list[np.ndarray]:
@@ -136,7 +134,8 @@ def by_nearness(
 
 def _group(low: float, high: float, objects: int, aps: np.ndarray) -> Group:
     """Return the group of a range; aps: [T, K]."""
+    limit = None if np.isinf(high) else high
     if not objects:
-        return Group(low, high, 0, None, None)
+        return Group(low, limit, 0, None, None)
     means = mean_aps(aps)
-    return Group(low, high, objects, float(means.mean()), float(means[IOU_50]))
+    return Group(low, limit, objects, float(means.mean()), float(means[IOU_50]))

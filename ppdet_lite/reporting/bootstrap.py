@@ -11,20 +11,14 @@ from ppdet_lite.reporting.matching import Detections, GroundTruth, Matches
 CHUNK = 1 << 21  # weights held in memory at once for the detections of a class
 
 
-class Interval(NamedTuple):
-    """A confidence interval; None if there is nothing to measure."""
-
-    low: float | None
-    high: float | None
-
-
 class Difference(NamedTuple):
-    """The AP of two runs and the second minus the first; None if there are no objects."""
+    """The AP of two runs and their difference; None if there are no objects."""
 
-    first: float | None
-    second: float | None
-    difference: float | None
-    interval: Interval  # of the difference
+    first: float | None = None
+    second: float | None = None
+    difference: float | None = None  # second - first
+    low: float | None = None  # confidence interval of the difference
+    high: float | None = None
 
 
 def draw_selections(image_count: int, count: int, seed: int = 0) -> np.ndarray:
@@ -43,10 +37,8 @@ def resampled_aps(
     """
     step = max(1, CHUNK // max(1, *np.bincount(detections.classes, minlength=1).tolist()))
     chunks = [
-        class_aps(detections, truth, matches, selections[start : start + step], class_count, truth.is_crowd).mean(
-            axis=1
-        )
-        for start in range(0, len(selections), step)
+        class_aps(detections, truth, matches, selections[i : i + step], class_count, truth.is_crowd).mean(axis=1)
+        for i in range(0, len(selections), step)
     ]
     return np.concatenate(chunks)
 
@@ -63,25 +55,25 @@ def paired_bootstrap(
     The interval consists of percentiles of the difference over the selections, which are the same for both runs.
     """
     all_images = np.ones((1, selections.shape[1]), np.int64)
-    measured = [resampled_aps(run, truth, matches, all_images, class_count)[0] for run, matches in runs]
+    actual = [resampled_aps(run, truth, matches, all_images, class_count)[0] for run, matches in runs]
     resampled = [resampled_aps(run, truth, matches, selections, class_count) for run, matches in runs]
-    overall = _difference([mean_aps(aps) for aps in measured], [mean_aps(aps) for aps in resampled], confidence)
+    overall = _difference([mean_aps(aps) for aps in actual], [mean_aps(aps) for aps in resampled], confidence)
     classes = [
-        _difference([aps[k] for aps in measured], [aps[:, k] for aps in resampled], confidence)
+        _difference([aps[k] for aps in actual], [aps[:, k] for aps in resampled], confidence)
         for k in range(class_count)
     ]
     return overall, classes
 
 
-def _difference(measured: Sequence[np.ndarray], resampled: Sequence[np.ndarray], confidence: float) -> Difference:
+def _difference(actual: Sequence[np.ndarray], resampled: Sequence[np.ndarray], confidence: float) -> Difference:
     """Return the difference of the AP of two runs; resampled: their AP [B] in each selection."""
-    if not np.isfinite(measured[0]):
-        return Difference(None, None, None, Interval(None, None))
-    first, second = (float(value) for value in measured)
+    if not np.isfinite(actual[0]):
+        return Difference()
+    first, second = (float(value) for value in actual)
     differences = resampled[1] - resampled[0]
     differences = differences[np.isfinite(differences)]  # some selections have no object of a rare class
     if not len(differences):
-        return Difference(first, second, second - first, Interval(None, None))
+        return Difference(first, second, second - first)
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail]).tolist()
-    return Difference(first, second, second - first, Interval(low, high))
+    return Difference(first, second, second - first, low, high)

@@ -39,10 +39,7 @@ def rates_chart(curve: Curve | None, score: float) -> str:
 
 
 def class_chart(precision: np.ndarray, best: tuple[float, float] | None, chosen: tuple[float, float] | None) -> str:
-    """Plot precision over recall of one class, with a dot at the best F1 and a ring at the chosen score.
-
-    The two points are (recall, precision).
-    """
+    """Plot precision over recall of one class; best F1 (dot) and chosen score (ring) are (recall, precision)."""
 
     def draw(axes: Any) -> None:
         axes.plot(RECALLS, precision)

@@ -14,7 +14,7 @@ from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
 from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import charts
-from ppdet_lite.reporting.bootstrap import Difference, draw_selections, paired_bootstrap
+from ppdet_lite.reporting.bootstrap import draw_selections, paired_bootstrap
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
 from ppdet_lite.reporting.html import fill
@@ -67,9 +67,9 @@ def compare_runs(
         "selections": selections,
         "confidence": CONFIDENCE,
         "metrics": {name: [none_if_missing(run[name]) for run in metrics] for name in SUMMARY},
-        "AP": _flat(overall),
+        "AP": overall._asdict(),
         "classes": [
-            {"name": name, "objects": objects, **_flat(item)}
+            {"name": name, "objects": objects, **item._asdict()}
             for name, objects, item in zip(
                 dataset.class_names, object_counts(truth, dataset.num_classes), classes, strict=True
             )
@@ -91,8 +91,8 @@ def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[
     shown = sorted(measured, key=lambda row: -row["objects"])[:MAX_CLASSES]
     differences = np.array([[row[key] for key in ("difference", "low", "high")] for row in shown]).reshape(-1, 3)
     lines = {
-        f"{letter}, IoU {IOU_THRESHOLDS[threshold]:.2f}": mean_precision(dataset, analysis, threshold)
-        for threshold in SHOWN_THRESHOLDS
+        f"{letter}, IoU {IOU_THRESHOLDS[t]:.2f}": mean_precision(dataset, analysis, t)
+        for t in SHOWN_THRESHOLDS
         for letter, analysis in zip("AB", analyses, strict=True)
     }
     return fill(
@@ -135,16 +135,6 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             *(row(name, *pair) for name, pair in comparison["error_costs"].items()),
         ]
     )
-
-
-def _flat(item: Difference) -> dict[str, float | None]:
-    return {
-        "first": item.first,
-        "second": item.second,
-        "difference": item.difference,
-        "low": item.interval.low,
-        "high": item.interval.high,
-    }
 
 
 def _cell(value: float | None) -> str:

@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from ppdet_lite.reporting.matching import (
-    IOU_50,
-    IOU_THRESHOLDS,
-    Detections,
-    GroundTruth,
-    Matches,
-    Pairs,
-    match_greedily,
-)
+from ppdet_lite.reporting.matching import IOU_50, IOU_THRESHOLDS, Detections, GroundTruth, Matches, Pairs, match_greedy
 
 
 def confusion_matrix(
@@ -27,17 +19,17 @@ def confusion_matrix(
     are excluded.
     """
     counts = np.zeros((class_count + 1, class_count + 1), np.int64)
-    good = (detections.scores >= score) & ~matches.ignored[IOU_50]
-    right = good & (matches.objects[IOU_50] >= 0)
+    counted = (detections.scores >= score) & ~matches.ignored[IOU_50]
+    correct = counted & (matches.objects[IOU_50] >= 0)
     is_free = ~truth.is_crowd
-    is_free[matches.objects[IOU_50][right]] = False
-    wrong = good & ~right
+    is_free[matches.objects[IOU_50][correct]] = False
+    wrong = counted & ~correct
     usable = wrong[pairs.detections] & is_free[pairs.objects]
     remaining = Pairs(*(column[usable] for column in pairs))
     none = np.zeros(len(is_free), bool)
-    matched = match_greedily(remaining, detections.images, IOU_THRESHOLDS[:1], none, none)[0]
+    matched = match_greedy(remaining, detections.images, IOU_THRESHOLDS[:1], none, none)[0]
     confused = matched >= 0
-    np.add.at(counts, (detections.classes[right], detections.classes[right]), 1)
+    np.add.at(counts, (detections.classes[correct], detections.classes[correct]), 1)
     np.add.at(counts, (truth.classes[matched[confused]], detections.classes[confused]), 1)
     np.add.at(counts, (class_count, detections.classes[wrong & ~confused]), 1)
     is_free[matched[confused]] = False

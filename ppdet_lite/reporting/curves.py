@@ -11,7 +11,6 @@ class RankedDetections(NamedTuple):
     """The detections of one class at one IoU threshold by descending score, without ignored ones."""
 
     is_correct: np.ndarray  # [n] bool: true positive
-    images: np.ndarray  # [n] int64
     scores: np.ndarray  # [n] float64
 
 

@@ -152,9 +152,8 @@ def _charts(read: Sequence[SetCheck]) -> list[Figure]:
 
 def _samples(each: SetCheck) -> list[Figure]:
     """Return images spread evenly over a dataset, only those with boxes if there are any."""
-    rows = [row for row, count in enumerate(each.distributions.per_image.tolist()) if count] or list(
-        range(len(each.dataset))
-    )
+    with_boxes = np.flatnonzero(each.distributions.per_image).tolist()
+    rows = with_boxes or list(range(len(each.dataset)))
     chosen = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
     figures = [_draw(each, rows[index], each.dataset.info(rows[index]).path) for index in chosen]
     return [figure for figure in figures if figure is not None]
@@ -175,24 +174,20 @@ def _box(example: Example) -> list[float] | None:
     """Return the bbox of an example, or None if it has none that can be drawn."""
     value = example.value if isinstance(example.value, dict) else {}
     box = value.get("bbox")
-    usable = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    usable = usable and all(abs(v) < MAX_COORDINATE for v in box)
-    return box if usable else None
+    is_box = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+    return box if is_box and all(abs(v) < MAX_COORDINATE for v in box) else None
 
 
 def _draw(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
-    """Draw an image with its boxes, or only the part around one box, which is outlined.
-
-    Returns None if the image cannot be read.
-    """
+    """Draw the boxes of an image, only around the box xywh if it is given; return None for an unreadable image."""
     try:
         image = each.dataset.load(row)
     except UserError:
         return None  # this is a problem of its own on the page
     objects = each.dataset.annotations(row)
-    size = image.shape[:2]
-    whole = (0, 0, *size[::-1])
-    limits = whole if xywh is None else limits_around(xywh, size, CONTEXT, MIN_FRACTION * max(size))
+    limits = (0, 0, *image.shape[1::-1])
+    if xywh is not None:
+        limits = limits_around(xywh, image.shape[:2], CONTEXT, MIN_FRACTION * max(image.shape[:2]))
     crop = crop_around(image, limits, SIDE)
     boxes = crop.convert(objects.boxes)
     visible = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)

@@ -104,9 +104,8 @@ def error_costs(detections: Detections, truth: GroundTruth, errors: Errors, clas
         if kind == DetectionKind.CLASSIFICATION:
             new_classes[corrected] = truth.classes[errors.targets[corrected]]
         costs[kind.name.lower()] = mean_ap(new_classes, is_correct | corrected, is_used & ~removed, positives) - base
-    missed, unmatched = (
-        np.bincount(truth.classes[objects], minlength=class_count) for objects in (errors.missed, errors.unmatched)
-    )
+    missed = np.bincount(truth.classes[errors.missed], minlength=class_count)
+    unmatched = np.bincount(truth.classes[errors.unmatched], minlength=class_count)
     costs["missed"] = mean_ap(classes, is_correct, is_used, positives - missed) - base
     costs["false_positives"] = mean_ap(classes, is_correct, is_correct, positives) - base
     costs["false_negatives"] = mean_ap(classes, is_correct, is_used, positives - unmatched) - base
@@ -114,10 +113,7 @@ def error_costs(detections: Detections, truth: GroundTruth, errors: Errors, clas
 
 
 def _best(pairs: Pairs, among: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest IoU [count] of each detection among some pairs, 0 for no pair, and its object, -1 for no pair.
-
-    Of several objects with the same IoU, the first one is returned.
-    """
+    """Return each detection's highest IoU [count] in a subset of the pairs, or 0, and its first object, or -1."""
     detections, objects, ious = (column[among] for column in pairs)
     order = np.lexsort((-objects, ious, detections))
     last = order[np.flatnonzero(np.diff(detections[order], append=-1))]

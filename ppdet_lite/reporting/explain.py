@@ -41,8 +41,8 @@ def _reasons(dataset: CocoDataset, analysis: Analysis) -> Iterator[str]:
             f"otherwise. {_frequent_confusions(dataset, analysis)}Check that the category ids are those of "
             f"{dataset.file}."
         )
-    for cause, changed in _other_box_formats(dataset, detections, truth):
-        recall = _recall(changed, truth, len(dataset))
+    for cause, xywh in _other_box_formats(dataset, detections, truth):
+        recall = _recall(detections._replace(xywh=xywh), truth, len(dataset))
         if recall >= MIN_RECALL and recall > MIN_RATIO * any_class:
             yield f"{cause}: {recall:.0%} of the objects are found if they are read so, {any_class:.0%} otherwise."
     has_detections = np.isin(np.unique(truth.images[~truth.is_crowd]), detections.images)
@@ -54,8 +54,8 @@ def _reasons(dataset: CocoDataset, analysis: Analysis) -> Iterator[str]:
     iou = _median_iou(detections, truth, len(dataset))
     if same_class < MIN_RECALL and 0.2 <= iou < 0.5:
         yield (
-            f"Boxes are close but shifted: the median IoU of objects with their nearest detection is {iou:.2f}. Look "
-            "at the images below: a resize or crop that is not undone shifts all boxes in the same way."
+            f"Boxes are close but shifted: the median IoU of objects with their nearest detection is {iou:.2f}. Draw "
+            "them on the images: a resize or crop that is not undone shifts all boxes in the same way."
         )
 
 
@@ -68,26 +68,21 @@ def _recall(detections: Detections, truth: GroundTruth, image_count: int, same_c
     return len(np.unique(pairs.objects[good])) / max(int(np.sum(~truth.is_crowd)), 1)
 
 
-def _other_box_formats(
-    dataset: CocoDataset, detections: Detections, truth: GroundTruth
-) -> Iterator[tuple[str, Detections]]:
-    """Yield possible causes of wrong boxes, each with the detections that undo it."""
+def _other_box_formats(dataset: CocoDataset, detections: Detections, truth: GroundTruth) -> Iterator[tuple]:
+    """Yield possible causes of wrong boxes (str), each with boxes [D, 4] xywh that undo it."""
     xywh, sizes = detections.xywh, dataset.sizes[detections.images][:, ::-1].astype(np.float64)
     corners = np.concatenate([xywh[:, :2], xywh[:, 2:] - xywh[:, :2]], axis=1)
-    yield "The boxes are corners (x1, y1, x2, y2) instead of x, y, width, height", detections._replace(xywh=corners)
-    yield "x and y are swapped", detections._replace(xywh=xywh[:, [1, 0, 3, 2]])
+    yield "The boxes are corners (x1, y1, x2, y2) instead of x, y, width, height", corners
+    yield "x and y are swapped", xywh[:, [1, 0, 3, 2]]
     from_center = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, 2:]], axis=1)
-    yield "The boxes start with their center instead of the top left corner", detections._replace(xywh=from_center)
+    yield "The boxes start with their center instead of the top left corner", from_center
     if np.abs(xywh).max() <= 2:
         scaled = xywh * np.concatenate([sizes, sizes], axis=1)
-        yield "The boxes are relative to the image size instead of in pixels", detections._replace(xywh=scaled)
+        yield "The boxes are relative to the image size instead of in pixels", scaled
     real = truth.xywh[~truth.is_crowd]
     factor = np.median(real[:, 2:].prod(1)) ** 0.5 / max(np.median(xywh[:, 2:].prod(1)) ** 0.5, 1e-9)
     if not 0.9 < factor < 1.1:
-        yield (
-            f"The boxes are scaled; the factor to undo it is about {factor:.2f}",
-            detections._replace(xywh=xywh * factor),
-        )
+        yield f"The boxes are scaled; the factor to undo it is about {factor:.2f}", xywh * factor
 
 
 def _frequent_confusions(dataset: CocoDataset, analysis: Analysis) -> str:

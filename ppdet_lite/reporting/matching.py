@@ -138,7 +138,7 @@ def match(
     near = pairs.ious >= min(thresholds)
     candidates = Pairs(*(column[same & near] for column in pairs))
     groups = detections.images * (1 + max(detections.classes, default=0)) + detections.classes
-    matched = match_greedily(candidates, groups, thresholds, ignored, truth.is_crowd)
+    matched = match_greedy(candidates, groups, thresholds, ignored, truth.is_crowd)
     unmatched = matched < 0
     is_ignored = np.where(unmatched, False, ignored[matched]) if len(truth.images) else np.zeros_like(unmatched)
     if area_range is not None:
@@ -147,16 +147,13 @@ def match(
     return Matches(matched, is_ignored)
 
 
-def match_greedily(
+def match_greedy(
     pairs: Pairs, groups: np.ndarray, thresholds: np.ndarray, ignored: np.ndarray, is_crowd: np.ndarray
 ) -> np.ndarray:
-    """Match detections greedily with the objects of their pairs, in order within each group.
+    """Match detections greedily with the objects of their pairs; return the objects [T, D], -1 for no match.
 
-    The n-th detections of all groups are matched at once, because groups do not compete for objects.
-
-    groups: [D] group of each detection. Detections of different groups must have no object in common.
-
-    Returns the matched objects [T, D], -1 for no match.
+    groups: [D] group of each detection. Detections of one group are matched in order. Different groups must have no
+        objects in common, so the n-th detections of all groups are matched at once.
     """
     matched = np.full((len(thresholds), len(groups)), -1, np.int64)
     if not len(pairs.detections):

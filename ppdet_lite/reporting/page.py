@@ -8,16 +8,9 @@ import numpy as np
 
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.images.drawing import class_colour
-from ppdet_lite.reporting import charts
+from ppdet_lite.reporting import charts, gallery
 from ppdet_lite.reporting.averages import ranked_classes
 from ppdet_lite.reporting.curves import RECALLS, RankedDetections, curve, precision_at_recalls
-from ppdet_lite.reporting.gallery import (
-    MAX_PER_IMAGE,
-    show_false_positives,
-    show_misses,
-    worst_false_positives,
-    worst_misses,
-)
 from ppdet_lite.reporting.html import fill
 from ppdet_lite.reporting.matching import IOU_50, IOU_THRESHOLDS
 from ppdet_lite.reporting.summary import Analysis, object_counts, pooled
@@ -62,10 +55,12 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     costs += [report["errors"]["false_positives"], report["errors"]["false_negatives"]]
     key = (
         f"Dashed lines: annotations. Solid lines: predictions with a score of at least {score:g}. Black and white: the "
-        f"box in question. At most {MAX_PER_IMAGE} per image."
+        f"box in question. At most {gallery.MAX_PER_IMAGE} per image."
     )
-    wrong = show_false_positives(dataset, analysis, worst_false_positives(analysis, GALLERY_SIZE), score)
-    missed = show_misses(dataset, analysis, worst_misses(analysis, score, GALLERY_SIZE), score)
+    wrong = gallery.show_false_positives(
+        dataset, analysis, gallery.worst_false_positives(analysis, GALLERY_SIZE), score
+    )
+    missed = gallery.show_misses(dataset, analysis, gallery.worst_misses(analysis, score, GALLERY_SIZE), score)
     worst_first = sorted(images, key=lambda row: -(row["false_positives"] + row["missed"]))
     return fill(
         "report.html",
@@ -78,12 +73,7 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
         max_cost=max(*costs, 1e-9),
         galleries=[
             ("false-positives", "Worst false positives", f"The wrong detections with the highest scores. {key}", wrong),
-            (
-                "misses",
-                "Worst misses",
-                f"Objects that are found at no score come first, larger ones before smaller ones. {key}",
-                missed,
-            ),
+            ("misses", "Worst misses", f"Objects found at no score come first, sorted by size. {key}", missed),
         ],
         legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if show_legend else None,
         images=worst_first[:MAX_IMAGES],
@@ -102,17 +92,14 @@ def curve_rows(dataset: CocoDataset, analysis: Analysis) -> list[dict[str, Any]]
     return rows
 
 
-def mean_precision(dataset: CocoDataset, analysis: Analysis, threshold: int) -> np.ndarray:
-    """Return the precision [101] at COCO's recalls, averaged over classes, for the IoU threshold with an index.
-
-    It is NaN if there are no objects.
-    """
-    precision = [precision_at_recalls(ranked, n)[0] for _, n, ranked in _classes(dataset, analysis, threshold)]
+def mean_precision(dataset: CocoDataset, analysis: Analysis, t: int) -> np.ndarray:
+    """Return the mean over classes of the precision [101] at COCO's recalls, at the t-th IoU threshold, or NaN."""
+    precision = [precision_at_recalls(ranked, n)[0] for _, n, ranked in _classes(dataset, analysis, t)]
     return np.mean(precision, axis=0) if precision else np.full(len(RECALLS), np.nan)
 
 
 def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) -> dict[str, Any]:
-    lines = {f"IoU {IOU_THRESHOLDS[at]:.2f}": mean_precision(dataset, analysis, at) for at in SHOWN_THRESHOLDS}
+    lines = {f"IoU {IOU_THRESHOLDS[t]:.2f}": mean_precision(dataset, analysis, t) for t in SHOWN_THRESHOLDS}
     all_classes, objects = pooled(analysis), sum(object_counts(analysis.ground_truth, dataset.num_classes))
     rates = curve(all_classes, objects) if objects and len(all_classes.scores) else None
     classes = list(_classes(dataset, analysis, IOU_50))
@@ -131,26 +118,23 @@ def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) ->
             for name, n, ranked in [item for item in classes if item[1] >= min_objects[0]][:MAX_CLASS_CHARTS]
         ],
         "calibration": charts.calibration_chart(report["calibration"]["bins"]),
-        "confusion": (
-            charts.confusion_chart(np.array(report["confusion"]["counts"]))
-            if dataset.num_classes > MAX_TABLE_CLASSES
-            else None
-        ),
+        "confusion": None
+        if dataset.num_classes <= MAX_TABLE_CLASSES
+        else charts.confusion_chart(np.array(report["confusion"]["counts"])),
     }
 
 
-def _classes(dataset: CocoDataset, analysis: Analysis, threshold: int) -> Iterator[tuple[str, int, RankedDetections]]:
+def _classes(dataset: CocoDataset, analysis: Analysis, t: int) -> Iterator[tuple[str, int, RankedDetections]]:
     """Yield name, number of objects and detections of each class that has objects."""
     positives = object_counts(analysis.ground_truth, dataset.num_classes)
-    ranked = ranked_classes(analysis.detections, analysis.matches, threshold, dataset.num_classes)
+    ranked = ranked_classes(analysis.detections, analysis.matches, t, dataset.num_classes)
     return (item for item in zip(dataset.class_names, positives, ranked, strict=True) if item[1])
 
 
 def _point(rates: dict[str, Any] | None) -> tuple[float, float] | None:
     """Return (recall, precision), or None if one of them is undefined."""
-    if rates is None or rates["precision"] is None or rates["recall"] is None:
-        return None
-    return rates["recall"], rates["precision"]
+    point = None if rates is None else (rates["recall"], rates["precision"])
+    return None if point is None or None in point else point
 
 
 def _confusions(confusion: dict[str, Any]) -> list[tuple[str, str, int]]:

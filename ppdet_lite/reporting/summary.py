@@ -8,21 +8,11 @@ import numpy as np
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import SUMMARY
 from ppdet_lite.evaluation.results_file import Results
-from ppdet_lite.reporting import averages, curves
+from ppdet_lite.reporting import averages, curves, matching
 from ppdet_lite.reporting.confusion import confusion_matrix
 from ppdet_lite.reporting.curves import OperatingPoint, RankedDetections
 from ppdet_lite.reporting.errors import ERRORS, Errors, error_costs, find_errors
-from ppdet_lite.reporting.matching import (
-    IOU_50,
-    Detections,
-    GroundTruth,
-    Matches,
-    Pairs,
-    ground_truth_of,
-    match,
-    overlapping_pairs,
-    top_detections,
-)
+from ppdet_lite.reporting.matching import IOU_50, Detections, GroundTruth, Matches, Pairs
 
 BACKGROUND = "background"
 
@@ -39,9 +29,9 @@ class Analysis(NamedTuple):
 
 def analyse(dataset: CocoDataset, results: Results) -> Analysis:
     """Match results with the ground truth of a dataset and classify the errors."""
-    detections, truth = top_detections(results, dataset), ground_truth_of(dataset)
-    pairs = overlapping_pairs(detections, truth, len(dataset))
-    matches = match(detections, truth, pairs)
+    detections, truth = matching.top_detections(results, dataset), matching.ground_truth_of(dataset)
+    pairs = matching.overlapping_pairs(detections, truth, len(dataset))
+    matches = matching.match(detections, truth, pairs)
     return Analysis(detections, truth, pairs, matches, find_errors(detections, truth, pairs, matches))
 
 
@@ -61,6 +51,8 @@ def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any],
     ap50 = averages.class_aps(detections, truth, at_iou_50, all_images, count, truth.is_crowd)[0, 0]
     confusion = confusion_matrix(detections, truth, pairs, matches, score, count)
     costs = error_costs(detections, truth, errors, count)
+    error_counts = {kind.name.lower(): int(np.sum(errors.kinds == kind)) for kind in ERRORS}
+    error_counts["missed"] = int(errors.missed.sum())
     bins = curves.calibration(all_classes)
     return {
         "metrics": {name: none_if_missing(metrics[name]) for name in SUMMARY},
@@ -81,16 +73,13 @@ def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any],
         "confusion": {"names": [*dataset.class_names, BACKGROUND], "counts": confusion.tolist()},
         "errors": {
             "AP50": costs["AP50"],
-            "kinds": {
-                **{kind.name.lower(): _kind(int(np.sum(errors.kinds == kind)), costs, kind.name) for kind in ERRORS},
-                "missed": _kind(int(errors.missed.sum()), costs, "missed"),
-            },
+            "kinds": {name: {"count": n, "cost": costs[name]} for name, n in error_counts.items()},
             "false_positives": costs["false_positives"],
             "false_negatives": costs["false_negatives"],
         },
         "calibration": {"error": curves.calibration_error(bins), "bins": bins},
-        "by_size": _groups(averages.by_size(detections, truth, pairs, len(dataset), count)),
-        "by_crowding": _groups(averages.by_crowding(detections, truth, matches, len(dataset), count)),
+        "by_size": [g._asdict() for g in averages.by_size(detections, truth, pairs, len(dataset), count)],
+        "by_crowding": [g._asdict() for g in averages.by_crowding(detections, truth, matches, len(dataset), count)],
         "by_nearness": [g._asdict() for g in averages.by_nearness(detections, truth, matches, len(dataset), score)],
     }
 
@@ -129,8 +118,8 @@ def none_if_missing(value: float) -> float | None:
 def pooled(analysis: Analysis) -> RankedDetections:
     """Return the detections of all classes together, at IoU 0.5, without ignored ones."""
     counted = ~analysis.matches.ignored[IOU_50]
-    is_correct, detections = analysis.matches.objects[IOU_50] >= 0, analysis.detections
-    return RankedDetections(is_correct[counted], detections.images[counted], detections.scores[counted])
+    is_correct = analysis.matches.objects[IOU_50] >= 0
+    return RankedDetections(is_correct[counted], analysis.detections.scores[counted])
 
 
 def object_counts(truth: GroundTruth, class_count: int) -> list[int]:
@@ -151,11 +140,3 @@ def _rates(ranked: RankedDetections, positives: int, score: float) -> dict[str, 
 
 def _point(point: OperatingPoint) -> dict[str, float | None]:
     return {**point._asdict(), "precision": point.precision, "recall": point.recall, "f1": point.f1}
-
-
-def _kind(count: int, costs: dict[str, float], name: str) -> dict[str, float]:
-    return {"count": count, "cost": costs[name.lower()]}
-
-
-def _groups(groups: list[averages.Group]) -> list[dict[str, Any]]:
-    return [{**group._asdict(), "high": None if np.isinf(group.high) else group.high} for group in groups]

@@ -66,12 +66,12 @@ def test_intervals_are_percentiles_of_paired_differences(tmp_path, monkeypatch):
         for run in (first, second)
     ]
     differences = np.nanmean(aps[1], axis=1) - np.nanmean(aps[0], axis=1)
-    assert tuple(overall.interval) == pytest.approx(np.quantile(differences, [0.1, 0.9]), abs=1e-12)
+    assert (overall.low, overall.high) == pytest.approx(np.quantile(differences, [0.1, 0.9]), abs=1e-12)
     assert overall.difference == pytest.approx(overall.second - overall.first)
     by_class = (aps[1] - aps[0])[:, 0]
-    assert tuple(classes[0].interval) == pytest.approx(np.nanquantile(by_class, [0.1, 0.9]), abs=1e-12)
+    assert (classes[0].low, classes[0].high) == pytest.approx(np.nanquantile(by_class, [0.1, 0.9]), abs=1e-12)
     fox = dataset.class_names.index("fox")
-    assert classes[fox].first is classes[fox].interval.low is None
+    assert classes[fox].first is classes[fox].low is None
     monkeypatch.setattr("ppdet_lite.reporting.bootstrap.CHUNK", 1)
     assert paired_bootstrap(truth, [first, second], selections, dataset.num_classes, 0.8) == (overall, classes)
 

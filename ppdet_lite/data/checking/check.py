@@ -59,7 +59,7 @@ class SetCheck:
 
 @dataclass
 class Check:
-    """The datasets of a training, and its verdict on them."""
+    """The checked datasets of a training run, and whether training would refuse them."""
 
     sets: list[SetCheck]
     between: list[Problem] = field(default_factory=list)  # problems of the training and validation sets together
@@ -77,7 +77,7 @@ class Check:
         """Return a row with the keys COLUMNS for every occurrence of every problem."""
         problems = [(each.name, problem) for each in self.sets for problem in each.problems]
         problems += [("together", problem) for problem in self.between]
-        return [_row(name, problem, place) for name, problem in problems for place in problem.occurrences]
+        return [_row(name, problem, example) for name, problem in problems for example in problem.occurrences]
 
 
 @keep_all_occurrences()
@@ -89,33 +89,27 @@ def check_set(
     If only single annotations are refused, the others are still checked. If the file is refused as a whole, neither
     images nor boxes are checked.
     """
-    found, refused = SetCheck(name, images, annotations), []
+    result, refused = SetCheck(name, images, annotations), []
     try:
-        found.dataset, found.content = CocoDataset(images, annotations), read_coco(annotations)
+        result.dataset, result.content = CocoDataset(images, annotations), read_coco(annotations)
     except DatasetError as error:
-        found.problems, readable = list(error.problems), read_readable_part(images, annotations)
+        result.problems, readable = list(error.problems), read_readable_part(images, annotations)
         if readable is None:
-            return found
+            return result
         refused = [problem for problem in error.problems if problem.level == "refusal"]
-        found.dataset, found.content, found.rows = readable
+        result.dataset, result.content, result.rows = readable
     except UserError as error:
-        found.error = str(error)
-        return found
-    dataset = found.dataset
-    found.inspections = inspect([dataset.info(row).path for row in range(len(dataset))])
-    found.files = check_image_files(dataset, found.content, found.inspections)
-    found.problems = [
-        *refused,
-        *dataset.problems,
-        *found.files.problems,
-        *box_problems(found.content),
-        *(
-            training_problems(dataset) if name in ("train", "data") else []
-        ),  # a part of a mixed set need not contain all classes
-    ]
-    found.problems.sort(key=lambda problem: LEVELS.index(problem.level))
-    found.statistics, found.distributions = dataset.statistics(), measure(dataset)
-    return found
+        result.error = str(error)
+        return result
+    dataset = result.dataset
+    result.inspections = inspect([dataset.info(row).path for row in range(len(dataset))])
+    result.files = check_image_files(dataset, result.content, result.inspections)
+    result.problems = [*refused, *dataset.problems, *result.files.problems, *box_problems(result.content)]
+    if name in ("train", "data"):  # a part of a mixed set need not contain all classes
+        result.problems += training_problems(dataset)
+    result.problems.sort(key=lambda problem: LEVELS.index(problem.level))
+    result.statistics, result.distributions = dataset.statistics(), measure(dataset)
+    return result
 
 
 def check(sets: Sequence[SetCheck], training: Callable[[], None], skip_bad_images: bool = False) -> Check:
@@ -124,16 +118,16 @@ def check(sets: Sequence[SetCheck], training: Callable[[], None], skip_bad_image
     training: runs the checks that training runs before its first step; raises UserError if they fail.
     skip_bad_images: bad training images do not end a run (loader.on_bad_image: skip).
     """
-    found = Check(list(sets), _between(sets))
+    result = Check(list(sets), _between(sets))
     try:
         training()
     except UserError as error:
-        found.refusal = str(error)
+        result.refusal = str(error)
     for each in sets:
         for problem in each.problems:
             if problem.kind in FATAL_KINDS and (each.is_val or not skip_bad_images):
-                found.refusal = found.refusal or f"{each.annotations}: {problem}"
-    return found
+                result.refusal = result.refusal or f"{each.annotations}: {problem}"
+    return result
 
 
 def check_for_training(images: str, annotations: str) -> None:
@@ -143,18 +137,18 @@ def check_for_training(images: str, annotations: str) -> None:
     dataset.check_images()
 
 
-def report_lines(found: Check) -> list[str]:
+def report_lines(check: Check) -> list[str]:
     """Return a check as lines of text."""
     lines = []
-    for each in found.sets:
+    for each in check.sets:
         lines += [f"{each.name}: {each.annotations}, images in {each.images}"]
         lines += [f"  refusal: {each.error}"] if each.error else []
         lines += [line for problem in each.problems for line in _lines(problem)]
         lines += ["  no problems"] * (not each.problems and not each.error)
         lines += ["  images and boxes were not checked: correct the problems above first"] * (each.dataset is None)
-    for problem in found.between:
-        lines += ["together:"] * (problem is found.between[0]) + _lines(problem)
-    read = [each for each in found.sets if each.statistics is not None]
+    for problem in check.between:
+        lines += ["train and val together:"] * (problem is check.between[0]) + _lines(problem)
+    read = [each for each in check.sets if each.statistics is not None]
     same_classes = all(each.dataset.class_names == read[0].dataset.class_names for each in read)
     for table in [read] if same_classes and read else [[each] for each in read]:
         names = table[0].dataset.class_names
@@ -162,9 +156,9 @@ def report_lines(found: Check) -> list[str]:
     return lines
 
 
-def print_check(found: Check) -> None:
+def print_check(check: Check) -> None:
     """Print a check to stdout."""
-    print("\n".join(report_lines(found)), flush=True)
+    print("\n".join(report_lines(check)), flush=True)
 
 
 def _lines(problem: Problem) -> list[str]:
@@ -204,22 +198,12 @@ def _set_json(each: SetCheck) -> dict[str, Any]:
 
 
 def _problem_json(problem: Problem) -> dict[str, Any]:
-    return {
-        "kind": problem.kind,
-        "level": problem.level,
-        "count": problem.count,
-        "total": problem.total,
-        "what": problem.what,
-        "consequence": problem.consequence,
-        "examples": [_without_none(example._asdict()) for example in problem.examples],
-    }
+    keys = ("kind", "level", "count", "total", "what", "consequence")
+    examples = [{k: v for k, v in example._asdict().items() if v is not None} for example in problem.examples]
+    return {**{key: getattr(problem, key) for key in keys}, "examples": examples}
 
 
-def _row(name: str, problem: Problem, place: Example) -> dict[str, Any]:
-    value = None if place.value is None else json.dumps(place.value, ensure_ascii=False)
-    cells = (name, problem.level, problem.kind, *place._replace(value=value), problem.what)
+def _row(name: str, problem: Problem, occurrence: Example) -> dict[str, Any]:
+    value = None if occurrence.value is None else json.dumps(occurrence.value, ensure_ascii=False)
+    cells = (name, problem.level, problem.kind, *occurrence._replace(value=value), problem.what)
     return dict(zip(COLUMNS, cells, strict=True))
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}

@@ -1,5 +1,6 @@
 """Write a repaired copy of a COCO file. Everything that needs no repair is copied unchanged."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -166,15 +167,9 @@ def _boxes(found: SetCheck, corners: bool) -> np.ndarray:
 
 def _unique_ids(ids: list[Any]) -> list[int]:
     """Return the ids, with new numbers for those that are not positive integers or are already used."""
-    seen: set[int] = set()
-    usable = []
+    used, kept = {0}, []
     for value in ids:
-        usable.append(type(value) is int and value > 0 and value not in seen)
-        if usable[-1]:
-            seen.add(value)
-    next_id = max(seen, default=0)
-    result = []
-    for value, use in zip(ids, usable, strict=True):
-        next_id += not use
-        result.append(value if use else next_id)
-    return result
+        kept.append(value if type(value) is int and value > 0 and value not in used else 0)
+        used.add(kept[-1])
+    new_ids = itertools.count(max(used) + 1)
+    return [value or next(new_ids) for value in kept]

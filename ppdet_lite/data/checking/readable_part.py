@@ -24,9 +24,7 @@ def read_readable_part(images: str, annotations: str) -> ReadablePart | None:
     """Read an annotation file without its unreadable annotations; return None if it is still refused."""
     content = load_content(annotations)
     images_by_id = {parse_integer(image.get("id"))[0]: image for image in content["images"] if isinstance(image, dict)}
-    categories = {
-        parse_integer(category.get("id"))[0] for category in content["categories"] if isinstance(category, dict)
-    }
+    categories = {parse_integer(item.get("id"))[0] for item in content["categories"] if isinstance(item, dict)}
     records = content["annotations"]
     kept = [row for row, record in enumerate(records) if _is_readable(record, images_by_id, categories)]
     with tempfile.TemporaryDirectory() as folder:

@@ -72,9 +72,13 @@ class RandomCrop:
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
         """Draw a window of an image of the given size (h, w)."""
-        height, width = (max(round(side * share), 1) for side, share in zip(size, rng.uniform(*self.sides, 2)))
-        top, left = rng.integers(0, [size[0] - height, size[1] - width], endpoint=True).tolist()
-        return Window(top, left, height, width)
+        sides = (max(round(side * fraction), 1) for side, fraction in zip(size, rng.uniform(*self.sides, 2)))
+        return _random_window(size, *sides, rng)
+
+
+def _random_window(size: tuple[int, int], height: int, width: int, rng: np.random.Generator) -> Window:
+    top, left = rng.integers(0, [size[0] - height, size[1] - width], endpoint=True).tolist()
+    return Window(top, left, height, width)
 
 
 def kept_objects(objects: Objects, window: Window) -> np.ndarray:
@@ -109,9 +113,7 @@ class ScaleJitter:
 
     def draw_window(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
         """Draw the window to crop from a resized image of the given size (h, w)."""
-        height, width = (min(side, limit) for side, limit in zip(size, self.size))
-        top, left = rng.integers(0, [size[0] - height, size[1] - width], endpoint=True).tolist()
-        return Window(top, left, height, width)
+        return _random_window(size, min(size[0], self.size[0]), min(size[1], self.size[1]), rng)
 
 
 def clip_objects(objects: Objects, window: Window) -> Objects:

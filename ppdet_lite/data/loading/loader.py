@@ -200,8 +200,7 @@ class _Job:
     """One batch to load.
 
     draws: the images of the batch; a draw modulo the length of the dataset is an index.
-    replacements: returns the draws that may replace the one at a position of the batch; None if a bad image is an
-        error.
+    replacements: returns the draws that may replace the one at a position; None if a bad image is an error.
     """
 
     draws: Sequence[int]
