@@ -1,4 +1,4 @@
-"""curves.png: losses, AP and the learning rate over the iterations, for whoever has no VisualDL at hand."""
+"""curves.png: losses, AP and the learning rate over the iterations, readable without VisualDL."""
 
 import io
 import warnings
@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.files import output_file
+from ppdet_lite.training.metrics_file import read_metrics
+from ppdet_lite.training.sinks import Sink
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito's
 INK = "#222222"
@@ -17,12 +20,26 @@ SMOOTHED_OVER = 1 / 30  # of the recorded iterations
 Series = tuple[np.ndarray, np.ndarray]  # iterations, values
 
 
-def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw the objects of a metrics.jsonl into a PNG, whole or not at all. Raises UserError when it cannot be written.
+class CurvesPlot(Sink):
+    """Draws the metrics.jsonl of a run's folder into curves.png. A failure is logged and does not end the run."""
 
-    Losses are drawn as they are, faintly, and smoothed by a running median; the legend has the latest value of each.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def draw(self) -> None:
+        """Redraw the plot."""
+        try:
+            draw_curves(read_metrics(self._folder / "metrics.jsonl"), self._folder / "curves.png", self._folder.name)
+        except Exception as error:
+            get_logger().warning("curves.png was not drawn: %s", error)
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Draw the rows of a metrics.jsonl into a PNG, written atomically. Raises UserError when it cannot be written.
+
+    Losses are drawn twice: faintly as measured, and smoothed by a running median. The legend shows the latest values.
     """
-    from matplotlib.figure import Figure  # heavy, and without pyplot it keeps nothing and needs no display
+    from matplotlib.figure import Figure  # imported late, since it is slow; without pyplot it needs no display
 
     losses = {name: _series(rows, name) for name in _loss_names(rows)}
     if losses:
@@ -107,7 +124,7 @@ def _loss_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str, least: float | None = None) -> Series:
-    """A name's values in the rows that have it, null as NaN, without those below `least` (COCO's -1: no objects)."""
+    """The values of one name, null as NaN, without those below `least` (COCO reports -1 where there are no objects)."""
     found = [(row["iteration"], np.nan if row[name] is None else row[name]) for row in rows if name in row]
     iterations, values = np.array(found, float).reshape(-1, 2).T
     kept = np.ones(len(values), bool) if least is None else values >= least
@@ -115,7 +132,7 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str, least: float | None = 
 
 
 def _total(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Series:
-    """The sum of the losses that each row has."""
+    """The sum of all losses in each row."""
     summed = []
     for row in rows:
         if parts := [row[name] for name in names if name in row]:
@@ -124,9 +141,9 @@ def _total(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Series:
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """The median of the values around each, of fewer near the ends."""
+    """The running median of values; near the ends the window is smaller."""
     reach = int(len(values) * SMOOTHED_OVER / 2)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, constant_values=np.nan), 2 * reach + 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of all NaN the median is NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # the median of NaNs alone is NaN
         return np.nanmedian(around, axis=1) if reach else values

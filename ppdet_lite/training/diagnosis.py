@@ -1,4 +1,4 @@
-"""Where in a training step the first number is that is not finite."""
+"""The search for the first value in a training step that is not finite."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,55 +8,55 @@ import paddle
 from paddle import Tensor, nn
 
 from ppdet_lite.assembly.batch_tensors import training_arguments
-from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.norm import STATISTICS
+from ppdet_lite.modeling.norm import STATISTICS_SUFFIXES
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 
 class StepInput(NamedTuple):
-    """All that a training step depends on, beside the weights."""
+    """Everything a training step depends on, except the weights."""
 
-    batches: Sequence[Mapping[str, Any]]  # of the loader, whose mean makes the step
-    iteration: int  # how many steps were done before
+    batches: Sequence[Mapping[str, Any]]  # from the loader; their gradients are averaged
+    iteration: int  # number of steps done before
     seeds: Sequence[int]  # of the sampling in each batch
 
 
 class Diagnosis(NamedTuple):
-    """What a step came to when it was taken again."""
+    """The results of a repeated step."""
 
     losses: list[dict[str, float]]  # of each batch
-    gradient_norms: dict[str, float]  # of each part of the model that is trained
-    first: str | None  # what is not finite, the first of it in the order of computation; None: all is finite
+    gradient_norms: dict[str, float]  # of each trained part of the model
+    first: str | None  # the first value, in the order of computation, that is not finite; None: all are finite
 
     @property
     def is_finite(self) -> bool:
-        """Whether the step could have been made."""
+        """Whether all losses and gradients are finite."""
         numbers = [*self.gradient_norms.values(), *(value for losses in self.losses for value in losses.values())]
         return bool(np.isfinite(numbers).all())
 
 
-def diagnose(model: FasterRCNN, step: StepInput, amp: HalfName | None = None) -> Diagnosis:
-    """Go forward and backward as a training step does, without its update, and watch every layer's output.
+def diagnose(model: FasterRCNN, step: StepInput, amp: AmpDtype | None = None) -> Diagnosis:
+    """Repeat the forward and backward pass of a training step, without its update, and check the output of every layer.
 
-    The backward is done even from a loss that is not finite, as it shows which parts that reaches. Gradients of before
-    are dropped. amp: see `half`; the loss is not scaled.
+    The backward pass runs even from a loss that is not finite, to show which parts it reaches. Earlier gradients are
+    cleared. amp: see `modeling.amp`; the loss is not scaled.
     """
     model.clear_gradients(set_to_zero=False)
     watch = _Watch(model)
-    weights = [(name, value) for name, value in model.named_parameters() if not name.endswith(STATISTICS)]
+    weights = [(name, value) for name, value in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)]
     watch.found += [f"weight {name}" for name, value in weights if not _is_finite(value)]
     losses = []
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
         watch.found += [f"{what} of batch {number}" for what in _inputs(batch)]
         paddle.seed(seed)
-        with half_layers(model, amp):
-            with half_forward(amp):
+        with rounded_layers(model, amp):
+            with autocast_forward(amp):
                 output = model(*training_arguments(batch), iteration=step.iteration)
             losses.append({name: value.item() for name, value in output.losses.items()})
             watch.found += [f"{name} of batch {number}" for name, value in losses[-1].items() if not np.isfinite(value)]
             (sum(output.losses.values()) / len(step.batches)).backward()
-    watch.end()
+    watch.remove_hooks()
     watch.found += [f"gradient of {name}" for name, value in _gradients(model) if not _is_finite(value)]
     norms = {name: clip_gradients(part, None) for name, part in model.named_children() if any(_gradients(part))}
     watch.found += [f"gradient norm of {name}, too large for float32" for name in norms if not np.isfinite(norms[name])]
@@ -64,7 +64,7 @@ def diagnose(model: FasterRCNN, step: StepInput, amp: HalfName | None = None) ->
 
 
 class _Watch:
-    """Notes what comes out of a model's layers, and back to there as gradient, that is not finite."""
+    """Records outputs of a model's layers, and gradients at them, that are not finite."""
 
     def __init__(self, model: nn.Layer) -> None:
         self.found: list[str] = []
@@ -73,29 +73,29 @@ class _Watch:
             for name, layer in model.named_sublayers()
         ]
 
-    def end(self) -> None:
-        """Stop watching."""
+    def remove_hooks(self) -> None:
+        """Stop recording."""
         for hook in self._hooks:
             hook.remove()
 
     def _hook(self, name: str) -> Any:
-        def look_at_gradient(gradient: Tensor) -> None:
+        def check_gradient(gradient: Tensor) -> None:
             if not _is_finite(gradient):
                 self.found.append(f"gradient at the output of {name}")
 
-        def look(_layer: nn.Layer, _inputs: Any, outputs: Any) -> None:
+        def check_outputs(_layer: nn.Layer, _inputs: Any, outputs: Any) -> None:
             tensors = list(_tensors(outputs))
             if not all(map(_is_finite, tensors)):
                 self.found.append(f"output of {name}")
             for tensor in tensors:
                 if not tensor.stop_gradient:
-                    tensor.register_hook(look_at_gradient)
+                    tensor.register_hook(check_gradient)
 
-        return look
+        return check_outputs
 
 
 def _inputs(batch: Mapping[str, Any]) -> Iterator[str]:
-    """The images and boxes of a batch that are not finite."""
+    """Yield the images and boxes of a batch that are not finite."""
     for key in ("images", "original_images"):
         for image_id, image in zip(batch["image_ids"], batch.get(key, ())):
             if not np.isfinite(image).all():
@@ -106,7 +106,7 @@ def _inputs(batch: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in nested outputs."""
+    """Yield the floating-point tensors in nested outputs."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

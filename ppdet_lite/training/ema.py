@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, which detects better than the last ones do."""
+"""An exponential moving average of a model's weights, which often detects better than the latest weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,14 @@ from ppdet_lite.optimization.optimizer import Average
 
 
 class WeightAverage:
-    """The average over all steps, in float32; statistics of norms are averaged too.
+    """The average over all steps, in float32. Running statistics of norms are averaged too.
 
-    After step t (from 1) its share of what was is min(decay, (1 + t) / (10 + t)): young averages forget fast.
+    At step t, counted from 1, the average keeps the share min(decay, (1 + t) / (10 + t)) of its value, so that early
+    weights are forgotten quickly.
     """
 
     def __init__(self, model: nn.Layer, settings: Average, arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Begin with the model's weights, or go on with those of a checkpoint."""
+        """Start from the model's weights, or from the average in a checkpoint."""
         self._decay = settings.decay
         start = {name: value.astype("float32").clone() for name, value in _state(model).items()}
         for name, array in (arrays or {}).items():
@@ -26,14 +27,14 @@ class WeightAverage:
 
     @paddle.no_grad()
     def update(self, model: nn.Layer, steps: int) -> None:
-        """Take in the weights after so many steps."""
+        """Add the weights after step number `steps`."""
         share = min(self._decay, (1 + steps) / (10 + steps))
         for name, value in _state(model).items():
             self._average[name] = paddle.lerp(self._average[name], value.astype("float32"), 1 - share)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Layer) -> Iterator[None]:
-        """Meanwhile the model has the average for its weights."""
+        """Use the average as the model's weights inside this block."""
         own = {name: value.clone() for name, value in _state(model).items()}
         model.set_state_dict(self._average)
         try:
@@ -42,7 +43,7 @@ class WeightAverage:
             model.set_state_dict(own)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The average, for a checkpoint."""
+        """Return the average as arrays, for a checkpoint."""
         return {name: value.numpy() for name, value in self._average.items()}
 
 

@@ -1,4 +1,4 @@
-"""What memory a run takes, and what to do when it is not enough."""
+"""Peak memory, and out-of-memory errors in one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import paddle
 from ppdet_lite.core import runtime
 from ppdet_lite.core.errors import RunFailed
 
-SIGNS = ("resourceexhausted", "out of memory", "alloc_failed", "badalloc")  # of it, in what Paddle raises for a GPU
+SIGNS = ("resourceexhausted", "out of memory", "alloc_failed", "badalloc")  # in the errors that Paddle raises for a GPU
 REMEDIES = (
     "lower data.loader.batch_size (train.accumulate makes up for it), "
     "or data.augment.short_sides, data.preprocess.short_side and long_side"
@@ -16,19 +16,19 @@ REMEDIES = (
 
 
 def peak_memory_mb() -> float:
-    """The most that has been in use so far, in MiB: a GPU's by tensors, else this process's resident memory."""
+    """The peak memory so far in MiB: of tensors on a GPU, otherwise the resident memory of this process."""
     if paddle.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20
     return runtime.peak_rss_mb()
 
 
 @contextlib.contextmanager
-def exhaustion_told(where: str) -> Iterator[None]:
-    """Inside this block running out of memory raises RunFailed: one line with remedies."""
+def memory_errors_reported(where: str) -> Iterator[None]:
+    """Raise RunFailed, one line with remedies, when memory runs out inside this block."""
     try:
         yield
     except (MemoryError, RuntimeError, SystemError, OSError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in SIGNS):
             raise
         reason = next((line.strip() for line in str(error).splitlines() if "alloc" in line.lower()), "")
-        raise RunFailed(f"out of memory in {where}: {reason or 'no more was given'}; {REMEDIES}") from error
+        raise RunFailed(f"out of memory in {where}: {reason or 'an allocation failed'}; {REMEDIES}") from error

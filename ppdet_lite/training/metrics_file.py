@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a training run measured, one JSON object on a line for each recorded iteration."""
+"""metrics.jsonl: the measurements of a run, one JSON object per line and recorded iteration."""
 
 import json
 import math
@@ -8,13 +8,14 @@ from typing import Any, TextIO
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.files import atomic_writer
+from ppdet_lite.training.sinks import Sink
 
 
-class MetricsWriter:
-    """Appends one JSON object per line to metrics.jsonl; each line is flushed."""
+class MetricsFile(Sink):
+    """Appends one JSON object per line to metrics.jsonl and flushes each line."""
 
     def __init__(self, path: Path, resume_iteration: int | None = None) -> None:
-        """Open the file; a torn last line is dropped, and on resume every line beyond `resume_iteration`.
+        """Open the file. An incomplete last line is removed and, on resume, every line after `resume_iteration`.
 
         Raises UserError when the file cannot be written or a line of it is not an object with an iteration.
         """
@@ -26,8 +27,15 @@ class MetricsWriter:
         except OSError as error:
             raise self._failure(error) from error
 
+    def scalars(self, group: str, iteration: int, values: Mapping[str, Any]) -> None:
+        """Write training numbers as they are, validation losses as `val_NAME`; others are for VisualDL alone."""
+        if group == "train":
+            self.write(iteration, values)
+        elif group == "val":
+            self.write(iteration, {k if k.startswith("A") else f"val_{k}": value for k, value in values.items()})
+
     def write(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """Append a line; numpy scalars become plain numbers, NaN and infinities null.
+        """Append a line. NumPy scalars become plain numbers, NaN and infinities null.
 
         Raises UserError on a full disk.
         """
@@ -39,7 +47,7 @@ class MetricsWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Close the file. Raises UserError on a full disk, if a line of before still waits."""
+        """Close the file. Raises UserError if the disk is full and a line is still buffered."""
         try:
             self._file.close()
         except OSError as error:
@@ -63,21 +71,21 @@ class MetricsWriter:
         try:
             return int(json.loads(line)["iteration"])
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{self._path}:{number}: no JSON object with an iteration; remove that line") from error
+            raise UserError(f"{self._path}:{number}: not a JSON object with an iteration; remove that line") from error
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self._path}: cannot be written: {error.strerror}; free space or choose another output")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl in order, leaving out a torn last line; UserError when it cannot be read."""
+    """Read the rows of a metrics.jsonl, without an incomplete last line. Raises UserError if it cannot be read."""
     try:
         lines = Path(path).read_bytes().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path}: a line of it is no JSON ({error}); remove that line") from error
+        raise UserError(f"{path}: a line is not JSON ({error}); remove that line") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""What a step leaves whose loss or gradient is not finite: enough to take it again, and where it went wrong.
+"""The dump of a step whose loss or gradient is not finite: what is needed to repeat it, and its first bad value.
 
 nan/iter_00000012/
   model.safetensors, batch.safetensors, checkpoint.json   a checkpoint: the weights before the step, and its batches
   config.yml                                              the run's config, which the replay follows
-  report.txt                                              what was found
+  report.txt                                              the findings
 """
 
 import traceback
@@ -21,7 +21,7 @@ from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import NotFinite, RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.modeling.amp import require_half
+from ppdet_lite.modeling.amp import require_amp_support
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -35,15 +35,15 @@ FOLDER = "nan"
 def dump_step(
     folder: Path, step: StepInput, error: NotFinite, model: FasterRCNN, config: Config, dataset: CocoDataset
 ) -> RunFailed:
-    """Write what a failed step needs to be taken again below a run's folder, and look for where it went wrong.
+    """Write a failed step below a run's folder, and search for the first value that is not finite.
 
-    Of several processes each keeps its own share. Returns the error to raise: the one given, with what was found; a
-    full disk is told in it too.
+    Each rank of a distributed run writes its own batches. Returns the error to raise: the given one with the findings,
+    and with the reason if the dump could not be written.
     """
-    traceback.clear_frames(error.__traceback__)  # they hold the step's tensors, and it is taken once more
+    traceback.clear_frames(error.__traceback__)  # its frames hold the tensors of the step, which is repeated below
     rank = dist.get_rank()
     folder = folder / FOLDER / (f"iter_{step.iteration + 1:08d}" + (f".rank{rank}" if rank else ""))
-    told = f"{error}; in iteration {step.iteration + 1}"
+    message = f"{error}; in iteration {step.iteration + 1}"
     command = f"python tools/train.py --replay {folder}"
     meta = {
         "iteration": step.iteration,
@@ -58,31 +58,31 @@ def dump_step(
     try:
         save_checkpoint(folder, groups, meta)
         write_text(folder / "config.yml", config.dump())
-        if _needs_others(model):
-            return RunFailed(f"{told}; look for where with {command}")
+        if _synchronizes_ranks(model):
+            return RunFailed(f"{message}; find the cause with {command}")
         report = _report(diagnose(model, step, config["train"]["amp"]))
-        write_text(folder / "report.txt", "\n".join([told, *report, f"again: {command}", ""]))
+        write_text(folder / "report.txt", "\n".join([message, *report, f"repeat: {command}", ""]))
     except UserError as failure:
-        return RunFailed(f"{told}; not kept for a replay: {failure}")
-    except (MemoryError, RuntimeError) as failure:  # the step is kept all the same
-        return RunFailed(f"{told}; looking for where failed too ({type(failure).__name__}); {command}")
-    return RunFailed(f"{told}; {report[0]}; take it again with {command}")
+        return RunFailed(f"{message}; not saved for a replay: {failure}")
+    except (MemoryError, RuntimeError) as failure:  # the step is saved nevertheless
+        return RunFailed(f"{message}; the search for the cause failed too ({type(failure).__name__}); {command}")
+    return RunFailed(f"{message}; {report[0]}; repeat it with {command}")
 
 
-def _needs_others(model: FasterRCNN) -> bool:
-    """Whether a forward waits for other processes, which do not know of it."""
+def _synchronizes_ranks(model: FasterRCNN) -> bool:
+    """Whether a forward pass waits for other ranks, which do not take part in the search."""
     return dist.get_world_size() > 1 and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers())
 
 
 def replay(config: Config, folder: Path) -> None:
-    """Take the step that `dump_step` kept once more, and log what is found in it; no weight is changed.
+    """Repeat the step that `dump_step` saved, and log the findings. No weight is changed.
 
-    config: the dump's own config.yml, which overrides may have changed. Raises RunFailed when a loss or a gradient is
-    not finite again, UserError when the folder holds no such step or the config describes another model.
+    config: that of the dump, possibly with overrides. Raises RunFailed when a loss or a gradient is not finite again,
+    and UserError when the folder contains no such step or the config describes another model.
     """
     groups, meta = load_checkpoint(folder, only=("model", "batch"))
     get_logger().info("device %s; in the run: %s", use_device(config), meta["error"])
-    require_half(config["train"]["amp"], config.origin("train.amp"))
+    require_amp_support(config["train"]["amp"], config.origin("train.amp"))
     model = build_model(config, meta["class_names"])
     report = match_weights(state_shapes(model), groups["model"])
     report.require_complete(str(folder))
@@ -100,9 +100,9 @@ def replay(config: Config, folder: Path) -> None:
 
 
 def _report(found: Diagnosis) -> list[str]:
-    """What was found, line by line; the first one says where the trouble begins."""
+    """The findings as lines. The first one names the first value that is not finite."""
     return [
-        "all is finite when it is taken again" if found.first is None else f"first not finite: {found.first}",
+        "everything is finite when the step is repeated" if found.first is None else f"first not finite: {found.first}",
         *(f"losses of batch {i}: {_shown(losses)}" for i, losses in enumerate(found.losses, 1)),
         f"gradient norms: {_shown(found.gradient_norms)}",
     ]
@@ -113,7 +113,7 @@ def _shown(values: Mapping[str, float]) -> str:
 
 
 def _flat(value: Any, path: str = "") -> dict[str, np.ndarray]:
-    """Nested mappings and sequences of arrays as arrays by path: "0/targets/1/boxes"."""
+    """Flatten nested mappings and sequences of arrays to arrays by path, such as "0/targets/1/boxes"."""
     if isinstance(value, np.ndarray):
         return {path: value}
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -123,7 +123,7 @@ def _flat(value: Any, path: str = "") -> dict[str, np.ndarray]:
 
 
 def _nested(arrays: Mapping[str, np.ndarray]) -> Any:
-    """What `_flat` was given: keys that are numbers make a list."""
+    """Invert `_flat`. A mapping whose keys are all numbers becomes a list."""
     if "" in arrays:
         return arrays[""]
     parts: dict[str, dict[str, np.ndarray]] = {}

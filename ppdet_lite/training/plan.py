@@ -1,4 +1,4 @@
-"""When what happens in a run: the lengths of a config's `train:` section in iterations."""
+"""The schedule of checkpoints and evaluations: the lengths of a config's `train:` section in iterations."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from ppdet_lite.optimization.duration import to_iterations
 
 
 class Plan(NamedTuple):
-    """The lengths of a run, in iterations; None means never, but for the end."""
+    """The lengths of a run in iterations. None: only at the end."""
 
     total: int
     per_epoch: int
@@ -18,14 +18,14 @@ class Plan(NamedTuple):
     early_stop: int | None  # evaluations
 
     def due(self, every: int | None, iteration: int) -> bool:
-        """Whether something that happens `every` so many iterations, and at the end, is due after an iteration."""
+        """Whether an action is due after an iteration that happens every `every` iterations and at the end."""
         return iteration == self.total or (every is not None and iteration % every == 0)
 
 
 def make_plan(config: Config, per_epoch: int) -> Plan:
-    """The plan of a config whose epochs have so many iterations; logs a warning of what it never comes to.
+    """Compute the plan of a config. Logs a warning for a warm-up or mimicking that the run is too short for.
 
-    Raises UserError for a length of nothing.
+    per_epoch: iterations in an epoch. Raises UserError for a length of zero iterations.
     """
 
     def iterations(key: str) -> int | None:
@@ -34,16 +34,17 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
             return None
         count = to_iterations(duration, per_epoch)
         if count == 0:
-            raise UserError(f"{config.origin(f'train.{key}')}: train.{key}: expected more than nothing, got {duration}")
+            place = config.origin(f"train.{key}")
+            raise UserError(f"{place}: train.{key}: must be at least one iteration, got {duration}")
         return count
 
     early_stop = config["train"]["early_stop"]
     if early_stop is not None and config["train"]["evaluate_every"] is None:
         place = config.origin("train.early_stop")
-        raise UserError(f"{place}: train.early_stop: needs evaluations, set train.evaluate_every")
+        raise UserError(f"{place}: train.early_stop: needs evaluations; set train.evaluate_every")
     if config["train"]["best_metric"] == "loss" and not config["eval"]["loss"]:
         place = config.origin("train.best_metric")
-        raise UserError(f"{place}: train.best_metric: loss is not measured, set eval.loss: true")
+        raise UserError(f"{place}: train.best_metric: the loss is not computed; set eval.loss: true")
     lengths = (iterations(key) for key in ("checkpoint_every", "evaluate_every"))
     plan = Plan(iterations("length"), per_epoch, *lengths, early_stop)
     warmup = config["schedule"]["warmup_iterations"]
@@ -52,7 +53,7 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
     mimic = config["model"]["mimic"]
     if mimic is not None and mimic["start_iteration"] >= plan.total:
         get_logger().warning(
-            "mimicking never begins: model.mimic.start_iteration is %d, training ends after %d iterations",
-            *(mimic["start_iteration"], plan.total),
+            f"mimicking never begins: model.mimic.start_iteration is {mimic['start_iteration']}, "
+            f"training ends after {plan.total} iterations"
         )
     return plan

@@ -1,9 +1,9 @@
-"""A training run: what it is made of, and the steps that the loop takes."""
+"""A training run: its parts and its steps."""
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import paddle
@@ -11,11 +11,11 @@ import paddle
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
-from ppdet_lite.assembly.run_files import describe_run
+from ppdet_lite.assembly.run_files import write_run_files
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
-from ppdet_lite.core.errors import NotFinite, RunFailed, TornStep
+from ppdet_lite.core.errors import InterruptedUpdate, NotFinite, RunFailed
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.loading.largest_batch import largest_batch
@@ -35,66 +35,69 @@ from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
 from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_norms, warn_about_sizes
-from ppdet_lite.training.state import Progression, restore_state, save_state
+from ppdet_lite.training.sinks import StepRecord
+from ppdet_lite.training.state import RunState, restore_state, save_state
 from ppdet_lite.training.step import batch_seed, train_step, updating
 
 
 class Run:
-    """A run in progress: how far it is (`done`), and the steps that `train` takes.
+    """A training run in progress: its parts, how far it is (`state`), and the actions that the loop takes.
 
-    data: its `val` is None in a run that evaluates nothing. start: the checkpoint to go on from. Of several ranks, who
-    all call the same methods, the first one alone writes.
+    data: its `val` is None in a run without evaluations.
+    start: the checkpoint to resume from.
+    In a distributed run all ranks call the same methods, and rank 0 alone writes files.
     """
 
     def __init__(self, config: Config, folder: Path, data: Data, model: FasterRCNN, start: Path | None) -> None:
         self.config, self.folder, self.data, self.model = config, folder, data, model
         self.rank, self.world = ranks.rank(), ranks.world()
         self.seed = config["runtime"]["seed"]
-        batches = TrainBatches(
-            *(data.train, data.preprocess, data.augment, data.loader, self.seed, self.rank, self.world),
-            keep_original=model.needs_originals,
-        )
         self.accumulate = config["train"]["accumulate"]
         self.amp = config["train"]["amp"]
+        batches = TrainBatches(
+            data.train,
+            data.preprocess,
+            data.augment,
+            data.loader,
+            self.seed,
+            rank=self.rank,
+            world=self.world,
+            keep_original=model.needs_originals,
+        )
         self.plan = make_plan(config, max(batches.iterations_per_epoch // self.accumulate, 1))
         get_logger().info(
-            "%d classes, %d training images, %d iterations per epoch, %d in all",
-            *(data.train.num_classes, len(data.train), self.plan.per_epoch, self.plan.total),
+            f"{data.train.num_classes} classes, {len(data.train)} training images, "
+            f"{self.plan.per_epoch} iterations per epoch, {self.plan.total} in all"
         )
         warn_about_batch(data.train.epoch_length, data.loader.batch_size, self.world, self.accumulate)
-        from_random = self._initialise(start)
+        is_random = start is None and config["pretrain_weights"] is None
+        if start is None and not is_random:
+            load_pretrained(model, config["pretrain_weights"], data.train.class_names, config["pretrain_class_map"])
         freeze(model, config["train"]["freeze"])
-        warn_about_norms(model, data.loader.batch_size, from_random)
+        warn_about_norms(model, data.loader.batch_size, is_random)
         warn_about_sizes(data.augment.short_sides, data.preprocess.short_side)
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])
         self.clip_norm, self.optimizer = settings.clip_norm, settings.build(model)
         self.full_rate = _full_rate(settings, data.loader.batch_size, self.world, self.accumulate)
-        self.done, average = Progression(), None
+        self.state, average = RunState(), None
         if start is not None:
-            self.done, average = restore_state(start, model, self.optimizer, config, data.train)
+            self.state, average = restore_state(start, model, self.optimizer, config, data.train)
         ema = config["train"]["ema"]
         self.average = None if ema is None else WeightAverage(model, build(ema), average)
         if config["train"]["rehearse"]:
-            memory = ranks.together(self._rehearse)
+            memory = ranks.on_all_ranks(self._rehearse)
             if self.world > 1:
                 get_logger().info("peak memory by rank: %s GiB", ", ".join(f"{mb / 1024:.2f}" for mb in memory))
         self.recorder = None
         if self.rank == 0:
-            describe_run(folder, config, data.train.class_names, data.train.category_ids.tolist())
-            self.recorder = Recorder(folder, self.plan.total, self.done.iteration, config["train"]["log_every"])
+            write_run_files(folder, config, data.train.class_names, data.train.category_ids.tolist())
+            self.recorder = Recorder(folder, self.plan.total, self.state.iteration, config["train"]["log_every"])
         self.bad_images = batches.bad_images
-        self.batches = batches.iterate(self.done.iteration * self.accumulate)
-        self.patches = None  # what an R-CNN teacher saw in the latest step
-
-    def _initialise(self, start: Path | None) -> bool:
-        """Load the weights that a new run starts from; whether it starts from random ones."""
-        weights = self.config["pretrain_weights"]
-        if start is None and weights is not None:
-            load_pretrained(self.model, weights, self.data.train.class_names, self.config["pretrain_class_map"])
-        return start is None and weights is None
+        self.batches = batches.iterate(self.state.iteration * self.accumulate)
+        self.patches = None  # the input of the R-CNN teacher in the latest step
 
     def _rehearse(self) -> float:
-        """See whether the largest batch fits into memory, each rank for itself; the most that was in use, in MiB."""
+        """Run the largest batch on this rank to see whether it fits into memory. Returns the peak memory in MiB."""
         data, keep_original = self.data, self.model.needs_originals
         batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
         rehearse(self.model, self.optimizer, batch, self.accumulate > 1, self.amp)
@@ -102,186 +105,186 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all iterations are done, or evaluations have long stopped getting better."""
-        return self.done.iteration >= self.plan.total or self.is_stale
+        """Whether all iterations are done, or training stops early."""
+        return self.state.iteration >= self.plan.total or self.is_stale
 
     @property
     def is_stale(self) -> bool:
-        """Whether training ends early."""
-        return self.plan.early_stop is not None and self.done.stale >= self.plan.early_stop
+        """Whether the last `train.early_stop` evaluations brought no improvement."""
+        return self.plan.early_stop is not None and self.state.stale >= self.plan.early_stop
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the validation images are looked at after the iteration that is done."""
-        return self.data.val is not None and self.plan.due(self.plan.evaluate_every, self.done.iteration)
+        """Whether an evaluation is due after the latest iteration."""
+        return self.data.val is not None and self.plan.due(self.plan.evaluate_every, self.state.iteration)
 
     @property
     def evaluation_missed(self) -> bool:
-        """Whether the run was stopped when an evaluation was due."""
-        return self.done.iteration > 0 and self.evaluation_due and self.done.evaluated < self.done.iteration
+        """Whether the run was stopped before an evaluation that was due."""
+        return self.state.iteration > 0 and self.evaluation_due and self.state.evaluated < self.state.iteration
 
     @property
     def checkpoint_due(self) -> bool:
-        """Whether a checkpoint is written after the iteration that is done."""
-        return self.plan.due(self.plan.checkpoint_every, self.done.iteration) or self.is_stale
+        """Whether a checkpoint is due after the latest iteration."""
+        return self.plan.due(self.plan.checkpoint_every, self.state.iteration) or self.is_stale
 
     def step(self, stop: StopRequest) -> None:
-        """Train on the next batch, and tell of it; hear on the way whether the run is to stop.
+        """Train on the next batches and record the results. All ranks agree on whether to stop after it.
 
-        Should it fail before the weights are updated, on this rank or another, all is as it was before.
+        If it fails before the weights are updated, on this rank or another, the model stays as it was.
         """
-        iteration = self.done.iteration
-        statistics = [(value, value.clone()) for value in running_statistics(self.model)]
-        try:
-            self._step(stop)
-        except Exception:
-            if self.done.iteration == iteration:
-                for value, before in statistics:
-                    paddle.assign(before, value)
-            raise
+        began, iteration = time.perf_counter(), self.state.iteration
+        with _statistics_restored_on_failure(self.model):
+            batches, memory = self._next_batches(stop)
+            data_seconds = time.perf_counter() - began
+            first = iteration * self.accumulate
+            seeds = [batch_seed(self.seed, (first + i) * self.world + self.rank) for i in range(self.accumulate)]
+            rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
+            self.optimizer.set_lr(rate)
+            self.model.train()
+            scale = self.state.loss_scale.value if self.amp == "float16" else 1.0
+            try:
+                options = {"amp": self.amp, "loss_scale": scale}
+                step = train_step(self.model, self.optimizer, batches, self.clip_norm, iteration, seeds, **options)
+            except NotFinite as error:
+                inputs = StepInput(batches, iteration, seeds)
+                failure = dump_step(self.folder, inputs, error, self.model, self.config, self.data.train)
+                ranks.on_all_ranks(lambda: None)  # a rank that exits earlier would end those that still write
+                raise failure from error
+        self.patches = step.patches
+        self.state = self.state._replace(iteration=iteration + 1)
+        if self.amp == "float16":
+            self.state = self.state._replace(loss_scale=self.state.loss_scale.after(step.overflowed))
+        if step.overflowed:
+            change = f"loss scale {scale:g} -> {self.state.loss_scale.value:g}"
+            get_logger().warning("iteration %d skipped: a gradient exceeds float16; %s", iteration + 1, change)
+            return
+        if self.average:
+            with updating("the average of weights"):
+                self.average.update(self.model, self.state.iteration)
+        if self.recorder:
+            epoch, seconds = iteration // self.plan.per_epoch, time.perf_counter() - began
+            memory = (peak_memory_mb(), *memory[1:])  # the other ranks reported theirs before this step
+            numbers = (step.losses, step.metrics, seconds, data_seconds, memory)
+            self.recorder.step(StepRecord(self.state.iteration, epoch, rate, *numbers))
 
-    def _step(self, stop: StopRequest) -> None:
-        iteration, began = self.done.iteration, time.perf_counter()
+    def _next_batches(self, stop: StopRequest) -> tuple[list[Batch], Sequence[float]]:
+        """Load the batches of a step. Returns them and the peak memory of each rank in MiB."""
         batches: list[Batch] = []
 
         def load() -> tuple[signal.Signals | None, float]:
             batches.extend(next(self.batches) for _ in range(self.accumulate))
-            return stop.heard, peak_memory_mb()
+            return stop.received, peak_memory_mb()
 
-        heard, memory = zip(*ranks.together(load))
-        stop.agree(heard)
-        data_seconds = time.perf_counter() - began
-        first = iteration * self.accumulate
-        numbers = [(first + i) * self.world + self.rank for i in range(self.accumulate)]
-        seeds = [batch_seed(self.seed, number) for number in numbers]
-        rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
-        self.optimizer.set_lr(rate)
-        self.model.train()
-        scale = self.done.loss_scale.value if self.amp == "float16" else 1.0
-        try:
-            step = train_step(
-                *(self.model, self.optimizer, batches, self.clip_norm, iteration, seeds),
-                amp=self.amp,
-                loss_scale=scale,
-            )
-        except NotFinite as error:
-            taken = StepInput(batches, iteration, seeds)
-            failure = dump_step(self.folder, taken, error, self.model, self.config, self.data.train)
-            ranks.together(lambda: None)  # who leaves first would end those who still write theirs
-            raise failure from error
-        self.patches = step.patches
-        self.done = self.done._replace(iteration=iteration + 1)
-        if self.amp == "float16":
-            self.done = self.done._replace(loss_scale=self.done.loss_scale.after(step.overflowed))
-        if step.overflowed:
-            told = (iteration + 1, scale, self.done.loss_scale.value)
-            get_logger().warning("iteration %d left out: a gradient beyond float16; loss scale %g -> %g", *told)
-            return
-        if self.average:
-            with updating("the average of weights"):
-                self.average.update(self.model, self.done.iteration)
-        if self.recorder:
-            seconds = time.perf_counter() - began
-            epoch = iteration // self.plan.per_epoch
-            memory = (peak_memory_mb(), *memory[1:])  # of the others before this step
-            self.recorder.step(self.done.iteration, epoch, rate, step, seconds, data_seconds, memory)
+        received, memory = zip(*ranks.on_all_ranks(load))
+        stop.agree(received)
+        return batches, memory
 
     def evaluate(self, check: Callable[[], None]) -> None:
-        """Score the model, its average if it has one, on the validation images; the best one so far is kept.
+        """Evaluate the model, or the average of its weights, on the validation images, and keep the best one so far.
 
         check: see `evaluation.evaluate`.
         """
-        self.bad_images.tell()
+        self.bad_images.log_summary()
         with self.average.applied(self.model) if self.average else contextlib.nullcontext():
             self._evaluate(check if self.world > 1 else None)
 
     def _evaluate(self, check: Callable[[], None] | None) -> None:
         data, how = self.data, build(self.config["eval"])
         classes = data.val.class_names, data.val.category_ids.tolist()
-        detector = Detector.of(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
+        detector = Detector.from_trained(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
         results = evaluate(detector, data.val, data.loader, self.folder, how, check)
         metric = self.config["train"]["best_metric"]
-        before = (self.done.best or {}).get(metric)
+        before = (self.state.best or {}).get(metric)
         sign = -1 if metric == "loss" else 1
         is_best = before is None or sign * results[metric] > sign * before
-        self.done = self.done._replace(evaluated=self.done.iteration, stale=0 if is_best else self.done.stale + 1)
+        self.state = self.state._replace(evaluated=self.state.iteration, stale=0 if is_best else self.state.stale + 1)
         if is_best:
-            self.done = self.done._replace(best={metric: results[metric], "iteration": self.done.iteration})
+            self.state = self.state._replace(best={metric: results[metric], "iteration": self.state.iteration})
         elif self.is_stale:
-            get_logger().info("no better %s for %d evaluations: training ends early", metric, self.done.stale)
+            get_logger().info("no better %s for %d evaluations: training ends early", metric, self.state.stale)
         if self.recorder:
             count = self.config["train"]["preview_images"]
-            self.recorder.evaluation(self.done.iteration, results)
-            self.recorder.preview(self.done.iteration, self.model, data.val, data.preprocess, count)
+            self.recorder.evaluation(self.state.iteration, results)
+            self.recorder.preview(self.state.iteration, self.model, data.val, data.preprocess, count)
         if is_best:
-            ranks.first(lambda: self._save("best"))
+            ranks.on_rank0(lambda: self._save("best"))
 
-    def show(self) -> None:
-        """Draw the curves; tell where deformable parts look, and show what an R-CNN teacher saw."""
+    def record_details(self) -> None:
+        """Redraw the curves, and record the offsets of deformable parts and the patches of the R-CNN teacher."""
         if self.recorder:
-            self.recorder.curves()
-            shown = self.data.train if self.data.val is None else self.data.val
-            self.recorder.offsets(self.done.iteration, self.model, shown, self.data.preprocess)
-            classes = self.data.train.class_names
-            self.recorder.patches(self.done.iteration, self.patches, classes, self.data.preprocess)
+            data, iteration = self.data, self.state.iteration
+            self.recorder.draw_curves()
+            self.recorder.offsets(iteration, self.model, data.val or data.train, data.preprocess)
+            self.recorder.patches(iteration, self.patches, data.train.class_names, data.preprocess)
 
     def save(self) -> None:
-        """Write a checkpoint to go on from, and remove the oldest beyond `train.keep_last`."""
-        ranks.first(self._save_and_prune)
+        """Write a checkpoint to resume from, and remove the oldest beyond `train.keep_last`."""
+        ranks.on_rank0(self._save_and_prune)
 
     @contextlib.contextmanager
-    def rescued(self) -> Iterator[None]:
-        """Should a step or an evaluation fail inside, write a checkpoint of what was done before it ends the run.
+    def saved_on_failure(self) -> Iterator[None]:
+        """Write a checkpoint of the finished iterations when a step or an evaluation inside fails.
 
-        Not so when a number is not finite, as what was done may be the reason, or when weights are half updated.
+        Not after a number that is not finite, whose cause may be in the weights, nor after an interrupted update.
         """
         try:
             yield
-        except (NotFinite, TornStep):
+        except (NotFinite, InterruptedUpdate):
             raise
         except Exception:
-            self._rescue()
+            self._save_after_failure()
             raise
 
-    def _rescue(self) -> None:
+    def _save_after_failure(self) -> None:
         """Write a checkpoint, unless there is one of this iteration."""
 
         def save() -> None:
-            name = f"iter_{self.done.iteration:08d}"
-            if self.done.iteration > 0 and not (self.folder / "checkpoints" / name).exists():
+            name = f"iter_{self.state.iteration:08d}"
+            if self.state.iteration > 0 and not (self.folder / "checkpoints" / name).exists():
                 self._save_and_prune()
-                get_logger().warning("the run fails; what was done is saved as %s", name)
+                get_logger().warning("the run fails; its finished iterations are saved as %s", name)
 
         try:
-            ranks.first(save)
-        except RunFailed:  # another rank has ended, as the failure itself may say
+            ranks.on_rank0(save)
+        except RunFailed:  # another rank has ended, which the failure itself may report
             pass
-        except Exception as error:  # memory may be out
-            get_logger().warning("what was done cannot be saved: %s", error)
+        except Exception as error:  # for example, out of memory
+            get_logger().warning("the finished iterations cannot be saved: %s", error)
 
     def close(self) -> None:
-        """End the loading threads and everything that is written."""
+        """Stop the loading threads and close all files."""
         self.batches.close()
-        self.bad_images.tell()
+        self.bad_images.log_summary()
         if self.recorder:
             self.recorder.close()
 
     def _save_and_prune(self) -> None:
-        self._save(f"iter_{self.done.iteration:08d}")
+        self._save(f"iter_{self.state.iteration:08d}")
         prune(self.folder / "checkpoints", self.config["train"]["keep_last"])
 
     def _save(self, name: str) -> None:
         target = self.folder / "checkpoints" / name
         average = self.average.arrays() if self.average else None
-        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.done, average)
+        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.state, average)
+
+
+@contextlib.contextmanager
+def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[None]:
+    """Restore the running statistics of batch norms, which a forward pass changes, when an error is raised inside."""
+    before = [(value, value.clone()) for value in running_statistics(model)]
+    try:
+        yield
+    except Exception:
+        for value, saved in before:
+            paddle.assign(saved, value)
+        raise
 
 
 def _full_rate(settings: Optimizer, batch_size: int, devices: int, batches: int) -> float:
-    """The learning rate at its height; the log shows where it comes from."""
+    """The learning rate after the warm-up. The log shows how it is computed."""
     rate = settings.scaled_lr(batch_size * devices * batches)
-    get_logger().info(
-        "learning rate %g = base_lr %g x (%d images x %d devices%s) / base_batch %d",
-        *(rate, settings.base_lr, batch_size, devices, f" x {batches} batches" if batches > 1 else ""),
-        settings.base_batch,
-    )
+    images = f"{batch_size} images x {devices} devices" + (f" x {batches} batches" if batches > 1 else "")
+    arithmetic = f"base_lr {settings.base_lr:g} x ({images}) / base_batch {settings.base_batch}"
+    get_logger().info("learning rate %g = %s", rate, arithmetic)
     return rate

@@ -1,4 +1,4 @@
-"""How far a run has come: written into checkpoints, and read back to go on."""
+"""The state of a run: saved in checkpoints, and restored to resume."""
 
 import contextlib
 import itertools
@@ -24,61 +24,61 @@ from ppdet_lite.optimization.optimizer import optimizer_state, restore_optimizer
 from ppdet_lite.storage.checkpoint import (
     checkpoint_meta,
     is_checkpoint,
-    is_whole,
+    is_complete_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from ppdet_lite.storage.files import sole_writer
+from ppdet_lite.storage.files import folder_lock
 from ppdet_lite.storage.weights import match_weights
 
-# Of a run that ended before its first checkpoint, or whose checkpoints are all torn.
+# What a run leaves that ended before its first checkpoint, or whose checkpoints are all incomplete.
 LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan", "curves.png", "checkpoints", "bbox.json", "metrics.json")
 
 
-class Progression(NamedTuple):
-    """The part of a run's state that is neither weights nor optimizer; randomness needs none (see `train`)."""
+class RunState(NamedTuple):
+    """The state of a run beside weights and optimizer. Random streams have none: they depend on seed and iteration."""
 
-    iteration: int = 0  # how many are done
+    iteration: int = 0  # number of finished iterations
     best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
-    stale: int = 0  # evaluations since the best one
-    evaluated: int = 0  # the iteration after which the latest evaluation was
-    loss_scale: LossScale = LossScale()  # of float16
+    stale: int = 0  # number of evaluations since the best one
+    evaluated: int = 0  # the iteration of the latest evaluation
+    loss_scale: LossScale = LossScale()  # for float16
 
 
-def hold_folder(folder: Path, held: contextlib.ExitStack, resume: str | None) -> Path | None:
-    """Hold a run's folder against other runs, by `held`; return the checkpoint to go on from, None for a new run.
+def lock_folder(folder: Path, resources: contextlib.ExitStack, resume: str | None) -> Path | None:
+    """Lock a run's folder until `resources` closes. Returns the checkpoint to resume from, None for a new run.
 
-    resume: None, "auto" (the latest of the run's folder, or the best where it has no other) or a checkpoint's folder.
+    resume: None; "auto", the latest checkpoint of the folder, else the best one; or the folder of a checkpoint.
 
-    Raises UserError when another run has the folder, and when a new run, or one that goes on from another's checkpoint,
-    would overwrite an old one.
+    Raises UserError when another run uses the folder, and when a new run, or one that resumes from a checkpoint of
+    another folder, would overwrite the run in this one.
     """
-    held.enter_context(sole_writer(folder))
+    resources.enter_context(folder_lock(folder))
     if resume is not None and resume != "auto":
         start, own = Path(resume), folder / "checkpoints"
         if start.resolve().parent != own.resolve() and latest_checkpoint(own) is not None:
-            raise UserError(f"{folder} holds another run than {start}: choose another place with -o output=FOLDER")
+            raise UserError(f"{folder} contains another run than {start}; choose another folder with -o output=FOLDER")
         return start
     latest, best = latest_checkpoint(folder / "checkpoints"), folder / "checkpoints/best"
-    if latest is None and is_checkpoint(best):  # the disk was full before the first other one
+    if latest is None and is_checkpoint(best):  # the disk was full before the first iter_ checkpoint
         latest = best
     if latest is not None and resume is None:
         raise UserError(
-            f"{folder} holds a run ({latest.name}): go on with --resume auto, "
-            "or choose another place with -o output=FOLDER"
+            f"{folder} contains a run ({latest.name}): resume it with --resume auto, "
+            "or choose another folder with -o output=FOLDER"
         )
     return latest
 
 
 def clear_folder(folder: Path, start: Path | None, resume: str | None) -> str | None:
-    """Move out of a run's way what another course left in its folder; what was moved, as a line.
+    """Move files of an earlier attempt in a run's folder aside. Returns a line about what was moved, or None.
 
-    That is what a run without a checkpoint wrote, and, where the user goes back to an earlier checkpoint, the later
-    ones. Raises UserError when nothing can be moved.
+    These are the files of a run without a checkpoint and, when the user resumes from an earlier checkpoint, the later
+    checkpoints. Raises UserError when they cannot be moved.
     """
     if start is None:
-        left, what = [folder / name for name in LEFTOVERS], "what an earlier run without a checkpoint left was"
+        left, what = [folder / name for name in LEFTOVERS], "the files of an earlier run without a checkpoint were"
     elif resume == "auto" or start.resolve().parent != (folder / "checkpoints").resolve():
         return None
     else:
@@ -88,21 +88,21 @@ def clear_folder(folder: Path, start: Path | None, resume: str | None) -> str | 
 
 
 def _later_than(start: Path) -> list[Path]:
-    """The checkpoints beside one that have done more iterations, the best one and torn ones too."""
+    """The checkpoints in the same folder with more iterations, also the best one and incomplete ones."""
     done = checkpoint_meta(start)["iteration"]
     return [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and _iterations(path) > done]
 
 
 def _iterations(path: Path) -> int:
-    """How many a checkpoint has done, by its name where it is torn; -1 where that does not say."""
-    if is_whole(path):
+    """The iterations of a checkpoint, taken from its name if it is incomplete; -1 if that has no number."""
+    if is_complete_checkpoint(path):
         return checkpoint_meta(path)["iteration"]
     number = path.name.removeprefix("iter_")
     return int(number) if number.isdecimal() else -1
 
 
 def _set_aside(folder: Path, left: Sequence[Path]) -> Path | None:
-    """Move what is left of another course into a folder beside; None if nothing is."""
+    """Move files into a new folder aborted-N of the run's folder; None if there are no files."""
     if not left:
         return None
     number = next(n for n in itertools.count(1) if not (folder / f"aborted-{n}").exists())
@@ -122,17 +122,17 @@ def save_state(
     optimizer: paddle.optimizer.Optimizer,
     config: Config,
     dataset: CocoDataset,
-    done: Progression,
+    state: RunState,
     average: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint with all that is needed to use the model and to go on training it."""
+    """Write a checkpoint with everything needed to use the model and to resume its training."""
     groups = {
         "model": {name: value.numpy() for name, value in model.state_dict().items()},
         "optimizer": optimizer_state(optimizer, model),
         **({} if average is None else {"ema": average}),
     }
     meta = {
-        **done._asdict(),
+        **state._asdict(),
         "devices": ranks.world(),
         **describe_checkpoint(config, dataset.class_names, dataset.category_ids.tolist()),
     }
@@ -141,10 +141,10 @@ def save_state(
 
 def restore_state(
     path: Path, model: FasterRCNN, optimizer: paddle.optimizer.Optimizer, config: Config, dataset: CocoDataset
-) -> tuple[Progression, dict[str, np.ndarray] | None]:
-    """Put a checkpoint back into a model and its optimizer; returns how far it was, and its average of weights.
+) -> tuple[RunState, dict[str, np.ndarray] | None]:
+    """Load a checkpoint into a model and its optimizer. Returns the run's state and its average of weights or None.
 
-    Raises UserError where they do not belong together.
+    Raises UserError when the checkpoint does not fit the model or the data.
     """
     groups, meta = load_checkpoint(path)
     if meta["class_names"] != dataset.class_names:
@@ -160,41 +160,43 @@ def restore_state(
     try:
         report.require_complete(str(path))
     except UserError as error:
-        way = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
-        raise UserError(f"{error}; {way}") from error
+        remedy = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
+        raise UserError(f"{error}; {remedy}") from error
     model.set_state_dict(report.matched)
     restore_optimizer(optimizer, model, groups["optimizer"])
     before, now = (yaml.safe_load(text) for text in (meta["config"], config.dump()))
     if differences := _differences(before, now):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
     if meta.get("devices", ranks.world()) != ranks.world():
-        _tell_of_devices(meta["devices"] * _images_per_device(before), _images_per_device(now), meta["devices"])
+        _warn_about_devices(meta["devices"] * _images_per_device(before), _images_per_device(now), meta["devices"])
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
-    done = {key: meta[key] for key in Progression._fields if key in meta}
-    done["loss_scale"] = LossScale(*done.get("loss_scale", ()))
-    return Progression(**{"evaluated": meta["iteration"], **done}), groups.get("ema")
+    state = {key: meta[key] for key in RunState._fields if key in meta}
+    state["loss_scale"] = LossScale(*state.get("loss_scale", ()))
+    return RunState(**{"evaluated": meta["iteration"], **state}), groups.get("ema")
 
 
 def _images_per_device(config: dict[str, Any]) -> int:
-    """The images that a step takes on one device."""
+    """The number of images in a step on one device."""
     return config["data"]["loader"]["batch_size"] * config["train"].get("accumulate", 1)
 
 
-def _tell_of_devices(before: int, per_device: int, devices: int) -> None:
-    """Say what another number of devices than a checkpoint's changes; `before`: images of its steps."""
+def _warn_about_devices(before: int, per_device: int, devices: int) -> None:
+    """Warn that the number of devices differs from the checkpoint's. before: the number of images in its steps."""
     now = per_device * ranks.world()
-    get_logger().warning(
-        "the checkpoint is of a run on %d devices with %d images a step, this one is on %d with %d: %s",
-        *(devices, before, ranks.world(), now),
+    consequence = (
         "the steps stay the same"
         if now == before
-        else "the learning rate is that of the latter, iterations count on, and epochs are of other lengths; to keep "
-        f"the steps as they were, make data.loader.batch_size x train.accumulate x devices {before}",
+        else "the learning rate is that of the latter, iterations count on, and epochs have other lengths; to keep the "
+        f"steps as they were, set data.loader.batch_size x train.accumulate x devices to {before}"
+    )
+    get_logger().warning(
+        f"the checkpoint was trained on {devices} devices with {before} images per step, this run has {ranks.world()} "
+        f"with {now}: {consequence}"
     )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two configs, each as "a.b: old -> new"."""
+    """The differences between two configs, each as "a.b: old -> new"."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):

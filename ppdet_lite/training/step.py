@@ -1,4 +1,4 @@
-"""One training step: a batch forward, its losses backward, the weights moved."""
+"""One training step: forward, backward, update."""
 
 import contextlib
 import math
@@ -11,22 +11,22 @@ from paddle import Tensor, nn
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.batch_tensors import training_arguments
-from ppdet_lite.core.errors import NotFinite, TornStep
-from ppdet_lite.modeling.amp import HalfName, half_forward, half_layers
+from ppdet_lite.core.errors import InterruptedUpdate, NotFinite
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
 from ppdet_lite.structures import Patches
-from ppdet_lite.training.memory import exhaustion_told
+from ppdet_lite.training.memory import memory_errors_reported
 
 
 class Step(NamedTuple):
-    """What a training step tells."""
+    """The results of a training step."""
 
     losses: dict[str, float]
     metrics: dict[str, float]
-    patches: Patches | None = None  # what the R-CNN teacher saw, where there is one
-    overflowed: bool = False  # a gradient went beyond float16: no weight was moved
+    patches: Patches | None = None  # the input of the R-CNN teacher, where there is one
+    overflowed: bool = False  # a gradient exceeded float16's range, and no weight was updated
 
 
 def train_step(
@@ -36,37 +36,46 @@ def train_step(
     clip_norm: float | None = None,
     iteration: int | None = None,
     seeds: Sequence[int] = (),
-    amp: HalfName | None = None,
+    amp: AmpDtype | None = None,
     loss_scale: float = 1.0,
 ) -> Step:
-    """One step on a batch of the loader, or on several, after `iteration` others (see `FasterRCNN.forward`).
+    """Take one training step on a batch of the loader, or on several whose gradients, losses and metrics are averaged.
 
-    Several batches give their mean, of gradients, losses and metrics, and so do those of several ranks. seeds: of the
-    sampling in each batch. amp: see `half`. loss_scale: of the backward pass; above 1, gradients that are not finite
-    are no error: the step is left out, which every rank sees alike, as they share their gradients.
+    The ranks of a distributed run average theirs too.
+
+    iteration: the number of steps done before, see `FasterRCNN.forward`.
+    seeds: of the sampling in each batch.
+    amp: see `modeling.amp`.
+    loss_scale: multiplies the loss of the backward pass. Above 1, gradients that are not finite skip the step, on all
+        ranks together, since they share their gradients.
 
     Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
-    tell: on a CPU Paddle's ReLU makes 0 of NaN, and a network whose weights are lost goes on with finite losses. Raises
-    TornStep when some weights may be updated and others not.
+    show it: on a CPU Paddle's ReLU turns NaN into 0, so a network with NaN weights can have finite losses. Raises
+    InterruptedUpdate when some weights may be updated and others not.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
     outputs: list[TrainingOutput] = []
 
-    def share() -> None:
-        with exhaustion_told("training"):
+    def forward_backward() -> None:
+        with memory_errors_reported("training"):
             for i, part in enumerate(batches):
                 if seeds:
                     paddle.seed(seeds[i])
-                outputs.append(_backward(network, part, iteration, len(batches), amp, loss_scale))
+                with rounded_layers(network, amp):
+                    with autocast_forward(amp):
+                        output = network(*training_arguments(part), iteration=iteration)
+                    (sum(output.losses.values()) / len(batches) * loss_scale).backward()
+                outputs.append(output)
 
-    ranks.together(share)
+    ranks.on_all_ranks(forward_backward)  # an error on one rank is raised on all
     _average_over_ranks(network)
-    parts, scaled_norm = _read(outputs, squared_norms(network))
+    results, scaled_norm = _read(outputs, squared_norms(network))
     gradient_norm = scaled_norm / loss_scale
     if loss_scale > 1 and not math.isfinite(gradient_norm):
         optimizer.clear_grad(set_to_zero=False)
-        return Step(*_means(parts), overflowed=True)
-    losses, metrics = map(_mean, zip(*ranks.together(lambda: _finite_means(parts, batches, clip_norm)), strict=True))
+        return Step(*_means(results), overflowed=True)
+    by_rank = ranks.on_all_ranks(lambda: _finite_means(results, batches, clip_norm))
+    losses, metrics = map(_mean, zip(*by_rank, strict=True))
     _require_finite("a gradient", {"norm": gradient_norm}, losses, batches, clip_norm)
     clipped = 1.0 if clip_norm is None or gradient_norm <= clip_norm else clip_norm / gradient_norm
     scale_gradients(network, clipped / loss_scale)
@@ -78,48 +87,30 @@ def train_step(
 
 @contextlib.contextmanager
 def updating(what: str) -> Iterator[None]:
-    """What breaks off inside is half updated: raises TornStep for any error."""
+    """Raise InterruptedUpdate for any error inside, which leaves `what` partly updated."""
     try:
-        with exhaustion_told(f"the update of {what}"):
+        with memory_errors_reported(f"the update of {what}"):
             yield
     except Exception as error:
-        raise TornStep(f"the update of {what} broke off ({error}); go on from the last checkpoint") from error
-
-
-def _backward(
-    network: nn.Layer,
-    batch: Mapping[str, Any],
-    iteration: int | None,
-    batch_count: int,
-    amp: HalfName | None,
-    loss_scale: float,
-) -> TrainingOutput:
-    """Add a batch's share of the gradient to what is there."""
-    with half_layers(network, amp):
-        with half_forward(amp):
-            output = network(*training_arguments(batch), iteration=iteration)
-        loss = sum(output.losses.values())
-        loss = loss if batch_count == 1 else loss / batch_count
-        (loss if loss_scale == 1 else loss * loss_scale).backward()
-    return output
+        raise InterruptedUpdate(f"the update of {what} failed ({error}); resume from the last checkpoint") from error
 
 
 def _read(outputs: Sequence[TrainingOutput], squares: Tensor) -> tuple[list[Step], float]:
-    """All numbers of a step, with one transfer from the device: what each batch gave, and the gradients' joint norm."""
+    """Read losses and metrics of each batch and the norm of all gradients, in one transfer from the device."""
     scalars = [value for output in outputs for value in (*output.losses.values(), *output.metrics.values())]
     stacked = paddle.stack([value.detach().astype("float32") for value in scalars])
     numbers = iter(paddle.concat([stacked, squares]).tolist())
-    parts = [
+    results = [
         Step(*({name: next(numbers) for name in values} for values in (output.losses, output.metrics)))
         for output in outputs
     ]
-    return parts, math.sqrt(sum(numbers))
+    return results, math.sqrt(sum(numbers))
 
 
 def _finite_means(
     parts: Sequence[Step], batches: Sequence[Mapping[str, Any]], clip_norm: float | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Losses and metrics of this rank's batches. Raises NotFinite."""
+    """The mean losses and metrics of this rank's batches. Raises NotFinite."""
     for part, batch in zip(parts, batches, strict=True):
         _require_finite("a loss", part.losses, part.losses, [batch], clip_norm)
     return _means(parts)
@@ -130,30 +121,30 @@ def _means(parts: Sequence[Step]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each number over the parts that have it."""
+    """The mean of each number over the parts that contain it."""
     names = dict.fromkeys(name for part in parts for name in part)
     found = {name: [part[name] for part in parts if name in part] for name in names}
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _average_over_ranks(network: nn.Layer) -> None:
-    """Give every rank the mean gradients, and the mean running statistics of norms, so that all stay the same.
+    """Average the gradients and the running statistics of norms over all ranks, so that their models stay equal.
 
-    Where some ranks have no gradient of a parameter, theirs counts as 0; where none has, it stays without.
+    A gradient that some ranks lack counts as 0 there. A parameter without a gradient on any rank stays without.
     """
     if ranks.world() == 1:
         return
     trained = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
-    without = ranks.together(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
+    without = ranks.on_all_ranks(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
     shared = [parameter for name, parameter in trained.items() if name not in set.intersection(*without)]
     for parameter in shared:
         if parameter.grad is None:
             parameter.grad = paddle.zeros_like(parameter)
-    ranks.average([*(parameter.grad for parameter in shared), *running_statistics(network)])
+    ranks.average_tensors([*(parameter.grad for parameter in shared), *running_statistics(network)])
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of the sampling in a batch, by its number in the run, whoever has it; resuming needs no more state."""
+    """The seed of the sampling in a batch. It depends on the batch's number in the run alone, not on the rank."""
     return int(np.random.SeedSequence((seed, number, 0)).generate_state(1)[0])
 
 

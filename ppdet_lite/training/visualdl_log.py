@@ -1,23 +1,24 @@
-"""VisualDL's log, written so that a full disk is told."""
+"""The VisualDL log of a run, with errors for a full disk."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.training.sinks import Sink
 
 
-class Board:
-    """Writes scalars and pictures for `visualdl --logdir FOLDER`, each call at once.
+class VisualDLLog(Sink):
+    """Writes scalars and images for `visualdl --logdir FOLDER`, each call immediately.
 
-    VisualDL's own LogWriter writes in a thread, which dies of a full disk; what waits for that thread waits for ever.
+    VisualDL's own LogWriter writes in a thread. On a full disk that thread dies, and closing the writer hangs.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Begin a file in the folder. Raises UserError when it cannot be written."""
+        """Create a file in the folder. Raises UserError when it cannot be written."""
         from visualdl.component import base_component  # heavy: only training needs it
         from visualdl.writer.record_writer import RecordWriter
 
@@ -29,16 +30,15 @@ class Board:
         except OSError as error:
             raise self._failure(error) from error
         self._writer = RecordWriter(self._file)
-        self._write(base_component.meta_data(walltime=_now()))
+        self._write([base_component.meta_data(walltime=_now())])
 
-    def scalars(self, group: str, values: Mapping[str, float], iteration: int) -> None:
+    def scalars(self, group: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Write numbers, each named `group/name`. Raises UserError on a full disk."""
-        scalar = self._records.scalar
-        self._write(*(scalar(f"{group}/{name}", value, iteration, _now()) for name, value in values.items()))
+        self._write([self._records.scalar(f"{group}/{name}", values[name], iteration, _now()) for name in values])
 
-    def image(self, name: str, pixels: np.ndarray, iteration: int) -> None:
-        """Write a picture, RGB uint8 [H, W, 3]. Raises UserError on a full disk."""
-        self._write(self._records.image(name, pixels, iteration, _now()))
+    def image(self, name: str, iteration: int, pixels: np.ndarray) -> None:
+        """Write an image, RGB uint8 [H, W, 3]. Raises UserError on a full disk."""
+        self._write([self._records.image(name, pixels, iteration, _now())])
 
     def close(self) -> None:
         """Close the file."""
@@ -47,7 +47,7 @@ class Board:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _write(self, *records: Any) -> None:
+    def _write(self, records: Sequence[Any]) -> None:
         try:
             for record in records:
                 self._writer.write(record.SerializeToString())

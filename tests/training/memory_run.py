@@ -66,7 +66,7 @@ def _train(config: Config, folder: Path, note: Callable[[int], None]) -> None:
 
     def step(run: loop.Run, *rest: Any) -> None:
         real(run, *rest)
-        note(run.done.iteration)
+        note(run.state.iteration)
 
     with mock.patch.object(loop.Run, "step", step):
         loop.train(config, folder)

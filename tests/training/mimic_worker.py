@@ -38,7 +38,7 @@ def main() -> None:
     ranks.start()
     rank, model = ranks.rank(), detector()
     losses = backward(model, rank)
-    ranks.average([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    ranks.average_tensors([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     np.savez(Path(sys.argv[1]) / f"rank{rank}.npz", losses=losses, **gradients(model))
 
 

@@ -29,15 +29,15 @@ def fails_on(number: int, error: Exception) -> Callable[[], int]:
 
 def what_is_raised(work: Callable[[], object]) -> Exception:
     try:
-        ranks.together(work)
+        ranks.on_all_ranks(work)
     except (Exception, Stopped) as error:
         return error
     raise AssertionError("nothing was raised")
 
 
 def check_talk(me: int) -> None:
-    assert ranks.together(lambda: me * 10) == [0, 10, 20]
-    assert ranks.first(lambda: f"said by {me}") == "said by 0"
+    assert ranks.on_all_ranks(lambda: me * 10) == [0, 10, 20]
+    assert ranks.on_rank0(lambda: f"said by {me}") == "said by 0"
     for failure, seen in [
         (UserError("5.png: cannot be read"), (UserError, "rank 1: 5.png: cannot be read")),
         (MemoryError("too large"), (RunFailed, "rank 1: MemoryError: too large")),
@@ -46,7 +46,7 @@ def check_talk(me: int) -> None:
         error = what_is_raised(fails_on(1, failure))
         assert error is failure if me == 1 else (type(error), str(error)) == seen
         assert getattr(error, "code", 130) == 130
-    assert ranks.together(lambda: me) == [0, 1, 2]  # they go on together
+    assert ranks.on_all_ranks(lambda: me) == [0, 1, 2]  # they go on together
 
 
 def check_rounds(me: int) -> None:
@@ -67,13 +67,13 @@ def check_rounds(me: int) -> None:
     except UserError as error:
         assert str(error) == ("" if me == 1 else "rank 1: ") + "5.png: cannot be read"
     assert seen == ([0, 1] if me == 1 else [0, 1, 2])
-    assert ranks.together(lambda: me) == [0, 1, 2]  # they go on together
+    assert ranks.on_all_ranks(lambda: me) == [0, 1, 2]  # they go on together
 
 
 def check_means(me: int) -> None:
     ranks.BUCKET = 7
     tensors = [paddle.full(shape, me * value, "float32") for shape, value in (([2, 3], 1), ([9], 2), ([1], 3))]
-    ranks.average(tensors)
+    ranks.average_tensors(tensors)
     assert [(list(tensor.shape), set(tensor.numpy().flatten().tolist())) for tensor in tensors] == [
         ([2, 3], {1.0}),
         ([9], {2.0}),
@@ -119,7 +119,7 @@ def main() -> None:
     ranks.start()
     me = ranks.rank()
     check_talk(me)
-    evaluate.ROUND = 0.0
+    evaluate.EXCHANGE_INTERVAL = 0.0
     check_rounds(me)
     check_means(me)
     check_step()

@@ -13,7 +13,7 @@ from paddle import nn
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import NotFinite, UserError
 from ppdet_lite.modeling import amp
-from ppdet_lite.modeling.amp import LossScale, half_layers, require_half
+from ppdet_lite.modeling.amp import LossScale, require_amp_support, rounded_layers
 from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.roi_pool import DeformRoIPool, RoIAlign
@@ -42,7 +42,7 @@ def test_on_a_cpu_a_layer_rounds_what_it_takes_and_gives() -> None:
     weight, x, upstream = layer.weight.numpy(), *(rng.standard_normal((4, n)).astype(np.float32) for n in (5, 3))
     leaf = paddle.to_tensor(x, stop_gradient=False)
     network = nn.Sequential(layer)
-    with half_layers(network, "bfloat16"):
+    with rounded_layers(network, "bfloat16"):
         found = network(leaf)
         (found * paddle.to_tensor(upstream)).sum().backward()
     np.testing.assert_allclose(found.numpy(), bfloat16(bfloat16(x) @ bfloat16(weight)), atol=1e-6)
@@ -155,12 +155,12 @@ def test_float16_is_refused_on_a_cpu(tmp_path: Path) -> None:
         train(load_config(QUICKSTART, options), tmp_path / "run")
     assert str(error.value) == "command line: train.amp: float16 needs a GPU; on a CPU choose bfloat16, or null"
     assert not (tmp_path / "run").exists()
-    require_half("bfloat16", "here")
+    require_amp_support("bfloat16", "here")
 
 
 def test_a_run_trains_in_the_precision_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, real = [], amp.half_layers
-    monkeypatch.setattr("ppdet_lite.training.step.half_layers", lambda net, amp: asked.append(amp) or real(net, amp))
+    asked, real = [], amp.rounded_layers
+    monkeypatch.setattr("ppdet_lite.training.step.rounded_layers", lambda net, amp: asked.append(amp) or real(net, amp))
     options = small_shapes(tmp_path / "shapes", train=1, val=1)
     options += ["train={length: 1 iterations, evaluate_every: null, amp: bfloat16, rehearse: true}"]
     train(load_config(QUICKSTART, [*options, "data.loader.threads=0"]), tmp_path / "run")
@@ -171,7 +171,7 @@ def test_the_loss_scale_goes_through_a_checkpoint_and_a_skipped_step_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """As on a GPU, with the layers in float32; the second of four steps overflows. Resuming equals the straight run."""
-    monkeypatch.setattr(loop, "require_half", lambda *_: None)
+    monkeypatch.setattr(loop, "require_amp_support", lambda *_: None)
     monkeypatch.setattr(amp, "_on_cpu", lambda: True)
 
     def overflowing(network: nn.Layer, *arguments: Any, **options: Any) -> Step:
@@ -189,7 +189,7 @@ def test_the_loss_scale_goes_through_a_checkpoint_and_a_skipped_step_is_told(
     options += ["train={length: 4 iterations, checkpoint_every: 1 iterations, evaluate_every: null, keep_last: 9}"]
     config = load_config(QUICKSTART, [*options, "train.amp=float16", "train.rehearse=false", "data.loader.threads=0"])
     train(config, tmp_path / "run")
-    assert "iteration 2 left out: a gradient beyond float16; loss scale 65536 -> 32768" in capsys.readouterr().out
+    assert "iteration 2 skipped: a gradient exceeds float16; loss scale 65536 -> 32768" in capsys.readouterr().out
     train(config, tmp_path / "again", resume=str(tmp_path / "run/checkpoints/iter_00000002"))
     found = [load_checkpoint(tmp_path / name / "checkpoints/iter_00000004") for name in ("run", "again")]
     assert [meta["loss_scale"] for _, meta in found] == [[32768.0, 2]] * 2

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.training import recorder
+from ppdet_lite.training import curves
 from ppdet_lite.training.curves import SMOOTHED_OVER, draw_curves
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
@@ -96,7 +96,7 @@ def test_a_run_draws_at_evaluations_and_goes_on_where_it_was(
     def refuse(*_: Any) -> None:
         raise UserError("curves.png: cannot be written: No space left on device")
 
-    monkeypatch.setattr(recorder, "draw_curves", refuse)
+    monkeypatch.setattr(curves, "draw_curves", refuse)
     train(load_config(QUICKSTART, [*options, "train.length=4 iterations"]), run, resume="auto")
     told = capsys.readouterr().out
     assert "WARNING curves.png was not drawn: curves.png: cannot be written: No space left" in told and "done" in told

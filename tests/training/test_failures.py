@@ -8,7 +8,7 @@ import pytest
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.checked_config import Config
-from ppdet_lite.core.errors import RunFailed, TornStep
+from ppdet_lite.core.errors import InterruptedUpdate, RunFailed
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.ema import WeightAverage
@@ -63,7 +63,7 @@ def test_what_was_done_is_saved_and_goes_on_to_the_same_weights(
     with pytest.raises(told, match="out of memory in training" if told is RunFailed else str(error)[-4:]):
         train(config, tmp_path)
     log = (tmp_path / "train.log").read_text()
-    assert "WARNING the run fails; what was done is saved as iter_00000002" in log
+    assert "WARNING the run fails; its finished iterations are saved as iter_00000002" in log
     assert ("out of memory in training" if told is RunFailed else f"{told.__name__}: {error}") in log
     assert ("Traceback" in log) == (told is not RunFailed)
     train(config, tmp_path, resume="auto")
@@ -83,10 +83,12 @@ def test_half_updated_weights_are_not_saved(
 
     monkeypatch.setattr(owner, name, update)
     averaged = load_config(QUICKSTART, [*options, "train.ema={decay: 0.9}"])
-    with pytest.raises(TornStep, match=rf"out of memory in the update of {what}: .* go on from the last checkpoint"):
+    with pytest.raises(
+        InterruptedUpdate, match=rf"out of memory in the update of {what}: .* resume from the last checkpoint"
+    ):
         train(averaged, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    assert f"the update of {what} broke off" in (tmp_path / "train.log").read_text()
+    assert f"the update of {what} failed" in (tmp_path / "train.log").read_text()
 
 
 def test_memory_that_is_out_for_the_rescue_too_hides_no_error(
@@ -99,4 +101,4 @@ def test_memory_that_is_out_for_the_rescue_too_hides_no_error(
     monkeypatch.setattr("ppdet_lite.training.run.save_state", save)
     with pytest.raises(RuntimeError, match="the reason"):
         train(config, tmp_path)
-    assert "WARNING what was done cannot be saved: for a checkpoint" in (tmp_path / "train.log").read_text()
+    assert "WARNING the finished iterations cannot be saved: for a checkpoint" in (tmp_path / "train.log").read_text()

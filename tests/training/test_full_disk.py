@@ -13,7 +13,7 @@ import pytest
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.core.log import configure, get_logger, note_in_file
+from ppdet_lite.core.log import configure, get_logger, log_error_to_file
 from ppdet_lite.storage.checkpoint import latest_checkpoint, load_checkpoint
 from ppdet_lite.training.loop import train
 from tests.tiny_run import QUICKSTART, small_shapes
@@ -103,6 +103,6 @@ def test_a_log_on_a_full_disk_is_told_by_whoever_logs(
     configure(file=tmp_path / "train.log")
     with pytest.raises(UserError, match=r"train\.log: the log cannot be written: No space left on device"):
         get_logger().info("a line")
-    note_in_file(UserError("another one"))
+    log_error_to_file(UserError("another one"))
     configure()
     assert capfd.readouterr().err == ""

@@ -126,7 +126,7 @@ def test_a_new_run_does_not_overwrite_an_old_one(overrides, tmp_path):
     config = quickstart(overrides, "train.length=1 iterations")
     train(config, tmp_path / "run")
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match=r"holds a run \(iter_00000001\): go on with --resume auto"):
+    with pytest.raises(UserError, match=r"contains a run \(iter_00000001\): resume it with --resume auto"):
         train(config, tmp_path / "run")
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
 
@@ -139,8 +139,8 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
     train(quickstart(overrides, *odd, "train.length=1 iterations"), tmp_path / "run")
     told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
     for line in (
-        "odd.json: 1 of 18 boxes have no finite area",
-        "odd.json: 1 of 18 boxes are clipped or dropped: are they corners",
+        "odd.json: 1 of 18 boxes has no finite area",
+        "odd.json: 1 of 18 boxes is clipped or dropped: is bbox x1, y1, x2, y2",
         "\nimages                         6         3\n",
         "\nboxes                         16        15\n",
         "training resizes short sides to 96..128",
@@ -160,7 +160,7 @@ def test_a_bad_image_ends_a_run_or_is_replaced(overrides, tmp_path, shapes, caps
     capsys.readouterr()
     train(quickstart(options, "data.loader.on_bad_image=skip"), tmp_path / "skips")
     told, log = capsys.readouterr().out, (tmp_path / "skips/train.log").read_text()
-    for line in ("replaced by another image: ", "1 of 6 training images met could not be used and were replaced"):
+    for line in ("replaced by another image: ", "unusable training images that were replaced: 1 of the 6 read"):
         assert told.count(line) == log.count(line) == 1
     assert len(read_metrics(tmp_path / "skips/metrics.jsonl")) == 6
 
@@ -173,7 +173,7 @@ def test_weights_are_no_start_of_training(overrides, tmp_path):
 
 def test_nothing_to_resume_is_told(overrides, tmp_path, capsys):
     train(quickstart(overrides, "train.length=1 iterations"), tmp_path / "run", resume="auto")
-    assert f"nothing to resume in {tmp_path}/run: a new run" in capsys.readouterr().out
+    assert f"no checkpoint in {tmp_path}/run: starting a new run" in capsys.readouterr().out
 
 
 def test_resuming_tells_what_has_changed(overrides, tmp_path, capsys):
@@ -184,7 +184,7 @@ def test_resuming_tells_what_has_changed(overrides, tmp_path, capsys):
         "optimizer.base_lr=0.0005",
         "model.backbone.deformable={version: 1, stages: [4]}",
     ]
-    with pytest.raises(UserError, match="weights of another model"):
+    with pytest.raises(UserError, match="weights are of another model"):
         train(quickstart(short, *longer), tmp_path / "run", resume="auto")
     assert "the config differs" not in capsys.readouterr().out
     train(quickstart(short, *longer[:2]), tmp_path / "run", resume="auto")
@@ -199,14 +199,14 @@ def test_a_torn_checkpoint_that_is_passed_over_is_told(overrides, tmp_path, caps
     capsys.readouterr()
     train(quickstart(overrides), tmp_path / "run", resume="auto")
     told = capsys.readouterr().out
-    assert "skipped a torn checkpoint" in told and "iter_00000004" in told and "after iteration 2" in told
+    assert "skipped a damaged checkpoint" in told and "iter_00000004" in told and "after iteration 2" in told
 
 
 def test_a_run_that_has_no_other_checkpoint_goes_on_from_its_best(overrides, tmp_path, capsys):
     every = ["train.length=1 iterations", "train.evaluate_every=1 iterations"]
     train(quickstart(overrides, *every), tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/iter_00000001")
-    with pytest.raises(UserError, match=r"holds a run \(best\): go on with --resume auto"):
+    with pytest.raises(UserError, match=r"contains a run \(best\): resume it with --resume auto"):
         train(quickstart(overrides), tmp_path / "run")
     train(quickstart(overrides, "train.length=2 iterations"), tmp_path / "run", resume="auto")
     assert "best after iteration 1" in capsys.readouterr().out
@@ -299,16 +299,16 @@ def test_what_of_the_norms_is_trained_is_told(overrides, caplog):
     warn_about_norms(model, 8, from_random=False)
     assert caplog.messages == [
         "norms: 5 FrozenBatchNorm frozen, 5 BatchNorm2D trained, 5 BatchNorm2D frozen",
-        "train.freeze holds the weights of 5 batch norms, whose statistics go on with every batch: "
-        "frozen_bn holds both",
+        "train.freeze freezes the weights of 5 batch norms, but their running statistics still change with every "
+        "batch; frozen_bn freezes both",
     ]
 
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "devices", "batches", "words"),
     [
-        (8, 64, 1, 1, "a step takes 64 images (64 x 1 devices x 1 batches), there are 8: .*batch_size to 8 or less"),
-        (8, 4, 2, 2, "a step takes 16 images (4 x 2 devices x 2 batches), there are 8: .*batch_size to 2 or less"),
+        (8, 64, 1, 1, "a step has 64 images (64 x 1 devices x 1 batches), but .* only 8: .*batch_size to 8 or less"),
+        (8, 4, 2, 2, "a step has 16 images (4 x 2 devices x 2 batches), but .* only 8: .*batch_size to 2 or less"),
         (8, 8, 1, 1, None),
         (8, 2, 2, 2, None),
     ],

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.training.metrics_file import MetricsWriter, read_metrics
+from ppdet_lite.training.metrics_file import MetricsFile, read_metrics
 
 
 def write_all(path, iterations, resume=None):
-    writer = MetricsWriter(path, resume_iteration=resume)
+    writer = MetricsFile(path, resume_iteration=resume)
     for iteration in iterations:
         writer.write(iteration, {"loss": iteration / 3, "lr": 0.01})
     writer.close()
 
 
 def test_metrics_are_plain_json(tmp_path):
-    writer = MetricsWriter(tmp_path / "run" / "metrics.jsonl")
+    writer = MetricsFile(tmp_path / "run" / "metrics.jsonl")
     values = {
         "loss": np.float32(0.5),
         "bad": np.float64("nan"),
@@ -66,19 +66,19 @@ def test_a_foreign_line_is_told(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for line in ("no json", '{"loss": 1}', "[1]"):
         path.write_text('{"iteration": 1}\n' + line + "\n")
-        with pytest.raises(UserError, match=r"metrics\.jsonl:2: no JSON object with an iteration"):
-            MetricsWriter(path, resume_iteration=5)
+        with pytest.raises(UserError, match=r"metrics\.jsonl:2: not a JSON object with an iteration"):
+            MetricsFile(path, resume_iteration=5)
     with pytest.raises(UserError, match=r"metrics\.jsonl/x: cannot be written"):
-        MetricsWriter(path / "x")
+        MetricsFile(path / "x")
     with pytest.raises(UserError, match=r"none\.jsonl: cannot be read: No such file"):
         read_metrics(tmp_path / "none.jsonl")
     path.write_text("no json\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl: a line of it is no JSON"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is not JSON"):
         read_metrics(path)
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer = MetricsFile(tmp_path / "metrics.jsonl")
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(writer, "_file", full)
         with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left on device"):

@@ -219,7 +219,7 @@ def test_a_teachers_own_backbone_starts_from_the_same_weights(data: list[str], t
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("model.mimic.crop_size=100", "command line: model.mimic.crop_size: 100 is no multiple of 16"),
+        ("model.mimic.crop_size=100", "command line: model.mimic.crop_size: 100 is not a multiple of 16"),
         (
             "model.mimic.backbone={type: ResNet, depth: 50}",
             "command line: model.mimic.backbone: gives (chan",

@@ -110,7 +110,7 @@ def test_a_full_disk_does_not_hide_the_error(
     else:
         real = files.atomic_writer
         monkeypatch.setattr(files, "atomic_writer", lambda path: refuse() if path.name == "report.txt" else real(path))
-    with pytest.raises(RunFailed, match=r"is not finite: .*; not kept for a replay: .*No space left on device"):
+    with pytest.raises(RunFailed, match=r"is not finite: .*; not saved for a replay: .*No space left on device"):
         train(load_config(QUICKSTART, diverging), tmp_path / "run")
 
 

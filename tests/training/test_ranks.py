@@ -177,7 +177,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
     print(f"all were gone {time.monotonic() - began:.1f} s after one was killed")
     log = log_of(run)
     assert "ERROR" in log and "has ended" in log and "workerlog.N" in log
-    rescued = int(log.split("what was done is saved as iter_")[1].splitlines()[0])
+    rescued = int(log.split("its finished iterations are saved as iter_")[1].splitlines()[0])
 
     process = two_ranks([*options, "train.checkpoint_every=null"], tmp_path, "--resume", "auto")
     wait_for(lambda: f"iter {rescued + 1}/5" in log_of(run))
@@ -193,7 +193,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
             np.testing.assert_array_equal(again[name], value, err_msg=name)
 
     train(load_config(QUICKSTART, [*options, *ALONE]), run, resume="auto")
-    told = "run on 2 devices with 8 images a step, this one is on 1 with 8: the steps stay the same"
+    told = "trained on 2 devices with 8 images per step, this run has 1 with 8: the steps stay the same"
     assert told in log_of(run)
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
     for name, value in both.items():
@@ -229,7 +229,7 @@ def test_what_ranks_do_together() -> None:
     (zero, one, two) = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert two[2] == 7, two[1]
     assert zero[2] == one[2] == 0, zero[1] + one[1]
-    assert zero[0].splitlines()[-1].startswith("RunFailed rank 2 has ended without a word to the others")
+    assert zero[0].splitlines()[-1].startswith("RunFailed rank 2 has ended without an error message")
     assert one[0].splitlines()[-1].startswith("RunFailed rank 0 has ended")
 
 
@@ -256,12 +256,12 @@ def test_a_step_that_fails_elsewhere_leaves_what_was_done(
         return Step({"loss": 1.0}, {})
 
     monkeypatch.setattr("ppdet_lite.training.run.train_step", step)
-    for name, stand_in in {"world": lambda: 2, "start": lambda: None, "together": lambda work: [work()]}.items():
+    for name, stand_in in {"world": lambda: 2, "start": lambda: None, "on_all_ranks": lambda work: [work()]}.items():
         monkeypatch.setattr(loop.ranks, name, stand_in)
     more = ["model.backbone.norm=bn", "train.rehearse=false", "train.accumulate=1", "data.loader.batch_size=2"]
     with pytest.raises(RunFailed, match="rank 1 has ended"):
         loop.train(load_config(QUICKSTART, [*options, *more, "train.checkpoint_every=null"]), tmp_path)
-    assert "WARNING the run fails; what was done is saved as iter_00000002" in log_of(tmp_path)
+    assert "WARNING the run fails; its finished iterations are saved as iter_00000002" in log_of(tmp_path)
     np.testing.assert_array_equal(weights_of(tmp_path, 2)["backbone.stem.norm._mean"], seen[2])
     assert seen[2].min() == 2.0
 
@@ -289,7 +289,7 @@ def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
         return list(seen)
 
     monkeypatch.setattr("ppdet_lite.training.run.train_step", step)
-    for name, stand_in in {"start": lambda: None, "together": lambda work: [work()]}.items():
+    for name, stand_in in {"start": lambda: None, "on_all_ranks": lambda work: [work()]}.items():
         monkeypatch.setattr(loop.ranks, name, stand_in)
     zero, one = steps(2, 0, 1), steps(2, 1, 1)
     alone = steps(1, 0, 2)
@@ -302,5 +302,5 @@ def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCapt
 
     caplog.set_level("WARNING", "ppdet_lite")
     _tell_of_devices(16, 2, 8)
-    assert "on 8 devices with 16 images a step, this one is on 1 with 2: the learning rate is that of" in caplog.text
+    assert "on 8 devices with 16 images per step, this run has 1 with 2: the learning rate is that of" in caplog.text
     assert "make data.loader.batch_size x train.accumulate x devices 16" in caplog.text

@@ -19,7 +19,7 @@ from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.optimization.optimizer import SGD, AdamW
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.loop import train
-from ppdet_lite.training.memory import exhaustion_told
+from ppdet_lite.training.memory import memory_errors_reported
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.rehearsal import rehearse
 from tests import tiny
@@ -154,7 +154,7 @@ def test_too_little_memory_ends_the_run_in_one_line(options: list[str], tmp_path
 )
 def test_memory_that_runs_out_is_told(error: Exception) -> None:
     words = r"^out of memory in training: (no more|.*Cannot allocate 2GB).*batch_size"
-    with pytest.raises(RunFailed, match=words), exhaustion_told("training"):
+    with pytest.raises(RunFailed, match=words), memory_errors_reported("training"):
         raise error
-    with pytest.raises(RuntimeError, match="another"), exhaustion_told("training"):
+    with pytest.raises(RuntimeError, match="another"), memory_errors_reported("training"):
         raise RuntimeError("another")

@@ -16,7 +16,7 @@ from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.storage.files import sole_writer
+from ppdet_lite.storage.files import folder_lock
 from ppdet_lite.training import loop
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert done.returncode == code and done.stderr == "", done.stderr
     checkpoints = [path.name for path in (tmp_path / "shapes_r18_fpn/checkpoints").iterdir()]
     assert len(checkpoints) == 1 and checkpoints[0] < f"iter_{TOTAL:08d}"
-    said = f"WARNING stopped by {number.name} after iteration {int(checkpoints[0][5:])}; go on with --resume auto"
+    said = f"WARNING stopped by {number.name} after iteration {int(checkpoints[0][5:])}; resume with --resume auto"
     assert said in done.stdout and said in (tmp_path / "shapes_r18_fpn/train.log").read_text()
     subprocess.run(command(options, tmp_path, "--resume", "auto"), check=True, capture_output=True)
     again = weights_of(tmp_path)
@@ -109,7 +109,7 @@ import os, signal, time
 from ppdet_lite.core.stopping import StopRequest
 with StopRequest() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.is_made
+    assert stop.is_requested
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(30)
 """
@@ -125,10 +125,10 @@ def request_made() -> Iterator[StopRequest]:
 
 
 def test_what_can_be_done_again_is_broken_off(request_made: StopRequest) -> None:
-    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, request_made.breaking_off():
+    with pytest.raises(Stopped, match="stopped by SIGTERM") as caught, request_made.interruptible():
         raise AssertionError("not entered")
     assert caught.value.code == 0
-    with StopRequest() as stop, pytest.raises(Stopped), stop.breaking_off():
+    with StopRequest() as stop, pytest.raises(Stopped), stop.interruptible():
         with contextlib.suppress(Exception):  # as libraries do that read damaged files
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
@@ -137,20 +137,20 @@ def test_what_can_be_done_again_is_broken_off(request_made: StopRequest) -> None
 
 def test_one_of_several_stops_when_all_agree() -> None:
     """Paddle's launcher says it three times in half a second: that is one request."""
-    with StopRequest(alone=False) as stop:
-        stop.check()
+    with StopRequest(single_process=False) as stop:
+        stop.raise_if_received()
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-        with stop.breaking_off():
-            assert stop.heard is signal.SIGTERM and not stop.is_made
+        with stop.interruptible():
+            assert stop.received is signal.SIGTERM and not stop.is_requested
         with pytest.raises(Stopped, match="stopped by SIGTERM"):
-            stop.check()
-        stop.agree([None, stop.heard])
-        with pytest.raises(Stopped), stop.breaking_off():
+            stop.raise_if_received()
+        stop.agree([None, stop.received])
+        with pytest.raises(Stopped), stop.interruptible():
             raise AssertionError("not entered")
-    with StopRequest(alone=False) as other:
+    with StopRequest(single_process=False) as other:
         other.agree([None, signal.SIGINT])
-        assert other.is_made and other.heard is None
+        assert other.is_requested and other.received is None
 
 
 def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_pa
 
 def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> None:
     config = load_config(QUICKSTART, [*options, "train.length=1 iterations"])
-    with sole_writer(tmp_path / "run"):
+    with folder_lock(tmp_path / "run"):
         held = subprocess.run(
             command([*options, "train.length=1 iterations"], tmp_path), capture_output=True, text=True
         )
@@ -179,15 +179,15 @@ def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> N
         done = subprocess.run(
             [sys.executable, "-c", LOCKED, str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
         )
-        assert f"run: another run writes into it (process {os.getpid()}); choose another output" in done.stderr
+        assert f"run: in use by another run (process {os.getpid()}); choose another output" in done.stderr
     train(config, tmp_path / "run")
     assert not (tmp_path / "run/.lock").exists()
 
 
 LOCKED = """
 import sys, pathlib
-from ppdet_lite.storage.files import sole_writer
-with sole_writer(pathlib.Path(sys.argv[1])): pass
+from ppdet_lite.storage.files import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1])): pass
 """
 
 
@@ -232,7 +232,7 @@ def test_anothers_checkpoint_is_not_gone_on_with_in_a_runs_folder(options: list[
     config = load_config(QUICKSTART, [*options, "train.length=1 iterations"])
     for name in ("one", "other"):
         train(config, tmp_path / name)
-    with pytest.raises(UserError, match=r"one holds another run than .*iter_00000001: choose another place"):
+    with pytest.raises(UserError, match=r"one contains another run than .*iter_00000001; choose another folder"):
         train(config, tmp_path / "one", resume=str(tmp_path / "other/checkpoints/iter_00000001"))
 
 
@@ -241,7 +241,7 @@ def test_a_second_run_in_a_folder_is_refused(options: list[str], tmp_path: Path)
         [sys.executable, "-c", HOLDING, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE
     )
     assert held.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=rf"another run writes into it \(process {held.pid}\); choose another output"):
+    with pytest.raises(UserError, match=rf"in use by another run \(process {held.pid}\); choose another output"):
         train(load_config(QUICKSTART, [*options, "train.length=1 iterations"]), tmp_path / "run")
     held.communicate(b"\n")
     assert not (tmp_path / "run").exists()  # nothing was written
@@ -249,8 +249,8 @@ def test_a_second_run_in_a_folder_is_refused(options: list[str], tmp_path: Path)
 
 HOLDING = """
 import sys, pathlib
-from ppdet_lite.storage.files import sole_writer
-with sole_writer(pathlib.Path(sys.argv[1])):
+from ppdet_lite.storage.files import folder_lock
+with folder_lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -259,6 +259,6 @@ with sole_writer(pathlib.Path(sys.argv[1])):
 def test_the_error_that_ends_a_run_is_in_its_log(options: list[str], tmp_path: Path) -> None:
     """On the command line it stands alone; the log file has it too."""
     more = ["train.length=1 iterations", "train.checkpoint_every=0 iterations"]
-    with pytest.raises(UserError, match="expected more than nothing"):
+    with pytest.raises(UserError, match="must be at least one iteration"):
         train(load_config(QUICKSTART, [*options, *more]), tmp_path / "run")
-    assert "ERROR" in (log := (tmp_path / "run/train.log").read_text()) and "expected more than nothing" in log
+    assert "ERROR" in (log := (tmp_path / "run/train.log").read_text()) and "must be at least one iteration" in log
