@@ -1,4 +1,4 @@
-"""Colours against hand-computed pixels and a slow loop."""
+"""Color jitter against hand-computed pixels and a slow loop."""
 
 import colorsys
 
@@ -14,7 +14,7 @@ PIXELS = np.array([[[10, 100, 200], [0, 0, 0], [255, 255, 255]]], np.uint8)  # 1
 
 
 class Always:
-    """A generator whose draws are all the same, as a part of the range."""
+    """A generator that always returns the same fraction of the range."""
 
     def __init__(self, part: float) -> None:
         self.part = part

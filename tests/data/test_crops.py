@@ -1,4 +1,4 @@
-"""Windows and what stays in them: boxes by hand, against slow loops, and on painted pictures."""
+"""Crops and the objects kept in them: by hand, against slow loops, and on painted images."""
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ def objects_of(*boxes, crowds=()):
 WINDOW = Window(top=10, left=20, height=30, width=40)  # to y 40, x 60
 
 
-def test_centres_decide_by_hand():
+def test_objects_are_kept_by_their_center():
     objects = objects_of(
         [25, 15, 35, 25],  # inside
         [0, 0, 44, 24],  # centre (22, 12): inside, cut to 24 x 14
@@ -38,9 +38,9 @@ def test_centres_decide_by_hand():
         [60, 10, 70, 20],  # a crowd that only touches
         crowds=(5, 6),
     )
-    stays = kept_objects(objects, WINDOW)
-    assert stays.tolist() == [True, True, False, False, True, True, False]
-    boxes = WINDOW.clip_boxes(objects.boxes[stays])
+    kept = kept_objects(objects, WINDOW)
+    assert kept.tolist() == [True, True, False, False, True, True, False]
+    boxes = WINDOW.clip_boxes(objects.boxes[kept])
     assert boxes.tolist() == [[5, 5, 15, 15], [0, 0, 24, 14], [0, 0, 10, 10], [0, 0, 1, 1]]
     assert boxes.dtype == np.float32
 
@@ -52,7 +52,7 @@ def test_less_than_a_pixel_is_left_out():
 
 
 def coordinates(height, width):
-    """A picture whose pixels say where they are."""
+    """Return an image whose pixels contain their own coordinates."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, y * 0], axis=2).astype(np.uint8)
 
@@ -88,7 +88,7 @@ def test_a_crop_is_what_a_slow_loop_says():
 
 
 def test_a_crop_never_takes_all_objects():
-    """A small object in a corner is rarely met by small windows: the image stays whole then."""
+    """Small windows rarely contain a small object in a corner: then the image is not cropped."""
     crop, image = RandomCrop(probability=1.0, sides=(0.1, 0.2)), coordinates(100, 100)
     objects, whole = objects_of([96, 96, 99, 99], [0, 0, 99, 50], crowds=(1,)), 0
     for seed in range(100):
@@ -106,7 +106,7 @@ def test_an_image_without_objects_is_cropped_too():
         assert cropped.shape < (31, 37) and len(kept.boxes) <= len(objects.boxes) and kept.boxes.shape[1] == 4
 
 
-def test_crops_are_as_probable_as_said():
+def test_the_probability_of_a_crop():
     crop, image, objects = RandomCrop(probability=0.3, sides=(0.5, 0.9)), coordinates(50, 60), objects_of()
     rng = np.random.default_rng(0)
     assert 240 < sum(crop(image, objects, rng)[0].shape != image.shape for _ in range(1000)) < 360
@@ -118,13 +118,13 @@ RECTANGLES = {0: (8, 6, 30, 24), 1: (50, 10, 40, 30), 2: (20, 50, 60, 20)}  # xy
 
 @pytest.fixture
 def painted(coco_files):
-    """One picture of 80x100 with a rectangle of each class, and an empty one."""
+    """One image of 80x100 with a rectangle of each class, and an empty one."""
     files = coco_files([(80, 100), (80, 100)])
-    picture = np.full((80, 100, 3), 90, np.uint8)
+    image = np.full((80, 100, 3), 90, np.uint8)
     for number, (x, y, w, h) in RECTANGLES.items():
-        picture[y : y + h, x : x + w] = COLOURS[number]
+        image[y : y + h, x : x + w] = COLOURS[number]
         files.add(0, [x, y, w, h], category=[3, 7, 90][number])
-    (files.images / "0.png").write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+    (files.images / "0.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     return files.read()
 
 
@@ -175,7 +175,7 @@ def test_large_scale_jitter_by_hand(painted):
     assert batch["targets"][1]["boxes"].shape == (0, 4)
 
 
-def test_large_scale_jitter_cuts_what_is_larger(painted):
+def test_large_scale_jitter_crops_larger_images(painted):
     jitter = ScaleJitter(size=(90, 110), scales=(0.2, 2.0))
     found = {"larger": 0, "smaller": 0}
     for seed in range(60):

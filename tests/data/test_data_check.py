@@ -1,4 +1,4 @@
-"""What tools/check_data.py tells of data, and what --fix makes of them."""
+"""The problems that tools/check_data.py reports, and the files that --fix writes."""
 
 import json
 import os
@@ -25,7 +25,7 @@ BCCD = ROOT.parent / "shared/data/bccd"
 
 @pytest.fixture
 def files(tmp_path):
-    """Three images of 40x60 with one, two and no boxes, of all three classes; nothing is wrong."""
+    """Three images of 40x60 with one, two and no boxes, of all three classes, without problems."""
     made = CocoFiles(tmp_path / "set", [(40, 60)] * 3)
     made.add(0, [10, 5, 20, 10], 3, area=150)
     made.add(1, [0, 0, 30, 40], 7)
@@ -43,7 +43,7 @@ def counts(found):
 
 
 def fixed(files, **options):
-    """Repair, and return the check of what is written, and its content."""
+    """Repair, and return the check of the written file and its content."""
     files.write()
     before, output = files.json.read_bytes(), files.folder / "fixed.json"
     found = check_file(str(files.json), str(files.images), output, **options)
@@ -91,7 +91,7 @@ def test_boxes_that_are_nearly_the_same(files):
 
 
 def test_image_files(files):
-    """A missing, a damaged and a repeated one: told with what was tried, and left out by --fix."""
+    """A missing, a damaged and a repeated file are reported, with the path that was tried, and removed by --fix."""
     for name in ("gone", "damaged", "again"):
         files.content["images"].append(files.content["images"][0] | {"id": len(name), "file_name": f"{name}.png"})
         shutil.copy(files.images / "0.png", files.images / f"{name}.png")
@@ -117,15 +117,15 @@ def test_image_files(files):
 
 
 def test_a_jpeg_that_is_damaged_in_its_middle(files):
-    picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    content = bytearray(cv2.imencode(".jpg", picture)[1].tobytes())
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    content = bytearray(cv2.imencode(".jpg", image)[1].tobytes())
     content[len(content) // 2 : len(content) // 2 + 8] = b"\xff\xd9" * 4
     (files.images / "0.png").write_bytes(content)
     assert counts(found_in(files))["image_damaged"] == (1, 3)
 
 
 def test_sizes_against_the_files(files):
-    """Swapped where nothing of the boxes tells: taken from the files. Another one: nobody knows, it stays."""
+    """Swapped sizes are taken from the files. Other wrong sizes are kept, since either size may be the right one."""
     files.content["images"][2] |= {"width": 40, "height": 60}
     files.content["images"][0] |= {"width": 61}
     found = found_in(files)
@@ -136,7 +136,7 @@ def test_sizes_against_the_files(files):
     assert counts(left) == {"size_other": (1, 3), "empty_kept": (1, 3)}
 
 
-def test_what_reading_mends_is_written(files):
+def test_values_repaired_by_reading_are_written(files):
     """Loose values, spaces, backslashes, boxes beyond the image and without area, ids; other keys stay."""
     files.content["info"] = {"year": 2020}
     files.content["categories"] = [{"id": 3, "name": " cat "}, {"id": "7", "name": 5}, {"id": 90.0, "name": "cow"}]
@@ -259,7 +259,7 @@ def test_refused_annotations_do_not_hide_the_rest(files):
     assert found.statistics.boxes.tolist() == [0, 0, 1]
 
 
-def test_what_cannot_be_read_is_told_as_far_as_it_is(files):
+def test_an_unreadable_file_is_reported_as_far_as_possible(files):
     files.content["images"][0]["id"] = 1.5
     files.content["annotations"][1]["category_id"] = "dog"
     found = found_in(files)
@@ -280,8 +280,8 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in UNREADABLE.items() for value in values])
-def test_annotations_that_nobody_can_read_are_left_out(files, key, value):
-    """They are refused; all others are repaired."""
+def test_unreadable_annotations_are_removed(files, key, value):
+    """They are refused in the input; all others are repaired."""
     files.add(2, [1, 1, 5, 5], 3)
     files.content["annotations"][-1][key] = value
     if value is None:
@@ -310,7 +310,7 @@ def test_two_splits_together(files, tmp_path):
 
 
 def test_the_parts_of_a_mixed_training_set(files, tmp_path):
-    """A validation image is looked for in all parts, boxes of a class are counted over all."""
+    """A validation image is searched in all parts; boxes of a class are counted over all parts."""
     second, val = CocoFiles(tmp_path / "second", [(40, 60)]), CocoFiles(tmp_path / "val", [(40, 60)])
     shutil.copy(files.images / "1.png", second.images / "0.png")
     shutil.copy(files.images / "1.png", val.images / "0.png")
@@ -358,13 +358,13 @@ def run(monkeypatch, capsys):
 
 def test_the_command_on_files(files, run):
     files.write()
-    code, told = run(files.json, files.images)
-    assert code == 0 and told.out.endswith("training would accept it\n")
+    code, printed = run(files.json, files.images)
+    assert code == 0 and printed.out.endswith("training would accept it\n")
     (files.images / "0.png").unlink()
-    code, told = run(files.json, files.images)
-    assert code == 2 and "  refusal: 1 of 3 images has no file at the expected path" in told.out
-    assert told.err.startswith(f"error: training would refuse: {files.json}: 1 of 3 images has no file")
-    code, told = run(files.json, files.images, "--fix", files.folder / "fixed.json")
+    code, printed = run(files.json, files.images)
+    assert code == 2 and "  refusal: 1 of 3 images has no file at the expected path" in printed.out
+    assert printed.err.startswith(f"error: training would refuse: {files.json}: 1 of 3 images has no file")
+    code, printed = run(files.json, files.images, "--fix", files.folder / "fixed.json")
     assert code == 0 and CocoDataset(str(files.images), str(files.folder / "fixed.json")).image_ids.tolist() == [
         101,
         102,
@@ -383,14 +383,14 @@ def test_the_command_on_a_config(files, run, tmp_path):
     sets = {"train": files, "val": val}
     options = [f"data.{name}.images={each.images}" for name, each in sets.items()]
     options += [f"data.{name}.annotations={each.json}" for name, each in sets.items()]
-    code, told = run("-c", ROOT / "configs/quickstart/shapes_r18_fpn.yml", "-o", *options)
-    assert code == 2 and "training would refuse: " in told.err and "missing in the file: cow" in told.err
-    assert "train: " in told.out and "2 of 3 classes have boxes in only one split" in told.out
+    code, printed = run("-c", ROOT / "configs/quickstart/shapes_r18_fpn.yml", "-o", *options)
+    assert code == 2 and "training would refuse: " in printed.err and "missing in the file: cow" in printed.err
+    assert "train: " in printed.out and "2 of 3 classes have boxes in only one split" in printed.out
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is not here")
 def test_bccd(tmp_path):
-    """One annotation without area in each split is told, and left out by --fix, with what is annotated twice."""
+    """One annotation without area in each split is reported, and removed by --fix, as are duplicates."""
     for split, total, twice in (("train", 2805, 4), ("val", 1138, 2)):
         found = check_set(split, str(BCCD / split), str(BCCD / f"{split}.json"))
         assert counts(found) == {"box_dropped": (1, total), "box_twice": (twice, total)}

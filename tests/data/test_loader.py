@@ -1,4 +1,4 @@
-"""Batches: the same whatever the threads, the whole data set, and errors that arrive."""
+"""Batches: independent of the number of threads, complete, and with errors passed on."""
 
 import gc
 import itertools
@@ -57,7 +57,7 @@ def assert_same(first, second):
             np.testing.assert_array_equal(one[key], other[key])
 
 
-def test_a_batch_holds_what_it_promises(dataset):
+def test_the_content_of_a_batch(dataset):
     batch = take(train_batches(dataset).iterate(), 1)[0]
     assert set(batch) == {"images", "image_sizes", "scales", "image_ids", "targets"}
     assert batch["images"].shape[:2] == (2, 3) and len(batch["targets"]) == 2
@@ -166,7 +166,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_padded_size(dataset,
 
 
 def test_a_batch_comes_once_for_each_view_and_has_one_padded_size_in_all(dataset):
-    """At half the size all landscapes but the last are padded to 8 x 16: what is together is so in every view."""
+    """At half the size all landscapes but the last are padded to 8 x 16: a batch has one padded size in every view."""
     views = [View(PREPROCESS), View(replace(PREPROCESS, short_side=8, long_side=20), flipped=True)]
     batches = EvalBatches(dataset, PREPROCESS, Loader(batch_size=3), views=views)
     found = list(batches.iterate())
@@ -178,7 +178,7 @@ def test_a_batch_comes_once_for_each_view_and_has_one_padded_size_in_all(dataset
     np.testing.assert_array_equal(found[1]["images"][0, :, :8, :12], PREPROCESS.normalize(half[:, ::-1]))
 
 
-def test_labelled_batches_are_those_of_training_without_augmentation(dataset):
+def test_batches_with_targets_are_those_of_training_without_augmentation(dataset):
     (first, *_) = list(EvalBatches(dataset, PREPROCESS, Loader(batch_size=3)).iterate_with_targets(keep_original=True))
     assert first["image_ids"].tolist() == [100, 102, 104] and not first["flipped"].any()
     assert [target["boxes"].tolist() for target in first["targets"][:2]] == [[[0, 1, 5, 7]], [[2, 1, 7, 7]]]
@@ -229,7 +229,7 @@ def test_a_stuck_image_is_named_after_the_timeout(dataset, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_file_that_never_answers_is_named(files, dataset, threads):
+def test_a_file_that_blocks_is_named(files, dataset, threads):
     stuck = files.images / "1.png"
     stuck.unlink()
     os.mkfifo(stuck)
@@ -300,9 +300,9 @@ raise ValueError("the consumer fails")
 
 
 @pytest.mark.parametrize(
-    ("how", "said", "code"), [("interrupt", "KeyboardInterrupt", -signal.SIGINT), ("fail", "the consumer fails", 1)]
+    ("how", "message", "code"), [("interrupt", "KeyboardInterrupt", -signal.SIGINT), ("fail", "the consumer fails", 1)]
 )
-def test_the_program_ends_although_a_thread_is_stuck(files, dataset, how, said, code):
+def test_the_program_ends_although_a_thread_is_stuck(files, dataset, how, message, code):
     command = [sys.executable, "-c", SCRIPT, str(files.images), str(files.json), how]
     start = time.monotonic()
     done = subprocess.run(
@@ -314,5 +314,5 @@ def test_the_program_ends_although_a_thread_is_stuck(files, dataset, how, said, 
         check=False,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # it may be ignored around here
     )
-    assert said in done.stderr and done.returncode == code
+    assert message in done.stderr and done.returncode == code
     assert time.monotonic() - start < 20

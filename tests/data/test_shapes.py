@@ -1,4 +1,4 @@
-"""The embedded dataset: reproducible, sound, and never in the way of somebody's files."""
+"""The synthetic dataset: reproducible, valid, and never overwriting the files of others."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_the_same_numbers_draw_the_same_files(made, tmp_path):
+def test_the_same_arguments_write_the_same_files(made, tmp_path):
     generate(tmp_path / "again", train=40, val=10)
     assert digests(tmp_path / "again") == digests(made)
     generate(tmp_path / "other", train=2, val=2, seed=1)
@@ -46,7 +46,7 @@ def test_images_do_not_depend_on_how_many_there_are(made, tmp_path):
     assert few["train/000003.jpg"] == many["train/000003.jpg"] and few["val/000001.jpg"] == many["val/000001.jpg"]
 
 
-def test_what_is_there_is_left_alone(tmp_path):
+def test_an_existing_dataset_is_kept(tmp_path):
     folder = tmp_path / "shapes"
     folder.mkdir()  # an empty folder may be filled
     assert generate(folder, train=2, val=1) is True
@@ -73,18 +73,18 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_impossible_numbers_are_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     for wrong in ({"train": 0}, {"val": -1}, {"seed": -1}, {"size": 10}):
         with pytest.raises(UserError, match="train and val must be at least 1"):
             generate(tmp_path / "shapes", **wrong)
 
 
-def test_the_files_are_sound_coco(made):
+def test_the_files_are_valid_coco(made):
     for split, count in (("train", 40), ("val", 10)):
         dataset = CocoDataset(str(made / split), str(made / "annotations" / f"instances_{split}.json"))
         assert len(dataset) == count and dataset.category_ids.tolist() == sorted(CATEGORIES)
         assert dataset.class_names == list(CATEGORIES.values())
-        assert all("without objects" in note for note in dataset.problem_messages)  # nothing to repair
+        assert all("no objects" in note for note in dataset.problem_messages)  # nothing to repair
         for index in range(count):
             height, width = dataset.load(index).shape[:2]
             assert 192 <= min(height, width) <= 256 <= max(height, width) <= 320
@@ -116,7 +116,7 @@ def test_no_object_is_mostly_hidden():
             assert item.visible.sum() >= 0.6 * item.silhouette.sum()
 
 
-def test_silhouettes_have_the_asked_size_and_sit_where_they_should():
+def test_silhouettes_have_the_requested_size_and_position():
     rng = np.random.default_rng(0)
     for name in CATEGORIES.values():
         for side in (40.0, 75.5):
@@ -143,7 +143,7 @@ def test_only_the_ring_has_a_hole():
 
 def test_the_tool(tmp_path):
     command = [sys.executable, str(TOOL), "--output", str(tmp_path / "s"), "--train", "2", "--val", "1"]
-    for said in ("2 + 1 images written", "already there"):
+    for said in ("2 + 1 images written", "already exists"):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and said in done.stdout
     done = subprocess.run([*command, "--size", "3"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Resize, flip, normalise and pad, against numbers worked out by hand."""
+"""Resize, flip, normalize and pad, against numbers computed by hand."""
 
 import cv2
 import numpy as np
@@ -78,7 +78,7 @@ def test_flip_boxes():
     assert flip_boxes(np.zeros((0, 4), np.float32), 100).shape == (0, 4)
 
 
-def test_augment_draws_what_it_is_told():
+def test_augment_draws_as_configured():
     rng = np.random.default_rng(0)
     assert {Augment(flip=0.0).draw(rng) for _ in range(50)} == {(None, False)}
     assert {Augment(flip=1.0).draw(rng) for _ in range(50)} == {(None, True)}
@@ -98,7 +98,7 @@ def dataset(coco_files):
     return files.read()
 
 
-def test_train_sample_scales_and_flips_boxes_with_the_picture(dataset):
+def test_train_sample_scales_and_flips_boxes_with_the_image(dataset):
     preprocess = Preprocess(short_side=40, long_side=100)
     plain = train_sample(dataset, 0, preprocess, Augment(flip=0.0), np.random.default_rng(0))
     assert plain["image"].shape == (40, 60, 3) and plain["image_id"] == 100

@@ -1,4 +1,4 @@
-"""Random objects and detections that have everything; made by NumPy alone, so that oracles can make them too."""
+"""Random objects and detections that cover all cases. Only NumPy is required, so oracles can generate them too."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ CATEGORIES = {3: "cat", 9: "dog", 5: "eel", 12: "fox"}  # no object is a fox
 
 
 def random_scene(seed: int, crowds: bool = True) -> tuple[list[dict], list[dict]]:
-    """Objects of three sizes and three classes, some crowds, an image without any; detections near them, of wrong
-    classes, twice, of nothing, more than 100 of a class in one image; some scores are equal."""
+    """Return objects of three sizes and classes, with crowds and an image without objects, and detections: near the
+    objects, of wrong classes, duplicates, of background, more than 100 of a class in one image, with equal scores."""
     rng = np.random.default_rng(seed)
     objects, detections = [], []
     for image in IDS[:-1]:

@@ -1,4 +1,4 @@
-"""Small datasets and results written and read, and what pycocotools says of them."""
+"""Write and read small datasets and results, and evaluate them with pycocotools."""
 
 import contextlib
 import io
@@ -31,13 +31,13 @@ def write_scene(folder: Path, objects: list[dict], detections: list[dict], ids=I
 
 
 def read_scene(folder: Path) -> tuple[CocoDataset, Detections, GroundTruth]:
-    """The dataset, detections and objects of a folder that `write_scene` has written."""
+    """Return the dataset, detections and objects of a folder written by `write_scene`."""
     dataset = CocoDataset(str(folder / "images"), str(folder / "val.json"))
     return dataset, top_detections(read_results(folder / "bbox.json", dataset), dataset), ground_truth_of(dataset)
 
 
 def official(dataset: CocoDataset, detections: list[dict], image_ids: list[int] | None = None) -> COCOeval:
-    """pycocotools' own evaluation."""
+    """Return the evaluation by pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = dataset.ground_truth()

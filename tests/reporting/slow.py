@@ -2,7 +2,7 @@
 
 
 def iou(a, b, is_crowd=False):
-    """Of xywh boxes; with a crowd, the share of a within b."""
+    """Return the IoU of xywh boxes or, if b is a crowd, the fraction of a inside b."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -12,7 +12,7 @@ def iou(a, b, is_crowd=False):
 
 
 def count(objects, detections, score):
-    """{(class of the object or None, class of the detection or None): how many}; crowds and their finds left out."""
+    """Return {(object class or None, detection class or None): count}, without crowds and detections of them."""
     pairs = {}
 
     def add(truth, found):
@@ -47,7 +47,7 @@ def count(objects, detections, score):
 
 
 def rates(pairs, category):
-    """(true positives, false positives, missed) of a class."""
+    """Return (true positives, false positives, missed) of a class."""
     true = pairs.get((category, category), 0)
     found = sum(n for (_, k), n in pairs.items() if k == category)
     there = sum(n for (k, _), n in pairs.items() if k == category)

@@ -1,4 +1,4 @@
-"""AP of drawn images beside pycocotools on copies of them; two runs side by side."""
+"""AP of resampled images against pycocotools on copies of them; the comparison of two runs."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from tests.reporting.scenes import official, read_scene, write_scene
 
 
 def scene(seed):
-    """Crowds and all, but no two scores are equal: copies of an image would come between them."""
+    """A random scene with crowds and distinct scores: copies of an image would be sorted between equal scores."""
     objects, detections = random_scene(seed)
     for n, item in enumerate(detections):
         item["score"] += n * 1e-6
@@ -76,7 +76,7 @@ def test_intervals_are_percentiles_of_paired_differences(tmp_path, monkeypatch):
     assert paired_bootstrap(truth, [first, second], selections, dataset.num_classes, 0.8) == (overall, classes)
 
 
-def test_two_runs_side_by_side(tmp_path):
+def test_comparison_of_two_runs(tmp_path):
     objects, detections = scene(4)
     write_scene(tmp_path, objects, detections)
     dataset, *_ = read_scene(tmp_path)
@@ -84,27 +84,29 @@ def test_two_runs_side_by_side(tmp_path):
     (tmp_path / "a" / "bbox.json").write_text((tmp_path / "bbox.json").read_text())
     worse = [item for item in detections if item["category_id"] != 3]
     (tmp_path / "b.json").write_text(json.dumps(worse))
-    told = compare_runs(dataset, [tmp_path / "a", tmp_path / "b.json"], folder=tmp_path / "told", selections=100)
-    assert told == json.loads((tmp_path / "told/comparison.json").read_text())
+    comparison = compare_runs(
+        dataset, [tmp_path / "a", tmp_path / "b.json"], folder=tmp_path / "comparison", selections=100
+    )
+    assert comparison == json.loads((tmp_path / "comparison/comparison.json").read_text())
     a, b = score_file(dataset, tmp_path / "bbox.json"), score_file(dataset, tmp_path / "b.json")
-    assert told["metrics"]["AP75"] == [a["AP75"], b["AP75"]]
-    assert (told["AP"]["first"], told["AP"]["second"]) == pytest.approx((a["AP"], b["AP"]), abs=1e-12)
-    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "told/comparison.csv").open())}
-    for row in told["classes"]:
+    assert comparison["metrics"]["AP75"] == [a["AP75"], b["AP75"]]
+    assert (comparison["AP"]["first"], comparison["AP"]["second"]) == pytest.approx((a["AP"], b["AP"]), abs=1e-12)
+    rows = {row["name"]: row for row in csv.DictReader((tmp_path / "comparison/comparison.csv").open())}
+    for row in comparison["classes"]:
         assert rows[row["name"]]["difference"] == ("" if row["difference"] is None else str(row["difference"]))
-    cat, dog = (next(row for row in told["classes"] if row["name"] == name) for name in ("cat", "dog"))
+    cat, dog = (next(row for row in comparison["classes"] if row["name"] == name) for name in ("cat", "dog"))
     assert cat["difference"] == pytest.approx(-a["per_class"]["cat"]) and cat["high"] < 0
     assert dog["difference"] == dog["low"] == dog["high"] == 0
-    page = (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
+    page = (tmp_path / "comparison/comparison.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="([a-z]+)"', page) == ["ap", "classes", "numbers", "errors"]
     assert all(source.startswith("data:image/svg") for source in re.findall(r'src="([^"]*)"', page))
-    assert f"<b>{told['AP']['difference']:+.3f}</b>" in page and "contains 0" not in page
-    text = format_comparison(told)
+    assert f"<b>{comparison['AP']['difference']:+.3f}</b>" in page and "contains 0" not in page
+    text = format_comparison(comparison)
     assert f"{a['AP']:.3f}" in text and "95% interval, 100 selections" in text and "  --" in text  # a fox
-    assert told["error_costs"]["false_negatives"][1] > told["error_costs"]["false_negatives"][0]
+    assert comparison["error_costs"]["false_negatives"][1] > comparison["error_costs"]["false_negatives"][0]
 
 
-def test_one_image_is_no_sample(tmp_path):
+def test_a_comparison_of_one_image_is_refused(tmp_path):
     write_scene(tmp_path, [], [], ids=[30])
     dataset, *_ = read_scene(tmp_path)
     with pytest.raises(UserError, match="requires at least two images, not 1"):
@@ -112,9 +114,9 @@ def test_one_image_is_no_sample(tmp_path):
 
 
 def test_two_runs_without_anything(tmp_path):
-    """Nothing found and nothing to find: no number, but a comparison all the same."""
+    """Without detections and objects, the comparison is written but contains no numbers."""
     write_scene(tmp_path, [], [])
     dataset, *_ = read_scene(tmp_path)
-    told = compare_runs(dataset, [tmp_path / "bbox.json"] * 2, folder=tmp_path / "told", selections=2)
-    assert told["AP"] == dict.fromkeys(("first", "second", "difference", "low", "high"))
-    assert "There is no object to detect" in (tmp_path / "told/comparison.html").read_text(encoding="utf-8")
+    comparison = compare_runs(dataset, [tmp_path / "bbox.json"] * 2, folder=tmp_path / "comparison", selections=2)
+    assert comparison["AP"] == dict.fromkeys(("first", "second", "difference", "low", "high"))
+    assert "There is no object to detect" in (tmp_path / "comparison/comparison.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page of a data check: all that was found is on it, and it needs nothing else."""
+"""The page of a data check contains all problems and is self-contained."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from tests.data.conftest import CocoFiles
 
 @pytest.fixture
 def report(tmp_path):
-    """Write a report of sets and return the page, without what it embeds, its pictures, and the JSON."""
+    """Write a report of datasets; return the page without embedded data, the types of its images, and the JSON."""
 
     def write(files, training=lambda: None):
         for each in files.values():
@@ -89,7 +89,7 @@ def test_a_page_of_refused_annotations(tmp_path, report):
 
 
 @pytest.mark.parametrize("image", [[100], 1.5, 100])
-def test_pictures_of_boxes_and_images_that_are_none(tmp_path, report, image):
+def test_examples_with_invalid_boxes_and_images(tmp_path, report, image):
     files = CocoFiles(tmp_path / "set", [(40, 60)])
     files.add(0, [1, 1, 9, 9], 3)
     for box in (["wide", 1, 2, 3], [1, 2, 3], [1e300, 0, 5, 5], [-900, 5, 9, 0], {"x": 1}):

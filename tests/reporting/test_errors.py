@@ -1,4 +1,4 @@
-"""Kinds of errors and their costs beside tidecv's; its numbers were made by tests/oracles/tide.py."""
+"""Kinds of errors and their costs against tidecv, whose numbers were computed by tests/oracles/tide.py."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ SCENES = json.loads((Path(__file__).parents[1] / "oracles/goldens/tide.json").re
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: f"seed {scene['seed']}, crowds {scene['crowds']}")
 def test_kinds_and_costs_are_tidecvs(tmp_path, scene, monkeypatch):
-    """With crowds the kinds alone: there tidecv also mends errors among the detections that a crowd has excused."""
-    monkeypatch.setattr(curves, "RECALLS", np.arange(101) / 100)  # COCO's differ in the last bit
+    """With crowds only the kinds are compared: tidecv also corrects errors of detections matched to a crowd."""
+    monkeypatch.setattr(curves, "RECALLS", np.arange(101) / 100)  # as in tidecv; COCO's differ in the last bit
     objects, detections = random_scene(scene["seed"], scene["crowds"])
     detections = [item for item in detections if item["category_id"] != 12]
     write_scene(tmp_path, objects, detections)

@@ -1,4 +1,4 @@
-"""Results that are wrong in one way each, and what is said of them."""
+"""Results with one fault each, and the explanation reported for them."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from tests.reporting.random_scene import random_scene
 from tests.reporting.scenes import read_scene, write_scene
 
 
-def said(folder, change, objects=None):
-    """What is said of the true objects as detections, once they are changed; and of AP 0."""
+def explanation(folder, change, objects=None):
+    """Return the explanation for the ground truth as detections after a change, with AP 0."""
     objects = random_scene(0, crowds=False)[0] if objects is None else objects
     write_scene(folder, objects, [])
     dataset, _, truth = read_scene(folder)
@@ -45,16 +45,16 @@ CAUSES = {
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_the_cause_is_reported_first(tmp_path, cause):
-    lines = said(tmp_path, CAUSES[cause])
+    lines = explanation(tmp_path, CAUSES[cause])
     assert cause in lines[0]
     if cause == "Classes are mixed up":
         assert "cat as dog (" in lines[0] and "dog as eel (" in lines[0] and "eel as cat (" in lines[0]
 
 
 def test_nothing_to_find(tmp_path):
-    assert "no object is annotated" in said(tmp_path, lambda found: found, [])[0]
+    assert "no object is annotated" in explanation(tmp_path, lambda found: found, [])[0]
     crowds = [{**item, "iscrowd": 1} for item in random_scene(0, crowds=False)[0]]
-    assert f"all {len(crowds)} annotations are crowds" in said(tmp_path, lambda found: found, crowds)[0]
+    assert f"all {len(crowds)} annotations are crowds" in explanation(tmp_path, lambda found: found, crowds)[0]
 
 
 def test_nothing_is_reported_if_ap_is_not_near_zero(tmp_path):

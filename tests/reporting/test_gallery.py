@@ -1,4 +1,4 @@
-"""Which mistakes are shown, and what of the image."""
+"""The mistakes in the galleries, and the crops that show them."""
 
 import base64
 
@@ -46,15 +46,15 @@ def test_the_worst_come_first_and_no_image_has_all(tmp_path):
     assert analysis.ground_truth.xywh[worst_misses(analysis, 0.2, 9), 2].tolist() == [60, 50]
 
 
-def test_pictures_show_the_mistake_in_its_place(tmp_path):
+def test_drawings_show_the_mistake(tmp_path):
     dataset, analysis = scene(tmp_path)
     rows = np.flatnonzero((analysis.detections.scores == 0.8) | (analysis.detections.scores == 0.4)).tolist()
     first, second = show_false_positives(dataset, analysis, rows, 0.5)
     assert (first.title, first.detail, first.file) == ("cat 0.80", "classification: annotated as dog", "30.jpg")
-    assert (second.title, second.detail) == ("cat 0.40", "background")  # beyond the left side, yet it has a picture
-    pictures = [decode(item) for item in (first, second)]
-    assert pictures[0].shape == (SIDE, SIDE, 3)  # 2.2 times 50 pixels, enlarged
-    assert pictures[0][:40].std() < 20 < pictures[0][60:240, 60:240].std()  # lines in the middle only
+    assert (second.title, second.detail) == ("cat 0.40", "background")  # beyond the left side, but still drawn
+    drawings = [decode(item) for item in (first, second)]
+    assert drawings[0].shape == (SIDE, SIDE, 3)  # 2.2 times 50 pixels, enlarged
+    assert drawings[0][:40].std() < 20 < drawings[0][60:240, 60:240].std()  # lines in the middle only
     (miss,) = show_misses(dataset, analysis, worst_misses(analysis, 0.5, 1), 0.5)
     assert (miss.title, miss.detail, miss.file) == ("cat", "60 x 60 pixels", "4.jpg")
 

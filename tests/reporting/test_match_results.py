@@ -1,4 +1,4 @@
-"""Matching beside pycocotools, detection by detection."""
+"""Matching against pycocotools, detection by detection."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_every_match_is_pycocotools(tmp_path, seed, monkeypatch):
     images = {id: n for n, id in enumerate(IDS)}
     for number, area_range in enumerate([None, *map(tuple, scorer.params.areaRng[1:])]):
         ours = match(found, truth, pairs, IOU_THRESHOLDS, area_range)
-        looked_at = 0
+        compared = 0
         for theirs in scorer.evalImgs:
             if theirs is None or theirs["aRng"] != scorer.params.areaRng[number]:
                 continue
@@ -45,8 +45,8 @@ def test_every_match_is_pycocotools(tmp_path, seed, monkeypatch):
             assert found.scores[own].tolist() == theirs["dtScores"]
             assert (ours.objects[:, own] + 1 == theirs["dtMatches"]).all()  # ids count from 1
             assert (ours.ignored[:, own] == theirs["dtIgnore"]).all()
-            looked_at += len(own)
-        assert looked_at == len(found.scores) > 100 and (ours.objects >= 0).any()
+            compared += len(own)
+        assert compared == len(found.scores) > 100 and (ours.objects >= 0).any()
 
 
 def test_nothing_found_and_nothing_to_find(tmp_path):

@@ -36,7 +36,7 @@ def report(tmp_path, monkeypatch, capsys):
             code = 0
         except SystemExit as error:
             code = error.code
-        return code, capsys.readouterr().err, tmp_path / "told"
+        return code, capsys.readouterr().err, tmp_path / "report"
 
     yield call
     root.handlers[:], root.level, root.propagate = before
@@ -48,7 +48,7 @@ def test_numbers_are_written_as_json_and_csv(report, tmp_path):
         {"image_id": 7, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.6},
         {"image_id": 12, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.3},
     ]
-    code, err, folder = report(detections, "--report", str(tmp_path / "told"), "--score", "0.25")
+    code, err, folder = report(detections, "--report", str(tmp_path / "report"), "--score", "0.25")
     assert (code, err) == (0, "")
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["metrics"]["AP"] == pytest.approx(0.5) and numbers["score"] == 0.25
@@ -71,21 +71,21 @@ def test_a_score_belongs_to_a_report(report, arguments):
 
 
 def test_a_report_of_nothing_found(report, tmp_path):
-    code, err, folder = report([], "--report", str(tmp_path / "told"))
+    code, err, folder = report([], "--report", str(tmp_path / "report"))
     assert (code, err) == (0, "")
     numbers = json.loads((folder / "report.json").read_text())
     assert numbers["metrics"]["AP"] == 0 and numbers["errors"]["kinds"]["missed"]["count"] == 3
     assert numbers["calibration"] == {"error": None, "bins": []}
 
 
-def test_the_page_has_everything_in_itself(report, tmp_path):
-    """All sections, nothing from elsewhere, names as text; both galleries with pictures, sortable numbers."""
+def test_the_page_is_self_contained(report, tmp_path):
+    """All sections, no external resources, escaped names, both galleries with images, sortable tables."""
     write_annotations(tmp_path / "val.json", {5: "<b>cat</b>", 9: "dog"})
     detections = [
         {"image_id": 7, "category_id": 5, "bbox": [5, 10, 30, 40], "score": 0.9},
         {"image_id": 7, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.6},
     ]
-    code, err, folder = report(detections, "--report", str(tmp_path / "told"))
+    code, err, folder = report(detections, "--report", str(tmp_path / "report"))
     assert (code, err) == (0, "")
     page = (folder / "report.html").read_text(encoding="utf-8")
     sections = re.findall(r'<section id="([a-z-]+)"', page)
@@ -102,10 +102,10 @@ def test_the_page_has_everything_in_itself(report, tmp_path):
     assert {(row["precision"], row["score"]) for row in curves[101:]} == {("0.0", "")}
 
 
-def test_the_page_of_ap_0_says_why_and_what_cannot_be_read_is_told(report, tmp_path):
+def test_the_page_of_ap_0_explains_it_and_reports_unreadable_images(report, tmp_path):
     (tmp_path / "images" / "7.png").unlink()
     detections = [{"image_id": 7, "category_id": 9, "bbox": [5, 10, 30, 40], "score": 0.9}]
-    code, err, folder = report(detections, "--report", str(tmp_path / "told"))
+    code, err, folder = report(detections, "--report", str(tmp_path / "report"))
     assert (code, err) == (0, "")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert '<section id="explanation"' in page and "Classes are mixed up" in page
@@ -114,7 +114,7 @@ def test_the_page_of_ap_0_says_why_and_what_cannot_be_read_is_told(report, tmp_p
 
 def test_a_report_that_cannot_be_written_is_refused(report, tmp_path):
     (tmp_path / "file").write_text("")
-    code, err, _ = report([], "--report", str(tmp_path / "file" / "told"))
+    code, err, _ = report([], "--report", str(tmp_path / "file" / "report"))
     assert code == 2 and "report.json: cannot be written" in err
 
 
@@ -128,9 +128,11 @@ def test_mixed_datasets_have_a_report_too(tmp_path):
     ]
     (tmp_path / "bbox.json").write_text(json.dumps(found))
     metrics = score_file(dataset, tmp_path / "bbox.json")
-    told = write_report(tmp_path / "told", dataset, tmp_path / "bbox.json", metrics)
-    assert told["all"]["at_score"]["true_positives"] == 6 and told["errors"]["AP50"] == pytest.approx(1)
-    images = list(csv.DictReader((tmp_path / "told/images.csv").open(encoding="utf-8")))
+    report_content = write_report(tmp_path / "report", dataset, tmp_path / "bbox.json", metrics)
+    assert report_content["all"]["at_score"]["true_positives"] == 6 and report_content["errors"][
+        "AP50"
+    ] == pytest.approx(1)
+    images = list(csv.DictReader((tmp_path / "report/images.csv").open(encoding="utf-8")))
     assert [row["file"] for row in images] == [f"{tmp_path}/{a}/images/{i}.png" for a in "ab" for i in (7, 3, 12)]
-    page = (tmp_path / "told/report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert "<h1>Detection report: val.json + val.json</h1>" in page and "There are none." in page

@@ -1,4 +1,4 @@
-"""The numbers of a report by hand, beside slow loops, and beside pycocotools."""
+"""The numbers of a report against hand-computed values, slow loops, and pycocotools."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_rates_and_confusion_are_a_slow_count(tmp_path, seed, score):
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="shared/data/bccd is not here")
 def test_rates_and_confusion_are_a_slow_count_on_bccd(tmp_path):
-    """Boxes near those of the blood cells, some of them twice, missing or of another class."""
+    """Shifted boxes of the blood cells, some duplicated, missing or with another class."""
     dataset = CocoDataset(str(BCCD / "val"), str(BCCD / "val.json"))
     objects = dataset.ground_truth()["annotations"]
     rng = np.random.default_rng(0)

@@ -44,10 +44,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.scale_jitter is not None and self.short_sides is not None:
-            raise UserError(
-                "cannot be combined with scale_jitter, which draws the size itself; set one of the two to null",
-                key="short_sides",
-            )
+            raise UserError("cannot be combined with scale_jitter; set one of the two to null", key="short_sides")
 
     def draw(self, rng: np.random.Generator) -> tuple[int | None, bool]:
         """Draw a short side (None: the one of `Preprocess`) and whether to flip."""
