@@ -112,7 +112,7 @@ def draw_offsets(
         )
     convs = _stacked_convs(parts, stage)
     if not convs and (points is not None or stage is not None):
-        raise UserError("--points and --stage require deformable convolutions; this model only has RoI pooling")
+        raise UserError("--points and --stage require deformable convolutions; this model has RoI pooling only")
     image = load_image(str(source))
     height, width = image.shape[:2]
     for x, y in points or ():

@@ -1,4 +1,4 @@
-"""A batch as tensors: what the host knows is settled there."""
+"""Conversion of batches to tensors."""
 
 import numpy as np
 import paddle
@@ -7,7 +7,7 @@ from ppdet_lite.assembly.batch_tensors import training_arguments
 from tests import tiny
 
 
-def test_crowds_are_told_from_objects() -> None:
+def test_crowds_are_separated_from_objects() -> None:
     batch = tiny.batch()
     batch["targets"][0] = {
         "boxes": np.array([[0, 0, side, side] for side in (1, 2, 3, 4)]),

@@ -1,4 +1,4 @@
-"""Class layers carried over by name."""
+"""Transfer of class layers by name."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ THEIRS, OURS = ["cat", "dog", "cow"], ["horse", "cow", "cat"]
 
 
 def layers(count: int, start: int) -> dict[str, np.ndarray]:
-    """A detector's class layers of K classes and one more array; every number its own."""
+    """A detector's class layers of K classes and one more array; all values differ."""
     shapes = {
         "predictor.classify.weight": (2, count + 1),
         "predictor.classify.bias": (count + 1,),
@@ -57,13 +57,13 @@ def test_renamed_classes() -> None:
     )
 
 
-def test_nothing_shared_leaves_all_but_the_background_fresh() -> None:
+def test_without_shared_classes_only_the_background_is_copied() -> None:
     match = match_classes(layers(3, 0), THEIRS, ["x"], layers(1, 500))
     assert (match.kept, match.new) == ([], ["x"])
     assert match.arrays["predictor.regress.bias"].tolist() == layers(1, 500)["predictor.regress.bias"].tolist()
 
 
-def test_class_agnostic_boxes_stay_as_they_are() -> None:
+def test_class_agnostic_regression_is_unchanged() -> None:
     theirs, fresh = layers(3, 0), layers(1, 500)
     theirs["predictor.regress.bias"] = np.arange(4.0)
     assert match_classes(theirs, THEIRS, ["dog"], fresh).arrays["predictor.regress.bias"].tolist() == [0, 1, 2, 3]
@@ -76,6 +76,6 @@ def test_class_agnostic_boxes_stay_as_they_are() -> None:
         ({"dog": "bird"}, "the data have horse, cow, cat"),
     ],
 )
-def test_a_rename_of_no_class_is_told(renames: dict[str, str], told: str) -> None:
+def test_renaming_an_unknown_class_is_refused(renames: dict[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         match_classes(layers(3, 0), THEIRS, OURS, layers(3, 500), renames)

@@ -1,4 +1,4 @@
-"""Weights to start from under other projects' names, and of detectors of other classes."""
+"""Pretrained weights under other projects' names, and of detectors with other classes."""
 
 import logging
 import pickle
@@ -36,7 +36,7 @@ def model_of(*overrides: str, base: list[str] = FPN, classes: list[str] = CLASSE
 
 
 def trunk_of(model: FasterRCNN) -> dict[str, np.ndarray]:
-    """Random arrays for all that a classifier brings."""
+    """Random arrays for all weights that a classifier contains."""
     rng = np.random.default_rng(0)
     state = {
         name: value for name, value in model.state_dict().items() if name.startswith(("backbone.", "box_head.res5."))
@@ -57,7 +57,7 @@ def assert_all_loaded(model: FasterRCNN, path: Path, expected: dict[str, np.ndar
 
 @pytest.mark.parametrize("prefixed", [False, True])
 @pytest.mark.parametrize("kind", ["vd", "C4"])
-def test_paddledetections_classifiers(tmp_path: Path, kind: str, prefixed: bool) -> None:
+def test_paddledetection_classifiers(tmp_path: Path, kind: str, prefixed: bool) -> None:
     model = model_of("model.backbone.variant=d") if kind == "vd" else model_of(base=C4)
     wanted = trunk_of(model)
     theirs = ppdet_classifier(shapes_of(wanted)).to_theirs(wanted)
@@ -69,7 +69,7 @@ def test_paddledetections_classifiers(tmp_path: Path, kind: str, prefixed: bool)
     assert_all_loaded(model, tmp_path / "w.safetensors", wanted)
 
 
-def test_a_classifier_of_torchs_fills_a_c4_detector(tmp_path: Path) -> None:
+def test_a_torch_classifier_fills_a_c4_detector(tmp_path: Path) -> None:
     """Its layer4 is the box head; a .pkl of NumPy arrays stands for torch's file."""
     model = model_of(base=C4)
     wanted, theirs = trunk_of(model), {}
@@ -81,7 +81,7 @@ def test_a_classifier_of_torchs_fills_a_c4_detector(tmp_path: Path) -> None:
     assert_all_loaded(model, tmp_path / "w.pkl", wanted)
 
 
-def test_caffe2s_classifiers(tmp_path: Path) -> None:
+def test_caffe2_classifiers(tmp_path: Path) -> None:
     """detectron2's ImageNetPretrained/MSRA/R-50.pkl: every name of it."""
     model = model_of("model.backbone={depth: 50, variant: a}")
     wanted = trunk_of(model)
@@ -94,9 +94,7 @@ def test_caffe2s_classifiers(tmp_path: Path) -> None:
     assert_all_loaded(model, tmp_path / "R-50.pkl", wanted)
 
 
-def test_a_detector_of_other_classes_brings_those_that_are_shared(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_shared_classes_of_a_detector_are_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trained = model_of(classes=["dog", "bird"])
     arrays = {name: value.numpy() for name, value in trained.state_dict().items()}
     arrays["predictor.classify.bias"] = np.array([1, 2, 3], np.float32)

@@ -91,7 +91,7 @@ def message(error: pytest.ExceptionInfo[UserError]) -> str:
 
 
 class TestConfig:
-    def test_overrides_count(self, tmp_path: Path) -> None:
+    def test_overrides_are_applied(self, tmp_path: Path) -> None:
         config = load(tmp_path, "model.neck.out_channels=64", "runtime.seed=8")
         assert (config["model"]["neck"]["out_channels"], config["runtime"]["seed"]) == (64, 8)
         assert config.origin("runtime.seed") == "command line"
@@ -110,7 +110,7 @@ class TestConfig:
             ("model.predictor.num_classes=3", ("command line", "num_classes", "categories in the annotations")),
         ],
     )
-    def test_mistakes_are_told_before_anything_is_built(
+    def test_mistakes_are_reported_before_anything_is_built(
         self, override: str, parts: tuple[str, ...], tmp_path: Path
     ) -> None:
         with pytest.raises(UserError) as error:
@@ -140,8 +140,8 @@ class TestConfig:
 
 
 class TestModel:
-    def test_every_part_knows_what_it_needs_of_the_others(self, tmp_path: Path) -> None:
-        """The config says nothing of channels, strides and classes."""
+    def test_values_derived_from_other_parts_are_passed(self, tmp_path: Path) -> None:
+        """The config has no channels, strides and classes."""
         model = build_model(load(tmp_path), CLASSES)
         assert [block.conv.weight.shape[1] for block in model.neck.lateral] == [128, 256]
         assert model.rpn.strides == [8, 16, 32]
@@ -182,7 +182,7 @@ class TestModel:
         with pytest.raises(UserError, match=r"background_iou 0\.7 is above foreground_iou 0\.3"):
             build_model(config, CLASSES)
 
-    def test_padding_must_suit_the_coarsest_map(self, tmp_path: Path) -> None:
+    def test_padding_has_to_match_the_coarsest_map(self, tmp_path: Path) -> None:
         config = load(tmp_path, "data.preprocess.stride=8")
         with pytest.raises(UserError) as error:
             build_model(config, CLASSES)
@@ -199,7 +199,7 @@ class TestModel:
 
 
 class TestDataset:
-    def test_order_of_ids_makes_the_classes(self, tmp_path: Path) -> None:
+    def test_classes_are_ordered_by_id(self, tmp_path: Path) -> None:
         dataset = build_dataset(load(tmp_path), "train")
         assert dataset.class_names == CLASSES
         assert dataset.annotations(0).classes.tolist() == [2, 0, 1]
@@ -209,7 +209,7 @@ class TestDataset:
         assert dataset.category_ids.tolist() == [105, 109, 103]
         assert dataset.annotations(0).classes.tolist() == [1, 2, 0]
 
-    def test_what_was_mended_is_logged(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_repairs_are_logged(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         content = json.loads((tmp_path / "train.json").read_text())
         content["annotations"][0]["bbox"] = [1, 1, 0, 20]
         (tmp_path / "train.json").write_text(json.dumps(content))
@@ -250,13 +250,13 @@ class TestDevice:
 
 @pytest.fixture
 def trained(tmp_path: Path) -> FasterRCNN:
-    """A model unlike the one that the config's seed makes."""
+    """A model that differs from the one of the config's seed."""
     return build_model(load(tmp_path, "runtime.seed=77"), CLASSES)
 
 
 class TestDetector:
     def test_from_a_checkpoint(self, trained: FasterRCNN, tmp_path: Path) -> None:
-        """Names and ids come with the weights, not from the data."""
+        """Names and ids are read from the weights, not from the data."""
         save_checkpoint(tmp_path / "run" / "checkpoints" / "best", {"model": arrays(trained)}, META)
         detector = load_trained(load(tmp_path, f"weights={tmp_path}/run"))
         assert same(arrays(detector.model), arrays(trained))
@@ -295,7 +295,7 @@ class TestDetector:
 
 class TestPretrained:
     def test_a_classifier_fills_the_backbone(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        """Stage 5 and the classifier are left over, and said so; neck and heads keep their first weights."""
+        """Stage 5 and the classifier are reported as unexpected; neck and heads keep their initial weights."""
         paddle.seed(1)
         theirs = arrays(models.resnet18())
         save_file(theirs, tmp_path / "resnet18.safetensors")
@@ -315,7 +315,7 @@ class TestPretrained:
         assert "backbone.fc.weight" in caplog.text
 
     def test_a_detector_with_other_classes(self, trained: FasterRCNN, tmp_path: Path) -> None:
-        """All but the classifier fits; that keeps its first weights."""
+        """All but the classifier fits, which keeps its initial weights."""
         save_file(arrays(trained), tmp_path / "detector.safetensors")
         model = build_model(load(tmp_path), ["one", "two"])
         before = arrays(model)
@@ -345,7 +345,7 @@ class TestPretrained:
         with pytest.raises(UserError, match="or pretrain_weights: null for random initialization"):
             load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "w.safetensors"), CLASSES)
 
-    def test_class_layers_without_names_are_taken_by_number_and_told(
+    def test_class_layers_without_names_are_used_in_order_with_a_warning(
         self, trained: FasterRCNN, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         save_file(arrays(trained), tmp_path / "w.safetensors")
@@ -356,7 +356,7 @@ class TestPretrained:
         assert "w.safetensors has no class names: its class layers have the right number of classes" in caplog.text
         np.testing.assert_array_equal(model.predictor.classify.bias.numpy(), trained.predictor.classify.bias.numpy())
 
-    def test_what_only_training_had_is_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
+    def test_weights_used_only_in_training_are_not_listed(self, trained: FasterRCNN, tmp_path: Path) -> None:
         mimic = {"mimic.classify.weight": np.zeros((4, 3), np.float32)}
         save_file({**arrays(trained), **mimic}, tmp_path / "detector.safetensors")
         report = load_pretrained(build_model(load(tmp_path), CLASSES), str(tmp_path / "detector.safetensors"))

@@ -84,8 +84,8 @@ def test_data(tmp_path: Path) -> None:
     assert report["batch"] == 2
 
 
-def test_data_beside_paddles_own_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without processes: tests before this one leave threads, beside which none can be forked safely."""
+def test_data_compared_with_paddles_dataloader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without processes: threads of earlier tests make forking unsafe."""
     monkeypatch.setattr(loader, "ROUNDS", 1)
     real = loader.io.DataLoader
 
@@ -171,7 +171,7 @@ def test_format() -> None:
     ]
 
 
-def test_device_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_clock_synchronizes_with_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle.device, "synchronize", lambda: waits.append(1))

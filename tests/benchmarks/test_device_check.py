@@ -1,4 +1,4 @@
-"""The comparison of two devices, made of the CPU and itself: it runs, and it finds what is wrong."""
+"""The comparison of two devices, run on the CPU and itself."""
 
 import subprocess
 import sys
@@ -23,8 +23,8 @@ def test_a_cpu_computes_the_same_as_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["proposals", "roi_align", "deform_conv", "step"])
-def test_a_cpus_ways_and_a_gpus_are_told_to_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second time everything runs as on a GPU: another NMS, Paddle's own operators."""
+def test_cpu_and_gpu_implementations_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run uses the implementations for GPUs: another NMS, Paddle's operators."""
     check, answers = CHECKS[name], iter([True, False])
 
     def run() -> device_check.Numbers:
@@ -47,10 +47,10 @@ def test_a_cpus_ways_and_a_gpus_are_told_to_agree(name: str, monkeypatch: pytest
         ({"x": np.float32([1, 2]), "n": np.array([4])}, np.inf, False),
     ],
 )
-def test_how_far_two_results_are_apart(
+def test_difference_of_two_results(
     second: dict, difference: float, agrees: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a share of the largest number; whole numbers must be equal, shapes too."""
+    """Relative to the largest value; integers and shapes have to be equal."""
     results = iter([{"x": np.float32([1, 2]), "n": np.array([3])}, second])
     monkeypatch.setitem(CHECKS, "nms", Check(lambda: next(results), 0.05))
     result = compare("nms", "cpu")
@@ -58,7 +58,7 @@ def test_how_far_two_results_are_apart(
     assert result.agrees == agrees
 
 
-def test_what_differs_or_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_checks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> device_check.Numbers:
         raise RuntimeError("Error Message:\nno such kernel")
 
@@ -85,7 +85,7 @@ def test_two_processes_train() -> None:
 
 
 @pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this Paddle may have a GPU")
-def test_without_a_gpu_the_tool_ends_with_a_line() -> None:
+def test_without_a_gpu_the_tool_prints_one_line() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "tools/env_check.py"), "--gpu"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: this Paddle is a CPU build: make setup GPU=cu126, or see requirements-gpu.txt\n"

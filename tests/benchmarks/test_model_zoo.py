@@ -1,4 +1,4 @@
-"""The table of recipes: what is counted, what headers say, and the page."""
+"""The table of recipes: counts, published AP, and the page."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ def test_multiply_adds_of_a_layer() -> None:
     assert multiply_adds(linear, linear(paddle.zeros([4, 10]))) == 4 * 3 * 10
 
 
-def test_what_rois_cost_is_counted_for_all_that_the_config_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a head twice as wide on as many RoIs, and of twice as many RoIs, more than nothing and in proportion."""
+def test_the_cost_of_rois_is_counted_for_post_nms_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of multiply-adds grows in proportion to the number of RoIs."""
     monkeypatch.setattr(model_zoo, "COUNTED_SIZE", (64, 96))
     path = CONFIGS / "quickstart/shapes_r18_fpn.yml"
     few, many, none = (
@@ -42,8 +42,8 @@ def test_what_rois_cost_is_counted_for_all_that_the_config_proposes(monkeypatch:
     assert (few[1] - none[1]) * 1e9 == pytest.approx(9 * per_roi, rel=1e-6)
 
 
-def test_what_rois_read_from_whole_maps_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Position-sensitive pooling has convolutions over the map, and a head over RoIs, of which few are proposed."""
+def test_layers_on_whole_maps_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Position-sensitive pooling has convolutions over the map, and a head over RoIs."""
     monkeypatch.setattr(model_zoo, "COUNTED_SIZE", (64, 96))
     path = CONFIGS / "faster_rcnn/faster_rcnn_r50_dc5_1x_coco.yml"
     options = ["model.roi_pool={type: DeformPSRoIPool, out_channels: 8}", "model.box_head.width=64"]
@@ -54,7 +54,7 @@ def test_what_rois_read_from_whole_maps_is_counted_once(monkeypatch: pytest.Monk
     assert (many - few) * 1e9 == pytest.approx(1000 * per_roi, rel=1e-6)
 
 
-def test_headers_say_whose_number_it_is() -> None:
+def test_published_ap_in_headers() -> None:
     recipe = CONFIGS / "dcn/faster_rcnn_dcn_r50_fpn_1x_coco.yml"
     assert published_ap(recipe) == "PaddleDetection 42.1, mmdetection 41.4"
     assert converts_from(recipe) == ["PaddleDetection", "mmdetection"]

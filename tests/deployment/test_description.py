@@ -1,4 +1,4 @@
-"""What an export says of itself, written and read again, and what is refused."""
+"""The description of an export: written, read, and refused if invalid."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ def description() -> Description:
     return Description.from_trained(TrainedModel(detector(), ["cat", "dog", "naïve 猫"], [7, 3, 90], CAFFE, "nowhere"))
 
 
-def test_it_says_how_a_graph_that_takes_rgb_is_fed(description: Description) -> None:
+def test_the_preprocessing_is_for_a_graph_that_takes_rgb(description: Description) -> None:
     assert description.preprocess == replace(CAFFE, channels="rgb", mean=CAFFE.mean[::-1], std=CAFFE.std[::-1])
     assert description.postprocess == Postprocess(score_threshold=0.01, max_detections=30)
     pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
@@ -34,7 +34,7 @@ def test_it_says_how_a_graph_that_takes_rgb_is_fed(description: Description) -> 
     assert Preprocess().with_rgb_input() == Preprocess()
 
 
-def test_both_ways_of_writing_are_read_again(description: Description, tmp_path: Path) -> None:
+def test_json_and_yaml_round_trip(description: Description, tmp_path: Path) -> None:
     assert from_json(description.to_json(), "there") == description
     assert description.to_json().isascii() and "\n" not in description.to_json()
     (tmp_path / DESCRIPTION).write_text(description.to_yaml(), encoding="utf-8")
@@ -55,7 +55,7 @@ def test_both_ways_of_writing_are_read_again(description: Description, tmp_path:
         (lambda content: content["category_ids"].pop(), "there: 3 class names but 2 category ids"),
     ],
 )
-def test_what_cannot_be_used_is_refused(description: Description, change, message: str) -> None:
+def test_invalid_descriptions_are_refused(description: Description, change, message: str) -> None:
     content = json.loads(description.to_json())
     change(content)
     with pytest.raises(UserError, match=message) as told:
@@ -63,7 +63,7 @@ def test_what_cannot_be_used_is_refused(description: Description, change, messag
     assert "\n" not in str(told.value)
 
 
-def test_text_that_is_no_description(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there: its description is damaged"):
         from_json("{", "there")
     with pytest.raises(UserError, match=r"infer_cfg\.yml: cannot be read: No such file"):

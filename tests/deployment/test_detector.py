@@ -1,4 +1,4 @@
-"""The detector that a user has in Python: what it loads, what it takes, and that both kinds find the same."""
+"""`Detector`: loading, inputs, and equal detections of all kinds of models."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ HAS_ONNX = all(map(find_spec, ("onnx", "onnxruntime", "paddle2onnx")))
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a model that takes BGR, and sees nothing but its class 1, "cat"; its export; images."""
+    """A run of a model that takes BGR and only detects its class 1, "cat"; its export; images."""
     folder = tmp_path_factory.mktemp("place")
     run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
     trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
@@ -85,7 +85,7 @@ def test_a_list_gives_a_list_in_its_order(detector: Detector, place: Path, batch
     assert detector([]) == [] and len(detector(images[:1])) == 1
 
 
-def test_all_kinds_find_the_same(detector: Detector, place: Path) -> None:
+def test_all_kinds_of_models_have_the_same_detections(detector: Detector, place: Path) -> None:
     trained = Detector.load(place / "run")
     if "exported" in detector.source:
         assert detector.preprocess == trained.preprocess.with_rgb_input() != trained.preprocess
@@ -94,7 +94,7 @@ def test_all_kinds_find_the_same(detector: Detector, place: Path) -> None:
         assert_same(detector(path), trained(path), 1e-3)
 
 
-def test_less_probable_ones_left_out() -> None:
+def test_above_drops_low_scores() -> None:
     found = Detections(
         np.arange(12, dtype=np.float32).reshape(3, 4), np.float32([0.9, 0.5, 0.1]), np.arange(3), [*"abc"]
     )
@@ -118,7 +118,7 @@ def test_less_probable_ones_left_out() -> None:
         ([np.zeros((8, 8, 3), np.uint8), 7], "image 1 is a int; give a path or an RGB array"),
     ],
 )
-def test_what_is_no_image(detector: Detector, place: Path, image: object, message: str) -> None:
+def test_invalid_images_are_refused(detector: Detector, place: Path, image: object, message: str) -> None:
     (place / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=message):
         detector(place / image if isinstance(image, str) else image)
@@ -148,7 +148,7 @@ def test_what_is_no_model(place: Path, name: str, message: str) -> None:
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="needs requirements-onnx.txt")
-def test_onnx_files_of_something_else(place: Path) -> None:
+def test_other_onnx_files_are_refused(place: Path) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -178,7 +178,7 @@ def test_the_device(place: Path) -> None:
         Detector.load(place / "exported", device="gpu")
 
 
-def test_a_tool_uses_the_one_or_the_other(place: Path) -> None:
+def test_a_tool_uses_weights_or_model(place: Path) -> None:
     config = load_config(place / "tiny.yml", [f"weights={place}/run"])
     assert select_detector(config, None).source == str(place / "run/checkpoints/best")
     assert select_detector(None, place / "exported").source == str(place / "exported")
@@ -192,8 +192,8 @@ def test_a_path_with_a_colon(place: Path, tmp_path: Path) -> None:
     assert Detector.load(odd).class_names == ["dog", "cat"]
 
 
-def test_what_stands_in_the_readme(place: Path) -> None:
-    """In a process of its own, ppdet_lite imported first; nothing but what is asked for is printed."""
+def test_the_example_in_the_readme(place: Path) -> None:
+    """In a separate process that imports ppdet_lite first; nothing else is printed."""
     code = (
         "from ppdet_lite import Detector\n"
         f"found = Detector.load({str(place / 'run')!r})({str(place / 'images/7.png')!r})\n"

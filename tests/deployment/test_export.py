@@ -1,4 +1,4 @@
-"""The exported model against the trained one, what stands beside it, and what becomes of a failed export."""
+"""The exported model compared with the trained one, its description, and failed exports."""
 
 import io
 import runpy
@@ -49,7 +49,7 @@ SMALL = [
 
 
 def make_detector(*overrides: str) -> TrainedModel:
-    """A small detector whose last layers are drawn so widely that it finds many things."""
+    """A small detector with large weights in its last layers, so that it has many detections."""
     config = load_config(CONFIG, [*SMALL, *overrides])
     model = build_model(config, NAMES)
     nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
@@ -60,7 +60,7 @@ def make_detector(*overrides: str) -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures of different shapes."""
+    """Three images of different shapes."""
     folder = tmp_path_factory.mktemp("pictures")
     for i, (height, width) in enumerate([(96, 128), (150, 100), (64, 64)]):
         picture = cv2.resize(scene(np.random.default_rng(i), 160)[0], (width, height))
@@ -111,7 +111,7 @@ def test_same_on_any_batch_and_size(detector: TrainedModel, exported: Path, oned
 
 @pytest.mark.no_cover  # which makes tracing a graph take half as long again; `exported` is measured
 @pytest.mark.parametrize("norm", ["frozen_bn", "gn"])
-def test_nothing_found(norm: str, tmp_path: Path) -> None:
+def test_an_image_without_detections(norm: str, tmp_path: Path) -> None:
     detector = make_detector(f"model.backbone.norm={norm}", "model.postprocess.score_threshold=1.0")
     save_graph(detector.model, tmp_path)
     predictor = Predictor(tmp_path)
@@ -120,14 +120,14 @@ def test_nothing_found(norm: str, tmp_path: Path) -> None:
     assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
 
 
-def test_graph_is_made_of_plain_operators(exported: Path) -> None:
+def test_the_graph_has_only_supported_operators(exported: Path) -> None:
     names = graph_operators(exported)
     assert {"pd_op.nms", "pd_op.roi_align", "pd_op.topk", "pd_op.conv2d"} <= names
     assert not [name for name in names for part in FORBIDDEN if part in name]
 
 
 class Interpolating(nn.Layer):
-    """No detector, but it has the inputs, the outputs and an operator that is refused."""
+    """A model with a detector's inputs and outputs, and an operator that is refused."""
 
     def forward(self, images, image_sizes, scales):
         scores = F.interpolate(images, scale_factor=2).flatten(1).mean(axis=1)
@@ -135,7 +135,7 @@ class Interpolating(nn.Layer):
         return PackedDetections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
 
 
-def test_an_operator_that_onednn_refuses_is_refused(tmp_path: Path) -> None:
+def test_an_operator_that_onednn_does_not_support_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"has pd_op\.nearest_interp, for which"):
         save_graph(Interpolating(), tmp_path)
 
@@ -157,22 +157,22 @@ save_graph(Corner(), Path(sys.argv[1]))
 """
 
 
-def test_tracing_warns_of_nothing(tmp_path: Path) -> None:
-    """In a process of its own: Paddle rewrites a function, and warns of it, once."""
+def test_tracing_causes_no_warnings(tmp_path: Path) -> None:
+    """In a separate process, because Paddle converts a function, and warns about it, only once."""
     command = [sys.executable, "-W", "error:Dy2Static", "-c", TRACED, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "model.json").exists(), done.stderr[-2000:]
 
 
 class Faulty(nn.Layer):
-    """A part of a user's own with a mistake in it."""
+    """A custom layer with an error."""
 
     def forward(self, images, image_sizes, scales):
         return images.no_such_attribute
 
 
-def test_a_mistake_in_a_part_of_ones_own_is_told_with_its_place(tmp_path: Path) -> None:
-    """Tracing goes without stacks, which takes a quarter off it; an error has one all the same."""
+def test_an_error_in_a_custom_layer_shows_its_line(tmp_path: Path) -> None:
+    """Tracing records no stack traces, which is a quarter faster; errors still have theirs."""
     with pytest.raises(
         AttributeError, match=r"test_export\.py\", line \d+, in forward[^~]*no_such_attribute\n +~+ <--- "
     ):
@@ -180,7 +180,7 @@ def test_a_mistake_in_a_part_of_ones_own_is_told_with_its_place(tmp_path: Path) 
     assert not hasattr(sys, "tracebacklimit")
 
 
-def test_description_is_paddle_detections(detector: TrainedModel, exported: Path) -> None:
+def test_the_description_has_paddledetections_keys(detector: TrainedModel, exported: Path) -> None:
     content = yaml.safe_load((exported / "infer_cfg.yml").read_bytes().decode("ascii"))
     ours = content.pop("ppdet_lite")
     assert content == {
@@ -221,7 +221,7 @@ def test_long_side_limit_below_the_short_side(detector: TrainedModel) -> None:
 
 
 class OffPredictor(Predictor):
-    """Runs an exported model and spoils what it says."""
+    """Runs an exported model and modifies its results."""
 
     def __call__(self, images, image_sizes, scales):
         rows, counts = super().__call__(images, image_sizes, scales)
@@ -230,7 +230,7 @@ class OffPredictor(Predictor):
         return rows, counts
 
 
-def test_a_mismatch_is_an_error_and_leaves_all_as_it_was(
+def test_a_mismatch_is_an_error_and_changes_no_file(
     detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
@@ -273,7 +273,7 @@ def test_only_an_export_is_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine", "model"]
 
 
-def test_a_full_disk_is_told_though_paddle_does_not(
+def test_a_full_disk_is_reported_although_paddle_ignores_it(
     detector: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paddle.jit, "to_static", lambda *_, **__: None)
@@ -320,12 +320,12 @@ def test_pairing_does_not_depend_on_the_order(detector: TrainedModel) -> None:
         ([], [(2, 0.3, np.nan)], "only the exported model finds naïve"),
     ],
 )
-def test_what_differs_is_told(detector: TrainedModel, trained: list, exported: list, text: str) -> None:
+def test_differences_are_described(detector: TrainedModel, trained: list, exported: list, text: str) -> None:
     with pytest.raises(RunFailed, match=text):
         pair(detector, detections(*trained), detections(*exported))
 
 
-def test_rounding_may_decide_at_the_edge(detector: TrainedModel) -> None:
+def test_rounding_may_decide_near_the_limit(detector: TrainedModel) -> None:
     # 0.2 is the threshold; with 30 detections an image is full
     assert pair(detector, detections((0, 0.9, 50), (1, 0.20004, 0)), detections((0, 0.9, 50)))[0] == 1
     full = [(0, 0.9, 20 * i) for i in range(29)]

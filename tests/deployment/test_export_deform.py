@@ -1,4 +1,4 @@
-"""Deformable models with offsets that are not zero, exported: the graph finds the same, with oneDNN and without."""
+"""Exported deformable models with nonzero offsets have the same detections, with and without oneDNN."""
 
 from pathlib import Path
 
@@ -43,8 +43,8 @@ MODELS = {  # of two parts each, since an export takes seconds
 
 @pytest.mark.no_cover  # which makes tracing a graph take half as long again; other tests of exports are measured
 @pytest.mark.parametrize("name", MODELS)
-def test_the_graph_finds_what_the_model_finds(name: str, tmp_path: Path) -> None:
-    """`export` compares both, and ONNX's, on images alone and in pairs, with oneDNN; here without it, too."""
+def test_graph_and_model_have_the_same_detections(name: str, tmp_path: Path) -> None:
+    """`export` compares Paddle and ONNX in batches of 1 and 2, with oneDNN; this test also runs without it."""
     detector = random_detector(load_config(CONFIG, [*SMALL, *MODELS[name]]))
     picture = image_sample(scene(np.random.default_rng(0), 400)[0], detector.preprocess, 0)
     batch = collate([picture], detector.preprocess)

@@ -1,4 +1,4 @@
-"""A detector as an ONNX file: what it finds, what it is made of, and what becomes of a failed conversion."""
+"""A detector as an ONNX file: its detections, its operators, and failed conversions."""
 
 import errno
 import importlib.util
@@ -34,7 +34,7 @@ FILES = ["infer_cfg.yml", "model.json", "model.onnx", "model.pdiparams"]
 
 @pytest.fixture(scope="module")
 def trained() -> TrainedModel:
-    """Class-agnostic, from BGR."""
+    """A class-agnostic detector that takes BGR."""
     model = tiny.detector(class_agnostic=True)
     nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
     nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
@@ -44,7 +44,7 @@ def trained() -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two pictures of different shapes."""
+    """Two images of different shapes."""
     paths = [tmp_path_factory.mktemp("pictures") / f"{i}.png" for i in range(2)]
     for i, path in enumerate(paths):
         cv2.imwrite(str(path), cv2.resize(scene(np.random.default_rng(i), 160)[0], (100 + 60 * i, 120)))
@@ -60,7 +60,7 @@ def exported(trained: TrainedModel, pictures: list[Path], tmp_path_factory: pyte
     return folder
 
 
-def test_both_formats_lie_in_one_folder_and_find_the_same(exported: Path, pictures: list[Path]) -> None:
+def test_both_formats_in_one_folder_have_the_same_detections(exported: Path, pictures: list[Path]) -> None:
     assert sorted(path.name for path in exported.iterdir()) == FILES
     by_paddle, by_onnx = Detector.load(exported), Detector.load(exported / "model.onnx")
     for picture in map(str, pictures):
@@ -96,7 +96,7 @@ def test_nothing_to_find(exported: Path) -> None:
     assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
 
 
-def test_the_graph_is_standard_and_says_what_it_is(trained: TrainedModel, exported: Path) -> None:
+def test_the_graph_has_standard_operators_and_a_description(trained: TrainedModel, exported: Path) -> None:
     model = onnx.load(str(exported / "model.onnx"))
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in onnx_export.nodes(model.graph)} == {""} and not model.functions
@@ -128,7 +128,7 @@ def test_an_operator_of_another_domain_is_refused() -> None:
 
 
 class Unconvertible(nn.Layer):
-    """No detector, but it has the inputs, the outputs and an operator that paddle2onnx does not know."""
+    """A model with a detector's inputs and outputs, and an operator that paddle2onnx does not support."""
 
     def forward(self, images, image_sizes, scales):
         scores = paddle.lgamma(images.flatten(1).mean(axis=1))
@@ -137,7 +137,7 @@ class Unconvertible(nn.Layer):
 
 
 def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
-    """paddle2onnx takes its process with it and names none."""
+    """paddle2onnx aborts its process without naming the operator."""
     save_graph(Unconvertible(), tmp_path)
     with pytest.raises(RunFailed) as caught:
         onnx_export.save_onnx(tmp_path, tmp_path / "model.onnx", None)
@@ -146,14 +146,14 @@ def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
 
 
-def test_another_failure_is_told_by_its_error(tmp_path: Path) -> None:
+def test_another_failure_is_reported_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(RunFailed, match=r"paddle2onnx 2\.\S+ failed: .*rror"):
         onnx_export.save_onnx(tmp_path, tmp_path / "model.onnx", None)
 
 
 def test_a_full_disk(tmp_path: Path, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While paddle2onnx works, and while the file is written."""
+    """During the conversion by paddle2onnx, and while the file is written."""
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -171,7 +171,7 @@ def test_a_full_disk(tmp_path: Path, trained: TrainedModel, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_packages_are_told_before_anything_is_done(
+def test_missing_packages_are_reported_before_the_export(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else name)
@@ -182,7 +182,7 @@ def test_missing_packages_are_told_before_anything_is_done(
     assert str(caught.value) == told
 
 
-def test_a_format_is_not_lost_in_favour_of_another(trained: TrainedModel, exported: Path) -> None:
+def test_one_format_does_not_delete_another(trained: TrainedModel, exported: Path) -> None:
     for format in ("onnx", "paddle"):
         with pytest.raises(UserError, match=r"contains .* of another format; add --format both, or choose another"):
             export(trained, exported, None, format)

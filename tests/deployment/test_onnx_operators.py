@@ -1,4 +1,4 @@
-"""What stands in the ONNX graph for some of Paddle's operators, against these."""
+"""ONNX replacements compared with Paddle's operators."""
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ TYPES |= {np.dtype("int32"): TensorProto.INT32, np.dtype("int64"): TensorProto.I
 
 
 def run(operator: str, attributes: dict, *values: np.ndarray | None) -> np.ndarray:
-    """What ONNX Runtime makes of an operator's replacement; None is an operand that is not there."""
+    """Run an operator's replacement with ONNX Runtime; None is a missing optional operand."""
     feed = {f"in{i}": value for i, value in enumerate(values) if value is not None}
     names = [f"in{i}" if value is not None else "" for i, value in enumerate(values)]
     inputs = [
@@ -43,7 +43,7 @@ def run(operator: str, attributes: dict, *values: np.ndarray | None) -> np.ndarr
 
 @pytest.mark.parametrize("groups", [1, 5, 170])
 @pytest.mark.parametrize("iou", [0.3, 0.7])
-def test_nms_keeps_what_paddles_keeps(groups: int, iou: float) -> None:
+def test_nms_keeps_the_same_boxes_as_paddle(groups: int, iou: float) -> None:
     rng = np.random.default_rng(groups)
     boxes = tiny.random_boxes(rng, 300, 800)
     scores, group = np.sort(rng.random(300).astype(np.float32))[::-1].copy(), rng.integers(0, groups, 300)
@@ -54,7 +54,7 @@ def test_nms_keeps_what_paddles_keeps(groups: int, iou: float) -> None:
 
 
 def test_nms_of_a_far_group_is_not_rounded() -> None:
-    """In float32 these would be at 2^24 pixels and more, where neighbouring numbers are 2 apart."""
+    """Shifted in float32, these would be at 2^24 pixels and more, where the resolution is 2."""
     boxes = np.array([[0, 0, 10, 10], [0.5, 0, 10.5, 10], [0, 0, 10, 10]], np.float64)
     groups = np.array([[600_000], [600_000], [0]], np.float64)
     assert run("pd_op.nms", {"threshold": 0.9}, boxes, groups).tolist() == [0, 2]
@@ -95,7 +95,7 @@ def test_deformable_convolution_of_both_versions(deformable_groups: int, groups:
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def test_expansion_takes_the_others_size() -> None:
+def test_expand_as_uses_the_runtime_size() -> None:
     values = np.arange(3, dtype=np.float32).reshape(1, 3)
     found = run("pd_op.expand_as", {}, values, np.zeros((2, 3), np.float32))
     np.testing.assert_array_equal(found, np.broadcast_to(values, (2, 3)))
@@ -103,7 +103,7 @@ def test_expansion_takes_the_others_size() -> None:
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_group_norm_of_maps_that_have_one_value(groups: int) -> None:
-    """Without epsilon they would be 0 / 0."""
+    """Without epsilon the result would be 0 / 0."""
     rng = np.random.default_rng(0)
     for height, width in ((5, 7), (1, 1)):
         x, weight, bias = rng.normal(2, 3, (2, 8, height, width)), rng.normal(size=8), rng.normal(size=8)

@@ -1,4 +1,4 @@
-"""ONNX files that are none, are another program's, or cannot be run: one line each."""
+"""Errors of one line for files that are not ONNX, are from another program, or cannot be run."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ def told(path: Path) -> str:
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph at all", bytes(1000)])
-def test_a_file_that_is_no_onnx(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     assert "not an ONNX file, or damaged" in told(tmp_path / "model.onnx")
 
@@ -43,7 +43,7 @@ def test_a_damaged_description(tmp_path: Path) -> None:
 
 
 def test_an_operator_that_onnx_runtime_does_not_have(tmp_path: Path) -> None:
-    """Convolution in float64, in place of an operator that came with a later version."""
+    """Convolution in float64 stands for an operator of a later version."""
     path = other_programs_file(tmp_path / "model.onnx", "Conv", TensorProto.DOUBLE)
     assert "is too old for this file" in told(path) and "Conv" in told(path)
 
@@ -59,6 +59,6 @@ def test_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "ONNX files need onnxruntime: pip install -r requirements-onnx.txt" in told(path)
 
 
-def test_what_it_says_of_itself(tmp_path: Path) -> None:
+def test_the_description_is_read(tmp_path: Path) -> None:
     path = other_programs_file(tmp_path / "model.onnx", **{SECTION: described(["naïve", "cat"])})
     assert OnnxPredictor(path).description.class_names == ["naïve", "cat"]

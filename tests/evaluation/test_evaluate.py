@@ -1,4 +1,4 @@
-"""Evaluation: the way from detections to bbox.json and metrics.json, and its numbers.
+"""Evaluation: from detections to bbox.json and metrics.json, and the metrics.
 
 The oracles are cases whose AP is known by hand, and pycocotools used plainly on the written file.
 """
@@ -129,7 +129,7 @@ def test_a_missed_class_halves_ap(tmp_path):
 
 
 def test_a_shifted_box_counts_up_to_its_overlap(tmp_path):
-    """A box of 30 x 40 beside the true one by 6: IoU 24/36 = 0.667, right at 0.5, 0.55, 0.6, 0.65 of the ten."""
+    """A box of 30 x 40 shifted by 6: IoU 24/36 = 0.667, a match at thresholds 0.5, 0.55, 0.6, 0.65 of the ten."""
     dataset = tiny_dataset(tmp_path, xywh={7: [(5, 10, 30, 40, 5)], 3: [], 12: []})
     metrics = run(dataset, [([[11, 10, 41, 50]], [0.9], [0]), NOTHING, NOTHING], tmp_path)
     assert [metrics[name] for name in ("AP", "AP50", "AP75")] == pytest.approx([0.4, 1.0, 0.0])
@@ -222,7 +222,7 @@ def test_a_damaged_image_leaves_the_earlier_results(tmp_path):
     assert set(before) == {"bbox.json", "metrics.json"}
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_detecting(tmp_path):
+def test_an_unwritable_folder_is_reported_before_detecting(tmp_path):
     dataset = tiny_dataset(tmp_path)
     (tmp_path / "file").write_text("")
     model = Oracle(perfect_answers(dataset))
@@ -261,7 +261,7 @@ GOOD = {"image_id": 7, "category_id": 5, "bbox": [1, 2, 3.5, 4], "score": 0.5}
         ([{**GOOD, "category_id": 1}], "entry 1 has category_id 1, which is not in .* results of another dataset"),
     ],
 )
-def test_results_of_something_else_are_refused(tmp_path, content, message):
+def test_invalid_results_are_refused(tmp_path, content, message):
     dataset = tiny_dataset(tmp_path)
     (tmp_path / "r.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=message):
@@ -273,7 +273,7 @@ def test_missing_results_are_named(tmp_path):
         score_file(tiny_dataset(tmp_path), tmp_path / "no.json")
 
 
-def test_progress_is_told_at_intervals(monkeypatch, caplog):
+def test_progress_is_logged_at_intervals(monkeypatch, caplog):
     caplog.set_level("INFO", "ppdet_lite")
     clock = iter([0.0, 4.0, 11.0, 15.0, 22.0])
     monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
@@ -283,7 +283,7 @@ def test_progress_is_told_at_intervals(monkeypatch, caplog):
 
 
 def test_ranks_gather_every_image_once(tmp_path, monkeypatch):
-    """Two ranks, the other one simulated: it brings its share and, as some samplers do, an image of ours again."""
+    """Two ranks, one of them simulated. It returns its images and one of ours again, as some samplers do."""
     dataset = tiny_dataset(tmp_path)
     answers = dict(zip(SIZES, perfect_answers(dataset), strict=True))
     theirs = [
@@ -300,8 +300,8 @@ def test_ranks_gather_every_image_once(tmp_path, monkeypatch):
     assert [record["image_id"] for record in json.loads((tmp_path / "bbox.json").read_text())] == [7, 7, 3]
 
 
-def test_what_is_found_does_not_depend_on_the_batch_size(tmp_path):
-    """Alone, or beside images of other sizes: up to the last bits, which the order of sums in a kernel decides."""
+def test_detections_do_not_depend_on_the_batch_size(tmp_path):
+    """Alone, or with images of other sizes: equal up to rounding, which depends on the order of sums in a kernel."""
     config = load_config(tiny_config(tmp_path))
     dataset = tiny_dataset(tmp_path)
     model = build_model(config, dataset.class_names)
@@ -316,13 +316,13 @@ def test_what_is_found_does_not_depend_on_the_batch_size(tmp_path):
         np.testing.assert_allclose(alone.scores, beside.scores, atol=1e-6)
 
 
-def test_detections_come_into_the_order_of_the_images():
+def test_detections_are_put_into_the_order_of_images():
     found = [ImageDetections(i, *(np.empty(0),) * 3) for i in (4, 2, 9, 7)]
     assert [image.image_id for image in in_order(iter(found), [2, 7, 4, 9])] == [2, 7, 4, 9]
 
 
 def test_both_backends_have_the_same_numbers(tmp_path):
-    """On random boxes near the truth; crowds, sizes and images without objects among them."""
+    """On random boxes near the ground truth, with crowds, several sizes and images without objects."""
     pytest.importorskip("faster_coco_eval")
     dataset = tiny_dataset(tmp_path)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Inference on files: what is found, what is written, and what is refused."""
+"""Inference on image files: results, files written, and errors."""
 
 import json
 import logging
@@ -86,7 +86,7 @@ def test_size_is_that_of_the_image_as_exif_turns_it(tmp_path):
 
 
 def write_truth(folder, image_names, size=(48, 64)):
-    """Annotations of images of one size; in the first of them a dog."""
+    """Annotations of images of one size; the first image contains a dog."""
     height, width = size
     content = {
         "images": [{"id": n, "file_name": x, "height": height, "width": width} for n, x in enumerate(image_names)],
@@ -98,7 +98,7 @@ def write_truth(folder, image_names, size=(48, 64)):
 
 
 def test_truth_side_by_side(tmp_path):
-    """Images are known by their names, classes by theirs, whatever their order."""
+    """Images and classes are matched by name, in any order."""
     source = tmp_path / "in"
     for name in ("a.png", "sub/b.png"):
         write_image(source / name)
@@ -126,7 +126,7 @@ def test_truth_of_other_images_is_refused(tmp_path):
         assert not (tmp_path / "out" / "detections.json").exists()
 
 
-def test_the_score_is_that_of_picture_and_json(tmp_path):
+def test_the_score_applies_to_visualization_and_json(tmp_path):
     write_image(tmp_path / "a.png")
     (high,) = run([CAT], tmp_path / "a.png", tmp_path / "high", score=0.76)
     assert high["detections"] == []
@@ -136,7 +136,7 @@ def test_the_score_is_that_of_picture_and_json(tmp_path):
 
 
 @pytest.mark.parametrize("score", [0.04, 1.5, float("nan")])
-def test_a_score_that_cannot_be_honoured_is_refused(tmp_path, score):
+def test_a_score_below_the_models_threshold_is_refused(tmp_path, score):
     write_image(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"score .* is not between model\.postprocess\.score_threshold, 0\.05, and 1"):
         run([CAT], tmp_path / "a.png", tmp_path / "out", score)
@@ -144,7 +144,7 @@ def test_a_score_that_cannot_be_honoured_is_refused(tmp_path, score):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_damaged_images_are_passed_over_and_named(tmp_path, threads, caplog, monkeypatch):
+def test_damaged_images_are_skipped_and_logged(tmp_path, threads, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
     source, output = tmp_path / "in", tmp_path / "out"
     for name in ("a.png", "b.png", "c.png", "e.png"):
@@ -180,7 +180,7 @@ def test_tiff(tmp_path):
         ("empty", r"empty: contains no image \(\.jpg.*; correct the path"),
     ],
 )
-def test_a_source_without_images_is_told(tmp_path, source, message):
+def test_a_source_without_images_is_refused(tmp_path, source, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=message):
@@ -206,7 +206,7 @@ def test_one_files_output_may_be_beside_it(tmp_path):
     assert len(run([CAT], tmp_path / "a.png", tmp_path / "drawn")) == 1
 
 
-def test_an_output_that_is_a_file_is_told_before_detecting(tmp_path):
+def test_an_output_that_is_a_file_is_reported_before_detecting(tmp_path):
     write_image(tmp_path / "in" / "a.png")
     (tmp_path / "out").write_text("mine")
     detector = oracle([CAT])
@@ -215,7 +215,7 @@ def test_an_output_that_is_a_file_is_told_before_detecting(tmp_path):
     assert detector.network.model.calls == [] and (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_no_half_picture(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_partial_image(tmp_path, monkeypatch):
     write_image(tmp_path / "in" / "a.png")
 
     writer = storage.atomic_writer

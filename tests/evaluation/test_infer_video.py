@@ -1,4 +1,4 @@
-"""Inference on videos: the annotated video, the lines beside it, and what is left when something ends it."""
+"""Inference on videos: the annotated video, the lines of JSON, and the files after an interruption."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SEEN = [([BOX], [0.75], [0]), ([BOX, BOX], [0.5, 0.25], [1, 0]), ([], [], [])]
 
 
 def oracle(count: int) -> Detector:
-    """It sees one, one good and one bad, and none, over and over."""
+    """A detector with one, two (one of low score) and no detections in turn."""
     answers = [SEEN[i % 3] for i in range(count)]
     return Detector.from_trained(TrainedModel(Oracle(answers), NAMES, IDS, Preprocess(32, 64), "a test"))
 
@@ -84,14 +84,14 @@ def test_an_odd_size_keeps_its_last_column(tmp_path: Path) -> None:
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 2
 
 
-def test_a_damaged_end_is_told_once_all_is_written(tmp_path: Path) -> None:
+def test_a_damaged_end_is_reported_after_writing(tmp_path: Path) -> None:
     cut(write_video(tmp_path / "a.mkv", 20), 0.6)
     with pytest.raises(RunFailed, match=r"a\.mkv is damaged after \d+ of 20 frames; the detections before that are"):
         infer_video(oracle(20), tmp_path / "a.mkv", tmp_path / "out")
     assert len(lines_of(tmp_path / "out/a.jsonl")) == len(read_video(tmp_path / "out/a.mp4")[0]) > 0
 
 
-def test_a_camera_is_recorded_at_the_pace_it_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_is_recorded_at_its_measured_frame_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 0.0, 0.0, 0.5, 1.0])  # two beginnings, then the frames of Camera(1)
     monkeypatch.setattr(video_module.cv2, "VideoCapture", Camera)
     monkeypatch.setattr(video_module.time, "monotonic", lambda: next(clock, 99.0))
@@ -121,7 +121,7 @@ def test_stopping_leaves_a_video_that_plays_and_whole_lines(tmp_path: Path) -> N
 
 
 def test_ctrl_c_in_the_tool(tmp_path: Path) -> None:
-    """In a process of its own, at any moment."""
+    """In a separate process, at any time."""
     run = describe_tiny_run(tiny_checkpoint(tmp_path, ["dog", "cat"], [9, 5]))
     write_video(tmp_path / "long.mp4", 2000)
     command = [sys.executable, str(ROOT / "tools/infer.py"), "--model", str(run), "--input", str(tmp_path / "long.mp4")]
@@ -139,7 +139,7 @@ def test_ctrl_c_in_the_tool(tmp_path: Path) -> None:
     assert names_in(tmp_path / "out") == ["long.jsonl", "long.mp4"]
 
 
-def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
+def test_refused_input_leaves_no_files(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4")
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "file").touch()
@@ -154,7 +154,7 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["a.mp4", "empty.mp4", "file"]
 
 
-def test_a_full_disk_keeps_what_was_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_earlier_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "a.mp4")
 
     def full(*_: object) -> list:

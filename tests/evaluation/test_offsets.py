@@ -1,4 +1,4 @@
-"""The pictures of deformable sampling against places computed by hand, and the statistics of offsets set by hand."""
+"""Visualizations of deformable sampling against positions computed by hand, and statistics of known offsets."""
 
 import runpy
 import sys
@@ -57,7 +57,7 @@ RED = (195, 37, 3)  # of the largest modulation
 
 
 def make_detector(conv: str = CONV, pool: str = POOL, *overrides: str) -> TrainedModel:
-    """A small detector that finds many things."""
+    """A small detector with many detections."""
     parts = [f"model.backbone.deformable={conv}", f"model.roi_pool={pool}"]
     config = load_config(CONFIG, [*SMALL, *parts, *overrides])
     model = build_model(config, NAMES)
@@ -68,7 +68,7 @@ def make_detector(conv: str = CONV, pool: str = POOL, *overrides: str) -> Traine
 
 
 def set_offsets(detector: TrainedModel, name: str, dx: float, dy: float, mask_logit: float = 0.0) -> None:
-    """Move all taps of a convolution alike."""
+    """Set one offset for all taps of a convolution."""
     layer = deformable_parts(detector.model)[name]
     bias = np.full(layer.offset.bias.shape, mask_logit, np.float32)
     bias[: layer.offset_channels : 2], bias[1 : layer.offset_channels : 2] = dy, dx
@@ -97,11 +97,11 @@ def centres(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def body(picture: np.ndarray, height: int) -> np.ndarray:
-    """A picture without its title."""
+    """A visualization without its title."""
     return picture[len(picture) - height :]
 
 
-def test_places_by_hand() -> None:
+def test_sampling_positions_by_hand() -> None:
     """Two layers with two taps: 8 pixels per cell and stride 1 after 4 pixels per cell and stride 2."""
     first, second = np.zeros((2, 2, 6, 5)), np.zeros((2, 2, 6, 5))
     second[0], second[1] = [[[0.75]], [[0]]], [[[0]], [[-1]]]
@@ -121,7 +121,7 @@ def test_places_by_hand() -> None:
     np.testing.assert_allclose(modulation, [0.5 * 0.1, 0.5 * 0.2, 0.25 * 0.3, 0.25 * 0.4])
 
 
-def test_nothing_is_read_outside_of_a_map() -> None:
+def test_samples_outside_of_a_map_are_dropped() -> None:
     offset = np.zeros((3, 2, 4, 4))
     offset[1, 0], offset[2, 1] = -1.5, 3.5
     conv = ConvSamples(offset, np.ones((3, 4, 4)), np.zeros((3, 2)), 1, 8)
@@ -133,7 +133,7 @@ def test_nothing_is_read_outside_of_a_map() -> None:
 
 @pytest.mark.parametrize(("pixel", "is_centre"), [(14 * 8, True), (14 * 8 + 3.5, False)])
 def test_a_cell_is_centred_on_the_pixel_of_stride_times_its_index(pixel: float, is_centre: bool) -> None:
-    """With equal weights, a slope up and a slope down through the centre look the same to a unit of stride 8."""
+    """With equal weights, rising and falling ramps through the center give the same value in a cell of stride 8."""
     backbone = ResNet(18, out_stages=[3])
     for parameter in backbone.parameters():
         if parameter.ndim == 4:
@@ -207,7 +207,7 @@ def test_bins_are_drawn_around_the_roi() -> None:
     assert not (picture == RED).all(axis=2).any()  # that bin is far away
 
 
-def test_pictures_of_the_best_detections(detector: TrainedModel, photo: Path, tmp_path: Path) -> None:
+def test_visualizations_of_the_best_detections(detector: TrainedModel, photo: Path, tmp_path: Path) -> None:
     files = draw_offsets(detector, photo, tmp_path / "deep" / "out")
     assert [file.name for file in files] == [f"photo_{kind}{i}.png" for kind in ("point", "bins") for i in (1, 2, 3)]
     image = load_image(str(photo))
@@ -220,7 +220,7 @@ def test_pictures_of_the_best_detections(detector: TrainedModel, photo: Path, tm
 
 
 def test_the_rois_drawn_are_those_that_became_the_detections(detector: TrainedModel, photo: Path) -> None:
-    """Each RoI, moved by its own regression for the class found, is the detection."""
+    """Each RoI, decoded with its own deltas for the detected class, is the detection."""
     model = detector.model
     batch = collate([image_sample(load_image(str(photo)), detector.preprocess, 0)], detector.preprocess)
     with record_arguments({"predictor": model.predictor, "roi_pool": model.roi_pool}) as calls, paddle.no_grad():
@@ -342,7 +342,7 @@ def test_training_records_them_at_checkpoints_and_at_the_end(tmp_path: Path) -> 
     assert [record.id for record in records] == [2, 3] and records[0].value > 0
 
 
-def test_why_they_are_not_shown_is_told(
+def test_the_reason_for_missing_statistics_is_logged(
     detector: TrainedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Damaged:
@@ -352,7 +352,7 @@ def test_why_they_are_not_shown_is_told(
     recorder = Recorder(tmp_path, total=1, start=0, log_every=1)
     recorder.offsets(1, detector.model, Damaged(), detector.preprocess)
     recorder.close()
-    assert "offsets are not record_arguments: image 0 is damaged" in caplog.text
+    assert "offsets are not recorded: image 0 is damaged" in caplog.text
 
 
 @pytest.fixture(scope="module")

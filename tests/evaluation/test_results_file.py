@@ -1,4 +1,4 @@
-"""Reading a results file: quickly where all is well, record by record where it is not; to the same arrays."""
+"""Reading results files: the fast parser, and the strict one for invalid files."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def read(folder, content):
         f"[{GOOD}]".encode("utf-16"),
     ],
 )
-def test_whole_numbers_and_what_is_not_asked_for_are_fine(tmp_path, content):
+def test_integers_and_additional_keys_are_accepted(tmp_path, content):
     found = read(tmp_path, content)
     assert [part.tolist() for part in found] == [[7], [5], [[1.0, 2.5, 3.0, 4.0]], [1.0]]
     assert [part.dtype for part in found] == [np.int64, np.int64, np.float64, np.float64]
@@ -45,11 +45,11 @@ def test_no_detection_at_all(tmp_path):
         ("[1, 2.5, 3, 4e0]", "[1, 2.5, 3, 4e0, 5]"),
     ],
 )
-def test_a_record_that_is_none_is_told_by_its_number(tmp_path, change):
+def test_an_invalid_record_is_reported_with_its_number(tmp_path, change):
     with pytest.raises(UserError, match=r"r\.json: entry 2 is not \{image_id, category_id, bbox"):
         read(tmp_path, f"[{GOOD}, {GOOD.replace(*change)}]")
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_invalid_utf8(tmp_path):
     with pytest.raises(UserError, match=r"r\.json are not JSON"):
         read(tmp_path, b"[\xff\xfe\xfa")

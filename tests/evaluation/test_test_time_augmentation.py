@@ -1,4 +1,4 @@
-"""Several views of an image: mirrored back, merged; by hand."""
+"""Test-time augmentation: views are flipped back and merged, compared with results by hand."""
 
 import json
 
@@ -23,7 +23,7 @@ LOADER = Loader(batch_size=2, threads=1)
 
 
 class Corner(nn.Layer):
-    """A detector of one box, the upper half of the lighter side; the wider the network's image, the surer it is."""
+    """Detects one box, the upper half of the lighter side. Its score grows with the width of the network input."""
 
     def __init__(self):
         super().__init__()
@@ -41,8 +41,8 @@ class Corner(nn.Layer):
         )
 
 
-def test_views_are_mirrored_back_and_merged(tmp_path):
-    """A light left half, seen at three sizes and mirrored: six times the same box, of which the surest one stays."""
+def test_views_are_flipped_back_and_merged(tmp_path):
+    """A light left half, at three sizes and flipped: six times the same box, of which the highest score is kept."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, :20] = 255
     cv2.imwrite(str(tmp_path / "0.png"), pixels)
@@ -70,7 +70,7 @@ def test_views_are_mirrored_back_and_merged(tmp_path):
 
 
 def test_merging_is_nms_per_class_over_all_views_and_keeps_the_best():
-    """Boxes of IoU 0.6 and 1/3, by hand: the second falls to the first, the third and the other class stay."""
+    """Boxes of IoU 0.6 and 1/3: the first suppresses the second; the third and the other class are kept."""
     one = ImageDetections(5, np.float32([[0, 0, 8, 10], [0, 0, 8, 10]]), np.float32([0.9, 0.6]), np.array([0, 1]))
     two = ImageDetections(5, np.float32([[2, 0, 10, 10], [4, 0, 12, 10]]), np.float32([0.8, 0.7]), np.array([0, 0]))
     found = merge_detections([one, two], Postprocess(nms_iou=0.5))
@@ -83,7 +83,7 @@ def test_merging_is_nms_per_class_over_all_views_and_keeps_the_best():
     assert merge_detections([nothing, one], Postprocess()).scores.tolist() == pytest.approx([0.9, 0.6])
 
 
-def test_what_is_mirrored_back_stays_inside_its_image():
+def test_flipped_boxes_are_clipped_to_the_image():
     """27 columns at a scale of 2/3 are 40.5, to which the model rounds up: 41."""
 
     class Whole(nn.Layer):

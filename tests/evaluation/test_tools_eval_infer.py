@@ -19,7 +19,7 @@ SHUFFLED = {8: "dog", 31: "cat"}  # other ids than in training, in another order
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with data, tiny.yml and a run whose model sees nothing but its class 1, which it calls "cat"."""
+    """A folder with data, tiny.yml and a run whose model only detects its class 1, "cat"."""
     folder = tmp_path_factory.mktemp("place")
     tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1)
     return folder
@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def logger():
-    """Put back what a tool does to the package's logger."""
+    """Restore the package's logger after a tool."""
     root = logging.getLogger("ppdet_lite")
     before = (root.handlers[:], root.level, root.propagate)
     yield
@@ -82,7 +82,7 @@ def test_infer_takes_the_names_from_the_checkpoint(place, tool):
     code, out, err = tool(
         "infer.py", "-o", f"weights={place}/run", "--input", place / "images", "--output", place / "drawn"
     )
-    assert (code, err) == (0, "") and "3 pictures" in out
+    assert (code, err) == (0, "") and "images drawn: 3" in out
     found = json.loads((place / "drawn" / "detections.json").read_text())
     assert [(image["file"], image["height"], image["width"]) for image in found] == [
         ("12.png", 128, 100),
@@ -125,7 +125,7 @@ def test_print_config_prints_and_stops(name, tool, place):
         ("infer.py", ["-o", "weights={place}/run", "--input", "{place}/no", "--output", "{place}/o"], "no such image"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(name, arguments, message, tool, place):
+def test_user_errors_are_one_line_with_exit_code_2(name, arguments, message, tool, place):
     write_annotations(place / "eel.json", {5: "cat", 9: "eel"}, {7: [], 3: [], 12: []})
     before = sorted(place.rglob("*"))
     code, _, err = tool(name, *(argument.format(place=place) for argument in arguments))
@@ -136,7 +136,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(name, arguments, messa
 
 
 def test_from_another_folder_in_a_process_of_its_own(place, tmp_path):
-    """The first import order, exit code and silence of Paddle that in-process runs cannot show."""
+    """Import order, exit code and output of Paddle, which runs within this process cannot show."""
     shutil.copy(place / "images" / "7.png", tmp_path / "7.png")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "bad.jpg").write_bytes(b"no image")

@@ -1,4 +1,4 @@
-"""The validation loss against the model called by hand."""
+"""The validation loss compared with direct calls of the model."""
 
 import numpy as np
 import paddle
@@ -18,8 +18,8 @@ from tests.tiny_run import as_detector, tiny_config, tiny_dataset
 PREPROCESS = Preprocess(short_side=32, long_side=64)
 
 
-def test_validation_losses_are_the_mean_over_images_of_what_training_would_lose(tmp_path):
-    """The oracle calls the model by hand, image by image; nothing of the model or of random numbers is changed."""
+def test_validation_losses_are_means_of_training_losses_over_images(tmp_path):
+    """The oracle calls the model per image. Neither the model nor the random state is changed."""
     config = load_config(tiny_config(tmp_path), ["model.roi_sampler.append_ground_truth=true"])
     dataset = tiny_dataset(tmp_path)
     model = build_model(config, dataset.class_names)
