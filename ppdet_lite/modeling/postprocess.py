@@ -33,12 +33,7 @@ class Postprocess:
 
     @paddle.no_grad()
     def __call__(
-        self,
-        output: BoxHeadOutput,
-        rois: Rois,
-        delta_weights: Sequence[float],
-        image_sizes: Tensor,
-        scales: Tensor,
+        self, output: BoxHeadOutput, rois: Rois, delta_weights: Sequence[float], image_sizes: Tensor, scales: Tensor
     ) -> PackedDetections:
         """Return detections in original-image pixels.
 

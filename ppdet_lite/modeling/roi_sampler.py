@@ -42,12 +42,7 @@ class RoISampler:
         return SampledRois(rois, classes, target_boxes, is_proposal, paddle.concat(foreground))
 
     def _with_targets(
-        self,
-        boxes: Tensor,
-        matches: Matches,
-        samples: tuple[Tensor, Tensor],
-        target: Targets,
-        num_classes: int,
+        self, boxes: Tensor, matches: Matches, samples: tuple[Tensor, Tensor], target: Targets, num_classes: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the sampled boxes of one image with their target classes, target boxes and `is_proposal`."""
         rows = paddle.concat(samples)

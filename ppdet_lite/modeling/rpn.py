@@ -166,11 +166,7 @@ class RPN(nn.Layer):
         return Rois(paddle.gather(boxes, rows), counts)
 
     def losses(
-        self,
-        anchors: Sequence[Tensor],
-        logits: Sequence[Tensor],
-        deltas: Sequence[Tensor],
-        targets: Sequence[Targets],
+        self, anchors: Sequence[Tensor], logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
         """Return the binary cross entropy over the sampled anchors and the box loss over their foreground.
 

@@ -58,7 +58,7 @@ def deform_roi_pool(
     "legacy" (the authors' operator): corners are rounded and inclusive. A bin has sample_per_part^2 samples, the first
     at its corner, and is the mean of those within [-0.5, H - 0.5] and [-0.5, W - 0.5], or 0 if there are none.
     Offsets may be coarser and differ between classes of output channels: [R, 2*classes, part_size, part_size].
-    With group_size G, x has C*G*G channels; bin (i, j) of channel c pools (c*G + floor(i*G/P))*G + floor(j*G/P).
+    With group_size G, x has C*G*G channels: bin (i, j) of c pools x channel (c*G + floor(i*G/P))*G + floor(j*G/P).
 
     Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 if x is float64. The samples
     need many times the memory of the result and are computed in chunks (see `sum_rows`). A traced graph calls Paddle's
@@ -186,6 +186,7 @@ def sample_groups(
 
 
 def _group_by_samples(bins: _Bins, samples: int) -> SampleGroups:
+    """Return the sample groups for `samples` per bin and axis; 0: one sample per cell, rounded up."""
     if samples or not bins.height.shape[0]:
         return SampleGroups([(None, samples or 1, samples or 1)])
     sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1)

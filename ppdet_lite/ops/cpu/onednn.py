@@ -153,7 +153,7 @@ class _CArgument(ctypes.Structure):  # dnnl_exec_arg_t
 
 
 class _Object:
-    """Owns an object of the library: created by `dnnl_{kind}_{create}` (or `dnnl_{create}_{kind}_create`)."""
+    """Owns an object of the library, created by `dnnl_{kind}_{create}` or `dnnl_{create}_{kind}_create`."""
 
     def __init__(self, kind: str, create: str, *arguments: Any) -> None:
         self.handle = c_void_p()
@@ -167,7 +167,7 @@ class _Object:
 
 
 class _Execution:
-    """Runs a primitive with its arguments, given by number. Paddle allocates the scratchpad for the time of a run.
+    """Runs a primitive with its arguments, given by number. Paddle allocates the scratchpad, only while it runs.
 
     A scratchpad allocated by oneDNN would belong to the thread that created the primitive: if another thread runs or
     destroys the primitive, both write to memory that is not theirs.
@@ -178,9 +178,8 @@ class _Execution:
         self._size = math.ceil(library().dnnl_memory_desc_get_size(layout) / 4)
         self._scratchpad = _Object("memory", "create", layout, _engine()[0], None) if self._size else None
         self._memories = arguments | ({_SCRATCHPAD: self._scratchpad} if self._scratchpad else {})
-        self._arguments = (_CArgument * len(self._memories))(
-            *[_CArgument(n, o.handle) for n, o in self._memories.items()]
-        )
+        arguments = [_CArgument(number, memory.handle) for number, memory in self._memories.items()]
+        self._arguments = (_CArgument * len(arguments))(*arguments)
         self._primitive = _Object("primitive", "create", descriptor)
 
     def run(self) -> None:
