@@ -104,10 +104,10 @@ def _classes(read: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]
 
 
 def _charts(read: Sequence[SetCheck]) -> list[Figure]:
-    numbers = {each.name: each.distributions for each in read}
+    by_name = {each.name: each.distributions for each in read}
 
     def histogram(axes: Any, key: str, bins: np.ndarray) -> None:
-        for name, each in numbers.items():
+        for name, each in by_name.items():
             values = getattr(each, key).clip(bins[0], bins[-1])
             if len(values):
                 weights = np.full(len(values), 100 / len(values))
@@ -131,11 +131,11 @@ def _charts(read: Sequence[SetCheck]) -> list[Figure]:
         histogram(axes, "relative", np.linspace(0, 1, 41))
 
     def per_image(axes: Any) -> None:
-        most = max(max(each.per_image, default=0) for each in numbers.values()) + 1
+        most = max(max(each.per_image, default=0) for each in by_name.values()) + 1
         histogram(axes, "per_image", np.unique(np.linspace(0, most, 41).round()) - 0.5)
 
     def sizes(axes: Any) -> None:
-        for name, each in numbers.items():
+        for name, each in by_name.items():
             axes.plot(each.widths, each.heights, "o", markersize=4, alpha=0.4, markeredgewidth=0, label=name)
         axes.set(xlabel=DISTRIBUTIONS["widths"], ylabel=DISTRIBUTIONS["heights"], xlim=(0, None), ylim=(0, None))
         axes.legend(frameon=False)

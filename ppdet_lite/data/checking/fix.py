@@ -18,11 +18,9 @@ from ppdet_lite.storage.files import output_file
 
 
 def check_file(annotations: str, images: str, fix: Path | None = None, corners: bool = False) -> Check:
-    """Check one annotation file as a training set and print the result. If `fix` is given, write a repaired copy to it,
-    and check and print that too.
+    """Check an annotation file as a training set and print the result; with `fix`, write and check a repaired copy too.
 
-    Returns the last check. Raises UserError as `repair` does, if the file cannot be read, and if `fix` is the file
-    itself.
+    Returns the last check. Raises UserError as `repair` does, for an unreadable file, and if `fix` is the file itself.
     """
     if fix is not None and fix.exists() and Path(annotations).exists() and os.path.samefile(annotations, fix):
         raise UserError(f"--fix {fix}: is the input file itself; choose another name")
@@ -53,8 +51,7 @@ def repair(found: SetCheck, content: dict[str, Any], corners: bool = False) -> d
     - Boxes are clipped to their images. Boxes without area inside their image are removed, and so are boxes that are
       nearly identical to an earlier one of their class, unreadable annotations, and missing or damaged images.
     - Several images with the same file become one image with the objects of all.
-    - Annotated sizes that differ from the file's are kept, because either of them may be the one that the boxes refer
-      to.
+    - Annotated sizes that differ from the file's are kept, because the boxes may refer to either of them.
 
     corners: the boxes in the file are x1, y1, x2, y2.
 
@@ -65,9 +62,7 @@ def repair(found: SetCheck, content: dict[str, Any], corners: bool = False) -> d
     names = dict(zip(found.content.category_ids, found.content.class_names, strict=True))
     ids = [parse_integer(record["id"])[0] for record in content["categories"]]
     return content | {
-        "images": [
-            record | images.entries[row] for row, record in enumerate(content["images"]) if row in images.entries
-        ],
+        "images": [record | images.entries[i] for i, record in enumerate(content["images"]) if i in images.entries],
         "categories": [
             record | {"id": k, "name": names[k]} for k, record in zip(ids, content["categories"], strict=True)
         ],
