@@ -68,6 +68,6 @@ def test_several_sizes_on_one_level() -> None:
     assert generator([paddle.zeros([1, 1, 2, 3])], [16])[0].shape == [2 * 3 * 6, 4]
 
 
-def test_levels_must_have_as_many_sizes() -> None:
+def test_levels_must_have_equally_many_sizes() -> None:
     with pytest.raises(ValueError, match="same number of sizes for each level"):
         AnchorGenerator(sizes=[[32, 64], [128]])

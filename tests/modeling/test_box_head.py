@@ -123,7 +123,7 @@ class TestLosses:
         expected = -np.log(shares[np.arange(4), CLASSES]).mean()
         assert found["loss_cls"].item() == pytest.approx(expected, rel=1e-5)
 
-    def test_box_loss_looks_at_the_deltas_of_the_true_class(self) -> None:
+    def test_box_loss_uses_the_deltas_of_the_true_class(self) -> None:
         """Foreground deltas are off by known amounts; all others are far off and must not count."""
         deltas = np.full((4, K, 4), 99.0)
         deltas[0, 1] = np.add(TARGETS[0], [0.5, 0, -0.25, 0])
@@ -166,7 +166,7 @@ class TestLosses:
         np.testing.assert_allclose(answer.deltas.grad.numpy(), expected.reshape(4, -1), atol=1e-6)
 
     @pytest.mark.parametrize("class_agnostic", [False, True])
-    def test_background_alone_has_no_box_loss(self, class_agnostic: bool) -> None:
+    def test_background_has_no_box_loss(self, class_agnostic: bool) -> None:
         answer = output(np.zeros((2, 3)), np.ones((2, 4 if class_agnostic else 8)))
         answer.deltas.stop_gradient = False
         predictor = BoxPredictor(1, K, class_agnostic)

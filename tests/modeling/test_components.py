@@ -1,4 +1,4 @@
-"""What a part of one's own must bring along."""
+"""Requirements of custom components."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from ppdet_lite.optimization.schedule import Schedule
 
 
 @pytest.mark.parametrize(("slot", "lacking"), [(Neck, "forward"), (Optimizer, "_build"), (Schedule, "_decay")])
-def test_a_part_that_lacks_its_work_cannot_be_made(slot: type, lacking: str) -> None:
+def test_a_component_must_implement_the_abstract_methods(slot: type, lacking: str) -> None:
     unfinished = type("Unfinished", (slot,), {})
     with pytest.raises(TypeError, match=lacking):
         unfinished()
 
 
-def test_a_pooling_needs_its_levels_too() -> None:
+def test_a_pooling_must_implement_the_level_methods() -> None:
     unfinished = type("Unfinished", (RoIPool,), {"forward": lambda self, features, rois, finest=0: features})
     with pytest.raises(TypeError, match="level"):
         unfinished()

@@ -1,4 +1,4 @@
-"""Deformable convolutions in a ResNet: where they are, what they start from, and how they learn."""
+"""Deformable convolutions in a ResNet: positions, initialization, and training."""
 
 import numpy as np
 import paddle
@@ -14,7 +14,7 @@ from ppdet_lite.optimization.optimizer import SGD, AdamW, Optimizer
 def layer(
     stride: int = 1, dilation: int = 1, channels: int = 4, **settings: int | float | tuple[int, ...]
 ) -> DeformConv2D:
-    """Random weights, a zero branch."""
+    """Return a layer with random weights and a branch of zeros."""
     paddle.seed(0)
     return DeformConv2D(channels, 6, 3, stride, dilation, Deformable(**settings))
 
@@ -41,13 +41,13 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     ("settings", "factor"),
     [({"version": 1}, 1.0), ({"version": 2, "mask_scale": 2}, 1.0), ({"version": 2}, 0.5), ({"groups": 2}, 0.5)],
 )
-def test_at_the_start_it_is_a_convolution(stride: int, dilation: int, settings: dict, factor: float) -> None:
+def test_initially_equals_a_convolution(stride: int, dilation: int, settings: dict, factor: float) -> None:
     conv = layer(stride, dilation, **settings)
     x = noise(2, 4, 9, 12)
     assert_close(conv(x), factor * plain(conv, x))
 
 
-def test_branch_has_the_hosts_shape() -> None:
+def test_branch_has_the_output_size_of_the_convolution() -> None:
     conv = layer(2, 2, groups=2)
     assert conv.offset.weight.shape == [3 * 2 * 9, 4, 3, 3]
     assert (conv.offset._stride, conv.offset._dilation, conv.offset._updated_padding) == ([2, 2], [2, 2], [2, 2])
@@ -58,7 +58,7 @@ def test_branch_has_the_hosts_shape() -> None:
 
 @pytest.mark.parametrize(("dy", "dx"), [(0, 1), (-2, 0)])
 def test_offsets_are_dy_then_dx_in_pixels(dy: int, dx: int) -> None:
-    """All taps moved alike are the convolution of an image moved the other way."""
+    """Moving all taps equally gives the convolution of an image moved in the opposite direction."""
     conv, x = layer(version=1), noise(1, 4, 10, 10)
     bias = np.zeros(18, np.float32)
     bias[0::2], bias[1::2] = dy, dx
@@ -87,7 +87,7 @@ def test_each_group_moves_its_own_channels() -> None:
 
 
 @pytest.mark.parametrize("settings", [Deformable(version=1), Deformable(mask_scale=2)])
-def test_a_pretrained_resnet_says_at_first_what_it_said_before(settings: Deformable) -> None:
+def test_a_pretrained_resnet_initially_has_unchanged_output(settings: Deformable) -> None:
     paddle.seed(3)
     before, after = ResNet(18, norm="gn"), ResNet(18, norm="gn", deformable=settings)
     branch = {f"{name}.offset.{kind}" for name in deformable_names(after) for kind in ("weight", "bias")}
@@ -99,7 +99,7 @@ def test_a_pretrained_resnet_says_at_first_what_it_said_before(settings: Deforma
             assert_close(found, expected)
 
 
-def test_mask_scale_1_changes_what_a_resnet_says() -> None:
+def test_mask_scale_1_changes_the_output_of_a_resnet() -> None:
     paddle.seed(3)
     before, after = ResNet(18, norm="frozen_bn"), ResNet(18, norm="frozen_bn", deformable=Deformable(stages=(5,)))
     after.set_state_dict({**after.state_dict(), **before.state_dict()})
@@ -112,7 +112,7 @@ def test_mask_scale_1_changes_what_a_resnet_says() -> None:
 
 @pytest.mark.parametrize("stages", [(5,), (3, 4, 5), (2, 4)])
 @pytest.mark.parametrize("depth", [18, 50])
-def test_every_3x3_convolution_of_the_stages_named_and_no_other(depth: int, stages: tuple[int, ...]) -> None:
+def test_exactly_the_3x3_convolutions_of_the_given_stages(depth: int, stages: tuple[int, ...]) -> None:
     with paddle.LazyGuard():
         before, after = ResNet(depth), ResNet(depth, deformable=Deformable(stages=stages))
     convs = {name: conv for name, conv in before.named_sublayers() if isinstance(conv, nn.Conv2D)}
@@ -125,7 +125,7 @@ def test_every_3x3_convolution_of_the_stages_named_and_no_other(depth: int, stag
     assert strides == {name: convs[name]._stride[0] for name in wanted}
 
 
-def test_names_and_shapes_of_pretrained_weights_fit() -> None:
+def test_names_and_shapes_match_pretrained_weights() -> None:
     with paddle.LazyGuard():
         before, after = ResNet(50), ResNet(50, deformable=Deformable())
     shapes = {name: value.shape for name, value in after.state_dict().items() if ".offset." not in name}
@@ -157,7 +157,7 @@ def test_the_branch_learns_at_its_own_rate(settings: Optimizer, scale: float) ->
         np.testing.assert_allclose(p.numpy(), expected, rtol=1e-4, atol=1e-4 * own_rate, err_msg=name)
 
 
-def test_a_frozen_stage_keeps_its_branch() -> None:
+def test_the_branch_of_a_frozen_stage_is_frozen() -> None:
     backbone = ResNet(18, norm="gn", frozen_stages=3, out_stages=[4], deformable=Deformable(stages=(3, 4)))
     backbone(noise(1, 3, 64, 64))[0].sum().backward()
     branches = {name: p for name, p in backbone.named_parameters() if ".offset." in name}

@@ -86,8 +86,8 @@ def test_a_step_trains_every_part(model: FasterRCNN) -> None:
 
 
 @pytest.mark.no_cover  # which makes tracing a graph take half as long again; tests of deployment are measured
-def test_the_exported_graph_finds_the_same(model: FasterRCNN, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """By Paddle's inference engine and ONNX Runtime."""
+def test_exported_detections(model: FasterRCNN, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Run by Paddle Inference and ONNX Runtime."""
     if request.node.callspec.params["model"] not in TRACED and not request.config.getoption("--slow"):
         pytest.skip("a recipe has its parts, or one of the others: make test-slow")
     model.eval()
@@ -104,12 +104,12 @@ def test_the_exported_graph_finds_the_same(model: FasterRCNN, request: pytest.Fi
 
 
 def ordered(rows: np.ndarray) -> np.ndarray:
-    """By class and place: near-equal scores may swap."""
+    """Sort by class and position, since near-equal scores may swap."""
     return rows[np.lexsort(rows[:, [3, 2, 0]].round(1).T)]
 
 
 def test_inputs_of_rpn_and_roi_pool() -> None:
-    """DC5: the RPN stage 4 as it is, the RoIs the reduced stage 5; C4: both stage 4."""
+    """DC5: the RPN uses stage 4, the RoIs the reduced stage 5; C4: both use stage 4."""
     for overrides, rpn_channels, roi_channels in ((DC5, 256, 32), (C4, 256, 256)):
         detector = build_model(config_of(overrides), CLASSES, for_training=False)
         detector.eval()
@@ -119,7 +119,7 @@ def test_inputs_of_rpn_and_roi_pool() -> None:
         assert seen == {"rpn": [[2, rpn_channels, 4, 6]], "roi_pool": [[2, roi_channels, 4, 6]]}
 
 
-def test_the_c4_head_is_stage_5_and_a_mean() -> None:
+def test_the_c4_head_is_stage_5_and_average_pooling() -> None:
     head = build_model(config_of(C4), CLASSES, for_training=False).box_head
     pooled = paddle.randn([5, 256, 14, 14])
     x = pooled

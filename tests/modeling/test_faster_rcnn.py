@@ -1,4 +1,4 @@
-"""The whole detector on tiny images: what must hold whatever the weights are."""
+"""The whole detector on tiny images: properties that hold for any weights."""
 
 import numpy as np
 import paddle
@@ -27,7 +27,7 @@ CASES = {
 
 
 def unsure_of_nothing(seed: int) -> FasterRCNN:
-    """A detector whose classes are far from equally probable."""
+    """Return a detector with clearly different class probabilities."""
     model = tiny.detector(seed=seed)
     model.predictor.classify.weight.set_value(model.predictor.classify.weight * 50)
     return model
@@ -35,13 +35,13 @@ def unsure_of_nothing(seed: int) -> FasterRCNN:
 
 @pytest.fixture(scope="module")
 def model() -> FasterRCNN:
-    """One detector for all tests that leave it as it is."""
+    """One detector for all tests that do not change it."""
     return unsure_of_nothing(seed=0)
 
 
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
-    """Whatever ran before, the samplers draw the same."""
+    """The samplers give the same result whatever ran before."""
     paddle.seed(0)
 
 
@@ -59,7 +59,7 @@ def state(model: FasterRCNN) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-def test_a_batch_of_two_is_the_two_images_alone(model: FasterRCNN) -> None:
+def test_a_batch_gives_the_results_of_its_images(model: FasterRCNN) -> None:
     images, sizes, scales = inputs()
     together = detect(model, images, sizes, scales)
     alone = [detect(model, images[i : i + 1], sizes[i : i + 1], scales[i : i + 1]) for i in range(2)]
@@ -71,8 +71,8 @@ def test_a_batch_of_two_is_the_two_images_alone(model: FasterRCNN) -> None:
         np.testing.assert_allclose(getattr(together, field).numpy(), expected, atol=tolerance)
 
 
-def test_detections_lie_in_the_original_images(model: FasterRCNN) -> None:
-    """64 x 96 at scale (0.5, 0.5) is 128 x 192 there; 50 x 70 at (2, 1) is 25 x 70, padding apart."""
+def test_detections_are_inside_the_original_images(model: FasterRCNN) -> None:
+    """Without padding, 64 x 96 at scale (0.5, 0.5) is 128 x 192 in the original, and 50 x 70 at (2, 1) is 25 x 70."""
     found = detect(model, *inputs())
     first = found.counts[0].item()
     assert found.boxes.min().item() >= 0
@@ -84,7 +84,7 @@ def test_detections_lie_in_the_original_images(model: FasterRCNN) -> None:
 
 
 def test_detections_use_the_predictors_delta_weights(model: FasterRCNN) -> None:
-    """Deltas and weights doubled together mean the same boxes."""
+    """Doubling both deltas and weights gives the same boxes."""
     predictor, before = model.predictor, state(model)
     predictor.regress.weight.set_value(predictor.regress.weight * 100)  # or the boxes are the proposals
     expected = detect(model, *inputs())
@@ -98,7 +98,7 @@ def test_detections_use_the_predictors_delta_weights(model: FasterRCNN) -> None:
     assert doubled.boxes.shape != expected.boxes.shape or (doubled.boxes - expected.boxes).abs().max().item() > 1
 
 
-def test_scores_of_an_image_descend_and_end_at_the_limit(model: FasterRCNN) -> None:
+def test_scores_descend_and_detections_are_limited(model: FasterRCNN) -> None:
     found = detect(model, *inputs())
     assert found.scores.min().item() > model.postprocess.score_threshold
     for part in found.scores.split(found.counts.tolist()):
@@ -124,8 +124,8 @@ def test_losses_of_every_kind_of_ground_truth(case: str, model: FasterRCNN) -> N
     assert any(gradient.any() for gradient in gradients) == (case != "nothing but crowd")
 
 
-def test_an_image_on_which_no_proposal_is_left(model: FasterRCNN) -> None:
-    """All boxes are moved far out of the image, where clipping leaves nothing of them: the whole image stands in."""
+def test_an_image_without_valid_proposals(model: FasterRCNN) -> None:
+    """All boxes are outside the image and empty after clipping, so the whole image is the proposal."""
     before = state(model)
     bias = np.zeros(12, np.float32)
     bias[::4] = 1000
@@ -139,7 +139,7 @@ def test_an_image_on_which_no_proposal_is_left(model: FasterRCNN) -> None:
     assert found.counts.max().item() <= tiny.NUM_CLASSES  # of one RoI in each image
 
 
-def test_every_parameter_learns(model: FasterRCNN) -> None:
+def test_every_parameter_gets_a_gradient(model: FasterRCNN) -> None:
     model.train()
     model.clear_gradients()
     sum(model(*inputs(), CASES["objects"]).losses.values()).backward()
@@ -147,7 +147,7 @@ def test_every_parameter_learns(model: FasterRCNN) -> None:
     assert idle == []
 
 
-def test_neither_losses_nor_detections_change_the_model(model: FasterRCNN) -> None:
+def test_losses_and_detections_do_not_change_the_model(model: FasterRCNN) -> None:
     before = state(model)
     model.train()
     sum(model(*inputs(), CASES["objects"]).losses.values()).backward()
@@ -156,7 +156,7 @@ def test_neither_losses_nor_detections_change_the_model(model: FasterRCNN) -> No
     assert all((after[name] == value).all() for name, value in before.items())
 
 
-def test_targets_ask_for_losses_in_evaluation_too(model: FasterRCNN) -> None:
+def test_targets_give_losses_in_evaluation_mode_too(model: FasterRCNN) -> None:
     model.eval()
     with paddle.no_grad():
         assert list(model(*inputs(), CASES["objects"]).losses) == LOSSES
@@ -172,7 +172,7 @@ def test_sampling_follows_paddles_seed(model: FasterRCNN) -> None:
     assert values[0] == values[1] != values[2]
 
 
-def test_one_seed_makes_one_model() -> None:
+def test_a_seed_determines_the_initial_weights() -> None:
     first, second, other = (state(tiny.detector(seed=seed)) for seed in (4, 4, 5))
     assert list(first) == list(second)
     assert all((first[name] == second[name]).all() for name in first)
@@ -180,8 +180,8 @@ def test_one_seed_makes_one_model() -> None:
     assert (first["backbone.stem.conv.weight"] != other["backbone.stem.conv.weight"]).any()
 
 
-def test_a_step_moves_what_is_trained_and_nothing_else() -> None:
-    """BN with the stem and stage 2 frozen: there neither weights nor statistics move, weight decay or not."""
+def test_a_step_updates_trained_parameters_only() -> None:
+    """BN with stem and stage 2 frozen: their weights and statistics do not change, even with weight decay."""
     model = tiny.detector("bn", frozen_stages=2)
     model.train()
     before = state(model)
@@ -210,8 +210,8 @@ def test_class_agnostic_boxes() -> None:
     assert len(corners) < found.boxes.shape[0]  # classes share their boxes
 
 
-def test_targets_of_an_image_stay_with_it() -> None:
-    """RPN losses of a batch are the mean of those of its images alone; no loss depends on the images' order."""
+def test_targets_are_used_for_their_image_only() -> None:
+    """RPN losses of a batch are the mean over its images; no loss depends on the order of the images."""
     model = unsure_of_nothing(seed=1)
     images, sizes, scales = inputs()
     truth, order = CASES["objects"], paddle.to_tensor([1, 0])
@@ -243,7 +243,7 @@ def test_targets_of_an_image_stay_with_it() -> None:
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_stop_the_run(name: str, value: float, model: FasterRCNN) -> None:
+def test_non_finite_weights_stop_the_run(name: str, value: float, model: FasterRCNN) -> None:
     before = state(model)
     parameter = dict(model.named_parameters())[name]
     parameter.set_value(parameter * value)

@@ -1,4 +1,4 @@
-"""FPN: upsampling and merging by hand, and what it publishes."""
+"""FPN: upsampling and merging by hand, channels and strides."""
 
 import numpy as np
 import paddle
@@ -12,7 +12,7 @@ from tests.tiny import float32
 
 
 def constant(layer: nn.Conv2D, value: float, bias: float) -> None:
-    """A convolution that multiplies every channel's centre by `value`, sums the channels and adds the bias."""
+    """Make a convolution that multiplies each channel's center by `value`, sums the channels and adds the bias."""
     kernel = np.zeros(layer.weight.shape, np.float32)
     kernel[:, :, kernel.shape[2] // 2, kernel.shape[3] // 2] = value
     layer.weight.set_value(kernel)
@@ -33,7 +33,7 @@ def test_upsampling_repeats_each_value(on_cpu: bool, monkeypatch: pytest.MonkeyP
 
 
 def test_merging_by_hand() -> None:
-    """Laterals double or triple, outputs add 0.5 after a bias: every number can be done in one's head."""
+    """Lateral convolutions double or triple, output convolutions add 0.5 after a bias."""
     neck = FPN([1, 2], [4, 8], out_channels=1)
     constant(neck.lateral[0].conv, 2, 0)
     constant(neck.lateral[1].conv, 3, 1)
@@ -58,8 +58,8 @@ def test_information_flows_down_all_levels() -> None:
 
 
 @pytest.mark.parametrize("extra_level", [True, False])
-def test_levels_from_a_coarser_one_on(extra_level: bool) -> None:
-    """The same numbers, and the convolutions of the finer levels are not run."""
+def test_finest_level(extra_level: bool) -> None:
+    """The results are equal, and the convolutions of the finer levels are not run."""
     neck = FPN([8, 8, 8], [8, 16, 32], out_channels=4, extra_level=extra_level)
     features = [paddle.randn([2, 8, size, 2 * size]) for size in (8, 4, 2)]
     whole, run = neck(features), []
@@ -82,7 +82,7 @@ def test_extra_level_takes_every_second_value(height: int, width: int) -> None:
     np.testing.assert_array_equal(extra.numpy(), coarsest.numpy()[:, :, ::2, ::2])
 
 
-def test_what_it_publishes() -> None:
+def test_channels_and_strides() -> None:
     neck = FPN([64, 128, 256], [8, 16, 32], out_channels=32)
     assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (32, [8, 16, 32, 64], 32)
     neck = FPN([64, 128], [4, 8], out_channels=32, extra_level=False)
@@ -95,7 +95,7 @@ def test_strides_must_double() -> None:
     assert str(error.value) == "FPN needs each stride to be twice the one before, got [4, 16]"
 
 
-def test_norm_stands_after_every_convolution() -> None:
+def test_norm_after_every_convolution() -> None:
     neck = FPN([8, 16], [4, 8], out_channels=32, norm="gn")
     for block in (*neck.lateral, *neck.output):
         assert isinstance(block.norm, nn.GroupNorm)

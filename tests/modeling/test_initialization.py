@@ -1,4 +1,4 @@
-"""How weights begin: the distributions, and which layer of the detectors begins by which."""
+"""Weight initialization: the distributions, and the distribution of each layer of the detectors."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ KAIMING, XAVIER = "variance 2 / fan-out, normal", "variance 1 / fan-in, uniform"
 
 
 def check(layer: nn.Layer, expected: str | float) -> None:
-    """A layer's weights have the standard deviation that was asked for, and the shape of its distribution; bias 0."""
+    """Check the standard deviation and shape of the distribution of a layer's weights, and that its bias is 0."""
     weight = layer.weight.numpy()
     taps = math.prod(weight.shape[2:])
     fan_in, fan_out = (weight.shape[1] * taps, weight.shape[0] * taps) if weight.ndim == 4 else weight.shape
@@ -38,7 +38,7 @@ def check(layer: nn.Layer, expected: str | float) -> None:
 
 @pytest.mark.parametrize("make", [kaiming_normal, xavier_fill, lambda: normal(0.01), zeros])
 def test_distributions(make: Callable[[], ParamAttr]) -> None:
-    """Of a convolution, a grouped one and a linear layer, whose two fans all differ."""
+    """For a convolution, a grouped convolution and a linear layer, with different fan-in and fan-out."""
     paddle.seed(0)
     expected = {kaiming_normal: KAIMING, xavier_fill: XAVIER, zeros: 0.0}.get(make, 0.01)
     layers = [nn.Conv2D(32, 64, 3, weight_attr=make()), nn.Conv2D(32, 64, 3, groups=4, weight_attr=make())]
@@ -47,7 +47,7 @@ def test_distributions(make: Callable[[], ParamAttr]) -> None:
 
 
 @pytest.mark.parametrize("make", [kaiming_normal, xavier_fill, lambda: normal(0.01)])
-def test_each_layer_draws_anew_and_the_seed_decides(make: Callable[[], ParamAttr]) -> None:
+def test_layers_differ_and_depend_on_the_seed(make: Callable[[], ParamAttr]) -> None:
     def draw(seed: int) -> list[np.ndarray]:
         paddle.seed(seed)
         attribute = make()
@@ -59,7 +59,7 @@ def test_each_layer_draws_anew_and_the_seed_decides(make: Callable[[], ParamAttr
     assert not np.array_equal(draw(1)[0], first)
 
 
-def test_rates() -> None:
+def test_learning_rates() -> None:
     conv = nn.Conv2D(3, 4, 1, weight_attr=normal(0.01, lr_scale=0.1), bias_attr=zeros(0.5))
     assert conv.weight.optimize_attr["learning_rate"] == 0.1
     assert conv.bias.optimize_attr["learning_rate"] == 0.5
@@ -103,8 +103,8 @@ PARTS = {  # what makes it, and how layers of each name begin: the first pattern
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_every_layer_begins_as_its_paper_says(part: str) -> None:
-    """None is left to Paddle's default."""
+def test_initialization_of_every_layer(part: str) -> None:
+    """No layer has Paddle's default."""
     paddle.seed(0)
     make, patterns = PARTS[part]
     weighted = (nn.Conv2D, nn.Linear, DeformConv2D)

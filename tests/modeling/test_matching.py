@@ -1,4 +1,4 @@
-"""Matching by hand and against a loop over boxes; drawing."""
+"""Matching by hand and against a loop over boxes; sampling."""
 
 import numpy as np
 import paddle
@@ -13,7 +13,7 @@ TRUTH = [0, 0, 10, 10]
 
 
 def match_loop(rows: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray, matcher: Matcher) -> list[int]:
-    """The label of each box, one pair after the other, in float64."""
+    """Compute the label of each box, pair by pair, in float64."""
     rows, truth = rows.astype(np.float64), truth.astype(np.float64)
     objects, crowds = truth[~is_crowd], truth[is_crowd]
     overlaps = np.array([[iou(a, b) for b in objects] for a in rows])
@@ -32,7 +32,7 @@ def match_loop(rows: np.ndarray, truth: np.ndarray, is_crowd: np.ndarray, matche
     return labels
 
 
-def test_thresholds_belong_to_the_upper_side() -> None:
+def test_thresholds_are_inclusive() -> None:
     """IoU 0.5, just below, 0.25 and just below; both thresholds are exact in float32."""
     rows = boxes([0, 0, 10, 5], [0, 0, 10, 4.999], [0, 0, 5, 5], [0, 0, 5, 4.999])
     matches = Matcher(0.5, 0.25)(rows, targets([TRUTH]))
@@ -40,19 +40,19 @@ def test_thresholds_belong_to_the_upper_side() -> None:
     assert matches.labels.dtype == matches.target_index.dtype == paddle.int64
 
 
-def test_equal_thresholds_leave_nothing_undecided() -> None:
+def test_equal_thresholds_ignore_no_box() -> None:
     matches = Matcher(0.5, 0.5)(boxes([0, 0, 10, 5], [0, 0, 10, 4.9]), targets([TRUTH]))
     assert matches.labels.tolist() == [FOREGROUND, BACKGROUND]
 
 
-def test_a_box_answers_for_the_truth_of_highest_iou() -> None:
+def test_a_box_is_matched_with_the_highest_iou() -> None:
     truth = targets([[0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60], [50, 50, 60, 60]])
     matches = Matcher(0.5, 0.3)(boxes([0, 0, 10, 8], [0, 0, 10, 9.5], [50, 50, 60, 60], [90, 90, 99, 99]), truth)
     assert matches.target_index.tolist()[:3] == [1, 0, 2]  # of two equal truths the first
     assert matches.labels.tolist() == [FOREGROUND] * 3 + [BACKGROUND]
 
 
-def test_every_truth_keeps_its_best_boxes() -> None:
+def test_keep_best() -> None:
     rows = boxes([0, 0, 10, 2], [0, 8, 10, 10], [0, 0, 10, 1], [40, 40, 50, 50])
     truth = targets([TRUTH, [80, 80, 90, 90]])  # the second overlaps no box, and claims none
     assert Matcher(0.7, 0.3)(rows, truth).labels.tolist() == [BACKGROUND] * 4
@@ -61,8 +61,8 @@ def test_every_truth_keeps_its_best_boxes() -> None:
     assert matches.target_index.tolist()[:2] == [0, 0]
 
 
-def test_a_claimed_box_still_answers_for_what_it_overlaps_most() -> None:
-    """The only box there is belongs to both truths, and learns the one that it fits better."""
+def test_keep_best_does_not_change_the_match() -> None:
+    """The only box is the best of both ground truths; its match is the one with the higher IoU."""
     matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 10, 10]), targets([[0, 0, 10, 2], [0, 0, 10, 4]]))
     assert (matches.labels.tolist(), matches.target_index.tolist()) == ([FOREGROUND], [1])
 
@@ -92,14 +92,14 @@ def test_an_object_inside_a_crowd_stays_an_object() -> None:
     assert matches.labels.tolist() == [FOREGROUND, IGNORE]  # claimed though IoU is 0.2
 
 
-def test_crowds_alone() -> None:
+def test_only_crowds() -> None:
     truth = targets([[0, 0, 50, 50], [60, 60, 70, 70]], crowd=[True, True])
     matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 9, 9], [60, 60, 64, 64], [80, 0, 90, 9]), truth)
     assert matches.labels.tolist() == [IGNORE, IGNORE, BACKGROUND]
     assert matches.target_index.tolist() == [0, 0, 0]
 
 
-def test_a_shared_cover_by_two_crowds_does_not_add_up() -> None:
+def test_coverages_of_two_crowds_are_not_added() -> None:
     truth = targets([[0, 0, 4, 10], [6, 0, 10, 10]], crowd=[True, True])
     assert Matcher()(boxes([0, 0, 10, 10]), truth).labels.tolist() == [BACKGROUND]
 
@@ -126,8 +126,8 @@ def test_against_a_loop(matcher: Matcher) -> None:
     assert {BACKGROUND, FOREGROUND, IGNORE} == set(labels)
 
 
-def test_many_pairs_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory does not grow with the pairs, and nothing else changes, ties across parts included."""
+def test_a_large_iou_matrix_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory does not grow with the number of pairs, and results do not change, even for ties across parts."""
     rng, matcher, pairs = np.random.default_rng(4), Matcher(0.7, 0.3, keep_best=True), []
     rows = float32(np.tile(random_boxes(rng, 50, size=60), (3, 1)))
     truth = targets(random_boxes(rng, 9, size=60, least=8))
@@ -170,7 +170,7 @@ LABELS = [FOREGROUND] * 20 + [BACKGROUND] * 60 + [IGNORE] * 20
         ([], Sampler(4, 0.5), 0, 0),
     ],
 )
-def test_how_many_are_drawn(labels: list[int], sampler: Sampler, foreground: int, background: int) -> None:
+def test_number_of_samples(labels: list[int], sampler: Sampler, foreground: int, background: int) -> None:
     paddle.seed(0)
     (drawn,) = sampler([int64(labels)])
     for indices, kind, count in zip(drawn, (FOREGROUND, BACKGROUND), (foreground, background), strict=True):
@@ -180,7 +180,7 @@ def test_how_many_are_drawn(labels: list[int], sampler: Sampler, foreground: int
         assert all(labels[i] == kind for i in indices)
 
 
-def test_every_candidate_is_drawn_equally_often() -> None:
+def test_every_candidate_is_sampled_equally_often() -> None:
     paddle.seed(1)
     counts = np.zeros(100, int)
     for _ in range(300):
@@ -193,7 +193,7 @@ def test_every_candidate_is_drawn_equally_often() -> None:
     assert not counts[80:].any()
 
 
-def test_draws_follow_paddles_seed() -> None:
+def test_sampling_depends_on_paddles_seed() -> None:
     draws = []
     for seed in (5, 5, 6):
         paddle.seed(seed)
@@ -201,8 +201,8 @@ def test_draws_follow_paddles_seed() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_images_are_drawn_from_one_after_the_other() -> None:
-    """Each as if it were alone, with what the generator has for it."""
+def test_images_are_sampled_in_order() -> None:
+    """Each image is sampled as by itself, with the generator's next random numbers."""
     images = [int64(LABELS), int64([]), int64([BACKGROUND] * 30), int64(LABELS[::-1])]
     paddle.seed(7)
     alone = [[part.tolist() for part in Sampler(16, 0.5)([labels])[0]] for labels in images]

@@ -1,4 +1,4 @@
-"""The parts of the R-CNN teacher: which RoIs it draws, what it cuts out for them, and its losses."""
+"""The R-CNN teacher: the sampled RoIs, their patches, and the losses."""
 
 import numpy as np
 import paddle
@@ -44,7 +44,7 @@ def features(seed: int, count: int = 4) -> np.ndarray:
 
 
 def losses(student: np.ndarray, taught: np.ndarray, **options) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """The losses for class 1 and the gradient of `loss_mimic` alone in both features."""
+    """Return the losses for class 1 and the gradients of `loss_mimic` in both features."""
     sides = [paddle.to_tensor(side, stop_gradient=False) for side in (student, taught)]
     mimic = teacher(**{"loss_weight": 1.0, "cls_loss_weight": 1.0, **options})
     found = mimic.losses(*sides, mimic.classify(sides[1]), paddle.ones([len(student)], dtype="int64"))
@@ -54,7 +54,7 @@ def losses(student: np.ndarray, taught: np.ndarray, **options) -> tuple[dict[str
 
 
 @pytest.mark.parametrize(("kind", "include_ground_truth"), ROWS)
-def test_draws_exactly_the_right_rois(kind: str, include_ground_truth: bool) -> None:
+def test_candidates_of_sampling(kind: str, include_ground_truth: bool) -> None:
     rois = sampled()
     rows = ROWS[kind, include_ground_truth]
     omega = teacher(rois=kind, include_ground_truth=include_ground_truth).sample(rois)
@@ -64,7 +64,7 @@ def test_draws_exactly_the_right_rois(kind: str, include_ground_truth: bool) -> 
     assert omega.rois.counts.tolist() == [sum(row < 7 for row in rows), sum(row >= 7 for row in rows)]
 
 
-def test_draws_at_most_so_many_of_each_image_at_random() -> None:
+def test_samples_at_most_rois_per_image_at_random() -> None:
     seen = []
     for seed in range(40):
         paddle.seed(seed)
@@ -76,7 +76,7 @@ def test_draws_at_most_so_many_of_each_image_at_random() -> None:
     assert min(seen.count(row) for row in (4, 5, 6)) > 15  # 80 draws
 
 
-def test_draws_again_what_it_drew_with_the_same_seed() -> None:
+def test_sampling_depends_on_the_seed() -> None:
     mimic = teacher(rois_per_image=2, rois="both")
     drawn = []
     for seed in (3, 3, 4):
@@ -96,13 +96,13 @@ def test_no_roi_to_sample(rois: SampledRois) -> None:
 
 
 @pytest.mark.parametrize(("factor", "loss"), [(1, 0), (3, 0), (-1, 2), (-0.2, 2)])
-def test_same_directions_cost_nothing_and_opposite_ones_two(factor: float, loss: float) -> None:
+def test_loss_of_equal_and_opposite_directions(factor: float, loss: float) -> None:
     found, *gradients = losses(features(1), factor * features(1))
     assert found["loss_mimic"] == pytest.approx(loss, abs=1e-6)
     assert np.abs(gradients).max() < 1e-6
 
 
-def test_right_angles_cost_one_and_the_loss_is_the_mean() -> None:
+def test_loss_of_orthogonal_features_and_mean() -> None:
     first, second = np.eye(8, dtype=np.float32)[:2], np.eye(8, dtype=np.float32)[[1, 1]]
     assert losses(first, second)[0]["loss_mimic"] == pytest.approx((1 + 0) / 2)
 
@@ -140,7 +140,7 @@ def test_features_of_zero_have_finite_gradients() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    """Cosines 1, -1, 0 and 1; two classes of four told rightly; three patches of one image and one of another."""
+    """Cosines 1, -1, 0 and 1; two of four classes are right; three patches of one image and one of another."""
     side = np.eye(8, dtype=np.float32)
     student, taught = side[[0, 1, 2, 3]], np.stack([2 * side[0], -side[1], side[5], side[3]])
     logits = side[[0, 2, 1, 1], : K + 1]
@@ -151,8 +151,8 @@ def test_metrics_by_hand() -> None:
     )
 
 
-def test_it_starts_as_the_paper_has_it() -> None:
-    """32 foreground proposals of an image, patches of 224, both losses at 0.1; a classifier that knows nothing yet."""
+def test_defaults_are_those_of_the_paper() -> None:
+    """32 foreground proposals per image, patches of 224, both losses weighted 0.1, an untrained classifier."""
     paddle.seed(0)
     mimic = RCNNTeacher(1024, 80)
     assert (mimic.rois_per_image, mimic.kind, mimic.include_ground_truth) == (32, "foreground", False)
@@ -163,7 +163,7 @@ def test_it_starts_as_the_paper_has_it() -> None:
     assert not mimic.classify.bias.numpy().any()
 
 
-def test_the_classifier_has_a_loss_of_its_own() -> None:
+def test_the_classifier_has_a_separate_loss() -> None:
     mimic, taught = teacher(cls_loss_weight=1.0), paddle.to_tensor(features(2))
     logits = mimic.classify(taught)
     classes = tiny.int64([0, K, 1, 2])
@@ -174,7 +174,7 @@ def test_the_classifier_has_a_loss_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("stopped", ["none", "teacher", "student"])
-def test_a_stopped_side_is_not_trained_by_mimicking(stopped: str) -> None:
+def test_a_stopped_side_gets_no_mimicking_gradient(stopped: str) -> None:
     whole, *gradients = losses(features(1), features(2))
     found, student, taught = losses(features(1), features(2), stop_gradient=stopped)
     assert found == whole
@@ -189,8 +189,8 @@ def test_a_stopped_teacher_still_learns_to_classify() -> None:
     assert np.abs(taught.grad.numpy()).max() > 0
 
 
-def test_losses_are_float32_whatever_the_features_are() -> None:
-    """Mixed precision hands over bfloat16."""
+def test_losses_are_float32_for_any_feature_dtype() -> None:
+    """In mixed precision the features are bfloat16."""
     mimic = teacher()
     low = [paddle.to_tensor(features(seed)).astype("bfloat16") for seed in (1, 2)]
     found = mimic.losses(*low, mimic.classify(low[1].astype("float32")).astype("bfloat16"), tiny.int64([0, 1, 2, 3]))
@@ -230,7 +230,7 @@ def test_crops_of_the_originals_equal_a_slow_loop(flipped: list[bool]) -> None:
 
 
 def test_crops_are_exact_far_to_the_right_in_a_large_image() -> None:
-    """Where positions in float32 would be 1e-4 pixels off; noise makes the most of it."""
+    """float32 positions would be 1e-4 pixels off, which is most visible in noise."""
     rng = np.random.default_rng(2)
     image, scale = rng.standard_normal((3, 24, 4000)).astype(np.float32), np.float32(0.37)
     width, box = round(4000 * 0.37), np.float32([12.3, 1.1, 31.7, 7.9])
@@ -242,7 +242,7 @@ def test_crops_are_exact_far_to_the_right_in_a_large_image() -> None:
     np.testing.assert_allclose(found.numpy()[0], tiny.slow_crop(image, place, 10)[:, :, ::-1], atol=3e-6)
 
 
-def test_crops_of_the_networks_input_end_at_the_image_not_at_the_padding() -> None:
+def test_crops_of_the_network_input_exclude_the_padding() -> None:
     images = np.random.default_rng(0).standard_normal((2, 3, 40, 48)).astype(np.float32)
     sources = network_sources(paddle.to_tensor(images), tiny.float32(SIZES))
     found = teacher(crop_size=10).crop(tiny.rois(*BOXES), sources, tiny.float32(SIZES), paddle.ones([2, 2]))

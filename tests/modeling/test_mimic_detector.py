@@ -1,4 +1,4 @@
-"""The R-CNN teacher within a detector: what it trains, what it leaves alone, and that detection knows nothing of it."""
+"""The R-CNN teacher in a detector: the parameters that it trains, and no effect on other losses and detections."""
 
 import contextlib
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ def parts(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("pool", ["align", "plain", "modulated"])
 @pytest.mark.parametrize("crop_from", ["original", "network"])
-def test_a_step_of_mimicking_alone_trains_what_both_sides_share(pool: str, crop_from: str) -> None:
-    """Backbone, neck, RoI pooling, box head, teacher's classifier; neither the detector's last layers nor the RPN."""
+def test_mimicking_losses_train_the_shared_parts(pool: str, crop_from: str) -> None:
+    """Backbone, neck, RoI pooling, box head and the teacher's classifier, but not RPN and predictor."""
     model = tiny.detector(pool=pool, mimic={**MIMIC, "crop_from": crop_from})
     before = state(model)
     found = losses_of(model).losses
@@ -66,14 +66,14 @@ def test_either_side_alone_trains_the_backbone(stopped: str) -> None:
     assert model.mimic.classify.weight.grad is None  # it has a loss of its own
 
 
-def test_to_classify_patches_trains_the_backbone_too() -> None:
+def test_the_classification_loss_trains_the_backbone() -> None:
     model = tiny.detector(mimic={**MIMIC, "stop_gradient": "teacher"})
     losses_of(model).losses["loss_mimic_cls"].backward()
     assert model.backbone.stem.conv.weight.grad.numpy().any()
     assert model.box_head.fc2.weight.grad.numpy().any()
 
 
-def test_the_other_losses_are_those_of_the_detector_alone() -> None:
+def test_other_losses_do_not_change() -> None:
     model = tiny.detector("bn", mimic=MIMIC)
     plain = tiny.detector("bn")
     plain.set_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("mimic.")})
@@ -85,8 +85,8 @@ def test_the_other_losses_are_those_of_the_detector_alone() -> None:
     }
 
 
-def test_batch_norms_keep_the_statistics_of_whole_images() -> None:
-    """The running ones are, bit for bit, those that the same step without the teacher leaves."""
+def test_patches_do_not_change_running_statistics() -> None:
+    """The running statistics are bit-identical to those after the same step without the teacher."""
     model, plain = tiny.detector("bn", mimic=MIMIC), tiny.detector("bn")
     fresh = {n: v for n, v in state(model).items() if not n.startswith("mimic.")}
     plain.set_state_dict(fresh)
@@ -102,8 +102,8 @@ def test_batch_norms_keep_the_statistics_of_whole_images() -> None:
     assert {layer._momentum for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D)} == {0.9}
 
 
-def test_norms_of_all_shared_parts_keep_their_statistics() -> None:
-    """Those of neck and box head too."""
+def test_patches_do_not_change_statistics_of_neck_and_head() -> None:
+    """Those of neck and box head do not change either."""
     model = tiny.detector("bn", mimic=MIMIC)
     model.neck = FPN(model.backbone.out_channels, model.backbone.out_strides, 32, norm="bn")
     model.box_head = ConvFCHead(32, 3, convs=1, conv_channels=32, width=64, norm="bn")
@@ -115,8 +115,8 @@ def test_norms_of_all_shared_parts_keep_their_statistics() -> None:
 
 
 @pytest.mark.parametrize("guarded", ["grid_sample", "cosine_similarity", "cross_entropy"])
-def test_crops_and_losses_are_kept_out_of_mixed_precision(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU Paddle ignores `auto_cast`, so what is looked at is that it is switched off around them."""
+def test_crops_and_losses_are_computed_in_float32(guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle ignores `auto_cast` on a CPU, so the test checks that it is disabled around them."""
     states, seen = [True], []
     plain = getattr(F, guarded)
 
@@ -138,8 +138,8 @@ def test_crops_and_losses_are_kept_out_of_mixed_precision(guarded: str, monkeypa
     assert guarded == "cross_entropy" or not any(seen)  # the box head has a cross entropy too
 
 
-def test_patches_are_normalised_by_their_own_statistics() -> None:
-    """Not by running ones, which mean nothing at the start: a patch's features do not depend on them."""
+def test_patches_are_normalized_by_their_own_statistics() -> None:
+    """A patch's features do not depend on the running statistics, which are meaningless at first."""
     model = tiny.detector("bn", mimic=MIMIC)
     patches = paddle.randn([2, 3, 32, 32])
     expected = model._embed_patches(patches).numpy()
@@ -167,8 +167,8 @@ def test_a_patch_is_an_image_with_a_single_roi(pool: str) -> None:
 
 
 @pytest.mark.parametrize("crop_from", ["original", "network"])
-def test_losses_and_metrics_are_those_of_a_slow_walk_from_roi_to_roi(crop_from: str) -> None:
-    """Each RoI alone: its feature, a patch cut out of the image by a loop, that patch's feature, their cosine.
+def test_losses_and_metrics_equal_a_loop_over_rois(crop_from: str) -> None:
+    """For each RoI: its feature, a patch cropped by a loop, the patch's feature, and their cosine.
 
     The second image is mirrored and stretched; group norms let every patch stand alone.
     """
@@ -232,7 +232,7 @@ def nothing_positive() -> list[Targets]:
 @pytest.mark.parametrize("how", ["no objects", "too early"])
 @pytest.mark.parametrize("own_backbone", [False, True])
 def test_without_positive_rois_losses_and_gradients_are_zero(how: str, own_backbone: bool) -> None:
-    """And yet every weight has a gradient: processes that train together wait for each."""
+    """Every weight still has a gradient, for which other ranks wait."""
     paddle.seed(0)
     backbone = ResNet(18, norm="gn", frozen_stages=0) if own_backbone else None
     model = tiny.detector(mimic={**MIMIC, "backbone": backbone, "start_iteration": 5})
@@ -249,7 +249,7 @@ def test_without_positive_rois_losses_and_gradients_are_zero(how: str, own_backb
 
 
 @pytest.mark.parametrize(("iteration", "on"), [(None, True), (0, False), (4, False), (5, True), (6, True)])
-def test_the_branch_comes_in_at_its_start(iteration: int | None, on: bool) -> None:
+def test_start_iteration(iteration: int | None, on: bool) -> None:
     model = tiny.detector(mimic={**MIMIC, "start_iteration": 5})
     found = losses_of(model, iteration=iteration)
     assert (found.losses["loss_mimic"].item() > 0) is on
@@ -257,7 +257,7 @@ def test_the_branch_comes_in_at_its_start(iteration: int | None, on: bool) -> No
 
 
 def test_an_image_without_objects_beside_one_with() -> None:
-    """The batch's second image has none; patches come from the first, ground truth and what overlaps it."""
+    """The second image has none; patches come from the first: ground truth and proposals that overlap it."""
     model = tiny.detector(mimic=MIMIC)
     found = losses_of(model)
     count = found.patches.classes.shape[0]
@@ -272,14 +272,14 @@ def test_an_image_without_objects_beside_one_with() -> None:
 
 
 def test_all_rois_can_be_mimicked() -> None:
-    """Every proposal, the appended ground truth left out."""
+    """All proposals, without the appended ground truth."""
     model = tiny.detector(mimic={**MIMIC, "rois": "both", "rois_per_image": 100, "include_ground_truth": False})
     model.roi_sampler = RoISampler(Matcher(0.999, 0.999), model.roi_sampler.sampler)  # only ground truth is foreground
     found = losses_of(model)
     assert set(found.patches.classes.tolist()) == {tiny.NUM_CLASSES}
 
 
-def test_a_backbone_of_its_own_leaves_the_detectors_to_the_student() -> None:
+def test_a_separate_backbone_of_the_teacher() -> None:
     paddle.seed(0)
     own = ResNet(18, norm="gn", frozen_stages=0)
     model = tiny.detector(mimic={**MIMIC, "backbone": own, "stop_gradient": "student"})
@@ -289,7 +289,7 @@ def test_a_backbone_of_its_own_leaves_the_detectors_to_the_student() -> None:
     assert all(parameter.grad.numpy().any() for parameter in model.mimic.parameters())
 
 
-def test_detection_is_that_of_a_detector_without_it() -> None:
+def test_the_teacher_does_not_change_detections() -> None:
     model, plain = tiny.detector("bn", pool="modulated", mimic=MIMIC), tiny.detector("bn", pool="modulated")
     losses_of(model)  # statistics move
     plain.set_state_dict({n: v for n, v in model.state_dict().items() if not n.startswith("mimic.")})

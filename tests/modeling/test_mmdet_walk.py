@@ -1,4 +1,4 @@
-"""Where mmdetection's layers differ, walked through number by number in NumPy, with weights under its own names.
+"""mmdetection's layers that differ, computed step by step in NumPy, with weights under its names.
 
 mmcv's operators have no CPU kernels, so there is nothing to run beside; the walk follows their sources' arithmetic.
 """
@@ -25,7 +25,7 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], scale: float) -> dict[st
 
 
 def taken(layer: paddle.nn.Layer, prefix: str, theirs: Mapping[str, np.ndarray]) -> None:
-    """Give a layer of ours the weights of theirs, by the rules of conversion."""
+    """Load mmdetection's weights into our layer, by the rules of conversion."""
     wanted = {f"{prefix}{name}": tuple(value.shape) for name, value in layer.state_dict().items()}
     report = mmdet(wanted).to_ours(wanted, {name: array.astype(np.float32) for name, array in theirs.items()})
     assert report.is_complete, report.summary()
@@ -33,7 +33,7 @@ def taken(layer: paddle.nn.Layer, prefix: str, theirs: Mapping[str, np.ndarray])
 
 
 def sample(plane: np.ndarray, y: float, x: float) -> float:
-    """Bilinear value on a plane in a sea of zeros."""
+    """Interpolate a zero-padded plane bilinearly."""
     top, left = math.floor(y), math.floor(x)
     value = 0.0
     for row, column in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
@@ -43,7 +43,7 @@ def sample(plane: np.ndarray, y: float, x: float) -> float:
 
 
 def test_modulated_convolution_with_four_groups() -> None:
-    """ModulatedDeformConv2dPack: one convolution says o1, o2 and the mask; groups outermost, y before x in a tap."""
+    """ModulatedDeformConv2dPack: a convolution computes o1, o2 and the mask; groups outermost, y before x."""
     groups, channels, height, width = 4, 8, 5, 6
     layer = DeformConv2D(channels, 3, 3, 1, 1, Deformable(version=2, groups=groups))
     name = "backbone.layer2.0.conv2"
@@ -77,7 +77,7 @@ def dense(theirs: Mapping[str, np.ndarray], name: str, x: np.ndarray) -> np.ndar
 
 
 def test_modulated_pooling_has_a_branch_for_each_level_and_one_for_the_mask() -> None:
-    """ModulatedDeformRoIPoolPack in SingleRoIExtractor: four packs, each with offset_fc and mask_fc of its own."""
+    """ModulatedDeformRoIPoolPack in SingleRoIExtractor: four packs, each with its own offset_fc and mask_fc."""
     paddle.seed(0)
     layer = DeformRoIPool(STRIDES, CHANNELS, True, "mmcv", hidden=HIDDEN, output_size=SIZE, per_level=True)
     inputs, bins = CHANNELS * SIZE**2, SIZE**2
@@ -112,8 +112,8 @@ def test_modulated_pooling_has_a_branch_for_each_level_and_one_for_the_mask() ->
     assert len({layer.level(tiny.boxes(*boxes)).tolist()[i] for i in range(4)}) == 3
 
 
-def test_without_its_own_a_level_has_the_branch_of_all() -> None:
-    """`per_level` with one branch's weights for all is the pooling with one branch; other levels' gradients are 0."""
+def test_per_level_branches_with_equal_weights() -> None:
+    """`per_level` with equal weights equals a single branch; gradients of levels without RoIs are 0."""
     paddle.seed(0)
     shared = DeformRoIPool(STRIDES, CHANNELS, False, "paper", output_size=SIZE)
     shared.offset[0].weight.set_value(paddle.randn(shared.offset[0].weight.shape))

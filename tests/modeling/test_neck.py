@@ -1,4 +1,4 @@
-"""Detectors without a pyramid: what RPN and RoIs read."""
+"""Necks without a pyramid: the features for RPN and RoIs."""
 
 import numpy as np
 import paddle
@@ -14,19 +14,19 @@ def maps() -> list[paddle.Tensor]:
     return [tiny.float32(rng.standard_normal((1, channels, 2, 3))) for channels in (4, 6)]
 
 
-def test_without_a_neck_all_read_the_map() -> None:
+def test_without_a_neck_rpn_and_rois_use_the_map() -> None:
     neck, features = NoNeck([4], [16]), maps()[:1]
     assert neck(features)[0] is features[0] and neck.rpn_features(features, neck(features))[0] is features[0]
     assert (neck.out_channels, neck.out_strides, neck.size_divisor) == (4, [16], 1)
     assert (neck.rpn_channels, neck.rpn_strides) == (4, [16])
 
 
-def test_without_a_neck_there_is_one_map() -> None:
+def test_without_a_neck_several_maps_are_rejected() -> None:
     with pytest.raises(IncompatibleArguments, match=r"backbone\.out_stages: has 4 stages"):
         NoNeck([1, 2, 3, 4], [4, 8, 16, 32])
 
 
-def test_rois_read_the_reduced_map_and_the_rpn_the_first() -> None:
+def test_rois_use_the_reduced_map_and_the_rpn_the_first() -> None:
     neck, features = Reduction([4, 6], [16, 16], out_channels=2), maps()
     neck.reduce.conv.weight.set_value(tiny.float32(np.arange(12).reshape(2, 6, 1, 1) - 6))
     neck.reduce.conv.bias.set_value(tiny.float32([0.5, -0.5]))

@@ -1,4 +1,4 @@
-"""Norms against their statistics written out in numpy, and the house's one convolution."""
+"""Norms against NumPy, and the convolution with a norm."""
 
 import numpy as np
 import paddle
@@ -20,7 +20,7 @@ def column(values: np.ndarray) -> np.ndarray:
 
 
 def standardised(x: np.ndarray, groups: int) -> np.ndarray:
-    """Every group of channels of every image with mean 0 and variance 1, group after group."""
+    """Normalize each group of channels of each image to mean 0 and variance 1."""
     out = np.empty(x.shape)
     size = x.shape[1] // groups
     for image, group in np.ndindex(len(x), groups):
@@ -48,7 +48,7 @@ def test_statistics_of_an_image(name: str, groups: int, training: bool) -> None:
 
 
 def test_batch_norm() -> None:
-    """Training: the batch's statistics, whose tenth enters the running ones. Evaluation: the running ones."""
+    """Training uses batch statistics and updates the running ones by a tenth; evaluation uses the running ones."""
     norm = with_parameters(build_norm("bn", 64))
     mean, variance = X.mean(axis=(0, 2, 3), dtype=np.float64), X.var(axis=(0, 2, 3), dtype=np.float64)
     found = norm(float32(X)).numpy()
@@ -89,11 +89,11 @@ def test_gradients_of_frozen_batch_norm(name: str, trainable: bool) -> None:
     np.testing.assert_allclose(norm.bias.grad.numpy(), given.sum(axis=(0, 2, 3)), atol=1e-4)
 
 
-def test_fresh_frozen_batch_norm_changes_nothing() -> None:
+def test_initial_frozen_batch_norm_is_the_identity() -> None:
     np.testing.assert_allclose(FrozenBatchNorm(64)(float32(X)).numpy(), X, rtol=1e-5)
 
 
-def test_frozen_batch_norm_takes_the_weights_of_batch_norm() -> None:
+def test_frozen_batch_norm_loads_weights_of_batch_norm() -> None:
     trained, frozen = with_parameters(build_norm("bn", 64), stored=True), FrozenBatchNorm(64)
     missing, unexpected = frozen.set_state_dict(trained.state_dict())
     assert (missing, unexpected) == ([], [])

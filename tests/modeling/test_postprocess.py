@@ -17,7 +17,7 @@ APART = [[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(5)]
 
 
 def answer(shares: list[list[float]], deltas: np.ndarray | None = None) -> BoxHeadOutput:
-    """Logits whose softmax is the given shares (of the objects' classes; background has the rest)."""
+    """Return logits with these softmax probabilities of the object classes; background has the rest."""
     rows = np.array([[*row, 1 - sum(row)] for row in shares], np.float64).reshape(len(shares), -1)
     moved = np.zeros((len(shares), 4 * (rows.shape[1] - 1))) if deltas is None else deltas
     return BoxHeadOutput(paddle.zeros([len(shares), 1]), float32(np.log(rows)), float32(moved))
@@ -31,7 +31,7 @@ def detect(
     scales: list = ((1, 1),),
     weights: tuple[float, ...] = UNIT,
 ) -> list[list[tuple]]:
-    """Per image: (class, score rounded, box rounded) of each detection."""
+    """Return (class, rounded score, rounded box) of each detection, per image."""
     found = settings(output, packed, weights, float32(sizes), float32(scales))
     check_types(found)
     rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
@@ -47,12 +47,12 @@ def check_types(found: PackedDetections) -> None:
     assert (found.classes.dtype, found.counts.dtype) == (paddle.int64, paddle.int32)
 
 
-def test_scores_are_sorted_and_background_is_none_of_them() -> None:
+def test_scores_are_sorted_and_exclude_background() -> None:
     found = detect(Postprocess(0.1), answer([[0.3, 0.2], [0.05, 0.6]]), rois(APART[:2]))
     assert found == [[(1, 0.6, APART[1]), (0, 0.3, APART[0]), (1, 0.2, APART[0])]]
 
 
-def test_the_threshold_itself_is_too_low() -> None:
+def test_scores_must_be_above_the_threshold() -> None:
     output = BoxHeadOutput(paddle.zeros([1, 1]), float32([[0, 0, 0, 0]]), paddle.zeros([1, 12]))  # 0.25 each
     assert detect(Postprocess(0.25), output, rois(APART[:1])) == [[]]
     assert len(detect(Postprocess(0.2499), output, rois(APART[:1]))[0]) == 3
@@ -70,7 +70,7 @@ def test_no_rois() -> None:
     assert detect(Postprocess(), empty, rois([], []), *TWO_IMAGES) == [[], []]
 
 
-def test_duplicates_go_class_by_class() -> None:
+def test_duplicates_are_removed_per_class() -> None:
     box = APART[0]
     found = detect(Postprocess(0.05), answer([[0.3, 0.2], [0.4, 0.1], [0.4, 0.3]]), rois([box] * 3))
     assert found == [[(0, 0.4, box), (1, 0.3, box)]]
@@ -102,7 +102,7 @@ def test_equal_scores_keep_the_order_of_the_rois() -> None:
 
 
 def test_boxes_are_decoded_clipped_and_mapped_to_the_original() -> None:
-    """Input 60 x 80 (h, w), half as high as the original and twice as wide: 120 x 40."""
+    """The input is 60 x 80 (h, w), half as high and twice as wide as the original of 120 x 40."""
     deltas = np.array([[2.0, -2.5, 5 * math.log(2), 0], [0, 30, 0, 0]]) * 1.0
     output = answer([[0.5], [0.4]], deltas)
     packed = rois([[20, 20, 40, 40], [60, 40, 100, 50]])
@@ -111,8 +111,8 @@ def test_boxes_are_decoded_clipped_and_mapped_to_the_original() -> None:
     assert found == [[(0, 0.5, [7, 30, 27, 70])]]
 
 
-def test_boxes_end_with_the_original_image() -> None:
-    """25 x 27 resized to 53 x 29: in float32 the way back gives 25.000002 and 27.000002."""
+def test_boxes_are_clipped_to_the_original_size() -> None:
+    """25 x 27 is resized to 53 x 29: dividing by the scales in float32 gives 25.000002 and 27.000002."""
     scales = float32([[53 / 25, 29 / 27]])
     assert (float32([53, 29]) / scales[0] > float32([25, 27])).all()
     found = Postprocess()(answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[53, 29]]), scales)
@@ -156,7 +156,7 @@ def test_against_a_loop(class_agnostic: bool, limit: int) -> None:
 def postprocess_loop(
     rows: np.ndarray, logits: np.ndarray, deltas: np.ndarray, size: tuple, scale: tuple, settings: Postprocess
 ) -> list[tuple[float, int, list[float]]]:
-    """One image's (score, class, box), box by box."""
+    """Compute (score, class, box) of one image, box by box."""
     kept: list[tuple[float, int, list[float]]] = []
     candidates = []
     for row, logit, delta in zip(rows.astype(np.float64), logits, deltas, strict=True):

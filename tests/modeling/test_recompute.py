@@ -1,4 +1,4 @@
-"""Gradient checkpointing of the backbone: the same step, less kept."""
+"""Gradient checkpointing of the backbone: the same step with less memory."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 
 def stepped(recompute: bool, options: dict[str, Any], **detector: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    """Losses of a step, and weights, statistics and gradients after it."""
+    """Return the losses of a step, and weights, statistics and gradients after it."""
     model = tiny.detector(**detector)
     paddle.seed(1)
     model.backbone = ResNet(18, recompute=recompute, **options)
@@ -38,7 +38,7 @@ def stepped(recompute: bool, options: dict[str, Any], **detector: Any) -> tuple[
 
 @pytest.mark.parametrize("name", [*BACKBONES])
 def test_a_step_is_the_same_bit_for_bit(name: str) -> None:
-    """Losses, gradients, weights, and the running statistics of batch norms, which must not be moved twice."""
+    """Losses, gradients, weights, and running statistics of batch norms, which must not be updated twice."""
     plain, again = (stepped(recompute, BACKBONES[name]) for recompute in (False, True))
     assert again[0] == plain[0]
     assert set(again[1]) == set(plain[1])
@@ -46,8 +46,8 @@ def test_a_step_is_the_same_bit_for_bit(name: str) -> None:
         np.testing.assert_array_equal(again[1][key], value, err_msg=key)
 
 
-def test_statistics_stay_while_patches_of_a_teacher_pass() -> None:
-    """The mimicking branch takes the same backbone, under batch norms that keep their statistics."""
+def test_patches_of_a_teacher_do_not_change_statistics() -> None:
+    """The mimicking branch runs the same backbone with unchanged running statistics."""
     mimic = {"rois": "both", "include_ground_truth": True, "crop_size": 32, "rois_per_image": 2}
     plain, again = (stepped(recompute, BACKBONES["all trained"], mimic=mimic) for recompute in (False, True))
     assert plain[0]["mimic_rois"] == 2
@@ -56,7 +56,7 @@ def test_statistics_stay_while_patches_of_a_teacher_pass() -> None:
 
 
 def test_in_bfloat16_too() -> None:
-    """What is computed again is rounded as it was."""
+    """The recomputation rounds in the same way."""
     found = []
     for recompute in (False, True):
         model = tiny.detector()
@@ -71,8 +71,8 @@ def test_in_bfloat16_too() -> None:
         np.testing.assert_array_equal(found[1][name], value, err_msg=name)
 
 
-def test_blocks_are_run_again_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight blocks, of which the two in the frozen stage, and the one that follows, need no second time."""
+def test_blocks_are_recomputed_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight blocks, the two in the frozen stage and the next one are not recomputed."""
     runs, forward = [], BasicBlock.forward
     monkeypatch.setattr(BasicBlock, "forward", lambda block, x: runs.append(block) or forward(block, x))
     backbone = ResNet(18, norm="bn", frozen_stages=2, recompute=True)

@@ -1,4 +1,4 @@
-"""ResNet: shapes, the models of the papers, freezing, and the same numbers as Paddle's own ResNet."""
+"""ResNet: shapes, sizes of the papers' models, freezing, and equal results to Paddle's ResNet."""
 
 import paddle
 import pytest
@@ -27,7 +27,7 @@ def norms(part: nn.Layer) -> set[type]:
     return {type(layer) for layer in part.sublayers() if hasattr(layer, "_mean") or isinstance(layer, nn.GroupNorm)}
 
 
-def test_chosen_stages(images: paddle.Tensor) -> None:
+def test_out_stages(images: paddle.Tensor) -> None:
     backbone = ResNet(18, out_stages=[2, 4])
     with paddle.no_grad():
         features = backbone(images)
@@ -61,7 +61,7 @@ def test_where_a_bottleneck_downsamples(in_1x1: bool, strides: list[int]) -> Non
 
 @pytest.mark.parametrize("frozen_stages", [0, 1, 2, 4])
 def test_frozen_stages_do_not_train(frozen_stages: int, images: paddle.Tensor) -> None:
-    """They get no gradient and their BN statistics stay; everything else gets one and moves."""
+    """They get no gradient and their BN statistics do not change; all other parameters get one and change."""
     backbone = ResNet(18, norm="bn", frozen_stages=frozen_stages, out_stages=[2, 3, 4])
     frozen, trained = PARTS[:frozen_stages], PARTS[frozen_stages:4]
     before = {name: value.numpy() for name, value in backbone.state_dict().items()}
@@ -91,7 +91,7 @@ def test_norm_of_each_stage(norm: str, in_frozen: type, in_others: type) -> None
     assert found == [{in_frozen}, {in_frozen}, {in_others}]
 
 
-def test_affine_of_frozen_statistics_trains_in_trained_stages_only() -> None:
+def test_frozen_stats_bn_learns_in_trained_stages_only() -> None:
     backbone = ResNet(18, norm="frozen_stats_bn", frozen_stages=1, out_stages=[2])
     assert backbone.stem.norm.weight.stop_gradient
     assert not backbone.res2[0].conv1.norm.weight.stop_gradient
@@ -156,12 +156,12 @@ def parameter_count(part: nn.Layer) -> int:
     ids=["152", "50 32x4d", "101 64x4d"],
 )
 def test_models_of_the_papers_have_their_size(arguments: dict, expected: int) -> None:
-    """torchvision's counts, without the classifier."""
+    """The parameter counts of torchvision, without the classifier."""
     with paddle.LazyGuard():
         assert parameter_count(ResNet(**arguments)) == expected
 
 
-def test_variant_d_has_a_deep_stem_and_sees_every_pixel_in_its_shortcut(images: paddle.Tensor) -> None:
+def test_variant_d_has_a_deep_stem_and_a_pooled_shortcut(images: paddle.Tensor) -> None:
     paddle.seed(3)
     backbone = ResNet(18, norm="gn", frozen_stages=0, out_stages=[2, 3], variant="d")
     stem = backbone.stem
@@ -181,14 +181,14 @@ def test_variant_d_has_a_deep_stem_and_sees_every_pixel_in_its_shortcut(images: 
     assert difference.abs().max().item() < 1e-5
 
 
-def test_variant_c_has_the_stem_alone() -> None:
+def test_variant_c_has_a_deep_stem_only() -> None:
     backbone = ResNet(18, norm="gn", out_stages=[3], variant="c")
     assert hasattr(backbone.stem, "conv3") and backbone.res3[0].pool is None
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_a_dilated_stage_5_keeps_the_stride(depth: int, images: paddle.Tensor) -> None:
-    """Every 3x3 of it reaches twice as far, as detectron2 and the deformable papers have it."""
+    """All its 3x3 convolutions have dilation 2, as in detectron2 and the deformable papers."""
     backbone = ResNet(depth, out_stages=[4, 5], dilated=True)
     assert backbone.out_strides == [16, 16]
     with paddle.no_grad():
@@ -209,13 +209,13 @@ def test_a_dilated_stage_5_keeps_the_stride(depth: int, images: paddle.Tensor) -
         ({"dilated": True, "out_stages": [4]}, "dilated applies to stage 5"),
     ],
 )
-def test_what_does_not_go_together(arguments: dict, message: str) -> None:
+def test_incompatible_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResNet(**arguments)
 
 
 def test_a_grouped_convolution_can_be_deformable() -> None:
-    """With offsets of zero and masks of one it is the grouped convolution itself."""
+    """With offsets of 0 and masks of 1 it equals the grouped convolution."""
     paddle.seed(5)
     settings = Deformable(version=2, stages=(3,), mask_scale=2)
     deformable = ResNet(50, norm="gn", out_stages=[3], groups=8, base_width=8, deformable=settings)
@@ -230,7 +230,7 @@ def test_a_grouped_convolution_can_be_deformable() -> None:
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
 def test_pooling_and_its_gradient_are_paddles(size: tuple[int, int]) -> None:
-    """Bit for bit, among equal values too: whole numbers have many, and ReLU leaves zeros."""
+    """Bit-identical, also for equal values, which integers and the zeros of ReLU provide."""
     paddle.seed(0)
     image = paddle.nn.functional.relu(paddle.randint(-3, 3, [2, 5, *size]).astype("float32"))
     found = []

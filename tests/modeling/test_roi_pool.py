@@ -1,4 +1,4 @@
-"""Deformable RoI pooling as a part of the detector: its start, its branches, and how they learn."""
+"""Deformable RoI pooling as a component: initialization, branches, and training."""
 
 import numpy as np
 import paddle
@@ -24,14 +24,14 @@ def pool(modulated: bool = False, branch: str = "paper", **settings: float | int
 
 @pytest.fixture
 def features() -> list[Tensor]:
-    """Of two images of 320 x 320."""
+    """Features of two images of 320 x 320."""
     rng = np.random.default_rng(0)
     return [tiny.float32(rng.standard_normal((2, CHANNELS, 320 // s, 320 // s))) for s in STRIDES]
 
 
 @pytest.fixture
 def rois() -> Rois:
-    """In two images; the last of the first one is of level 1, the first of the second of level 2, the others of 0."""
+    """RoIs of two images; the last of the first is on level 1, the next on level 2, the others on level 0."""
     return tiny.rois([[60, 50, 110, 92], [70, 40, 200, 160]], [[40, 60, 280, 290], [90, 80, 97, 110]])
 
 
@@ -45,10 +45,10 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 @KINDS
 @pytest.mark.parametrize("training", [True, False])
-def test_at_the_start_it_is_roi_align(
+def test_initially_equals_roi_align(
     modulated: bool, branch: str, training: bool, features: list[Tensor], rois: Rois
 ) -> None:
-    """Times 0.5, the sigmoid of zero, if modulated."""
+    """If modulated, it is multiplied by 0.5, the sigmoid of 0."""
     layer, plain = pool(modulated, branch), RoIAlign(STRIDES, output_size=SIZE)
     layer.training = training
     plain.eval()  # then it is Paddle's own operator
@@ -105,7 +105,7 @@ def test_layers_of_each_branch(
         assert not last.weight.numpy().any() and not last.bias.numpy().any()
 
 
-def test_hidden_layers_start_at_0_01() -> None:
+def test_initialization_of_hidden_layers() -> None:
     layer = DeformRoIPool(STRIDES, 16, modulated=True, hidden=400, output_size=7)
     for linear in (layer.offset[0], layer.offset[2]):
         assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)
@@ -114,7 +114,7 @@ def test_hidden_layers_start_at_0_01() -> None:
 
 @KINDS
 def test_gradients_reach_every_branch(modulated: bool, branch: str, features: list[Tensor], rois: Rois) -> None:
-    """At the start the last layers, which are zero, and from then on all."""
+    """In the first step only the last layers, which are 0; later all."""
     layer = pool(modulated, branch)
     weight = tiny.float32(np.random.default_rng(1).standard_normal((4, CHANNELS, SIZE, SIZE)))
     for feature in features:
@@ -154,7 +154,7 @@ def test_the_branch_learns_at_its_own_rate(
 
 
 @pytest.mark.parametrize("kind", ["align in training", "align", "plain", "modulated"])
-def test_a_pyramid_without_the_levels_that_no_roi_needs(kind: str, features: list[Tensor], rois: Rois) -> None:
+def test_unused_levels_can_be_omitted(kind: str, features: list[Tensor], rois: Rois) -> None:
     layer = RoIAlign(STRIDES, output_size=SIZE) if "align" in kind else pool(kind == "modulated")
     layer.training = kind != "align"
     if "align" not in kind:
@@ -186,7 +186,7 @@ def test_each_bin_is_pooled_from_the_map_of_its_part() -> None:
     assert layer.out_channels == 2 and layer.level(roi.boxes).tolist() == [0]
 
 
-def test_fields_become_the_offsets_of_the_bins() -> None:
+def test_fields_give_the_offsets_of_the_bins() -> None:
     """A field of 1 for x moves every bin by gamma of the RoI's width, as the same offset does in the operator."""
     layer, roi = ps_pool(gamma=0.2), tiny.rois([[8, 8, 39, 39]])
     x = tiny.float32(np.random.default_rng(1).random((1, 3, 6, 6)))
@@ -212,6 +212,6 @@ def test_gradients_reach_maps_and_fields() -> None:
     assert layer.fields.weight.optimize_attr["learning_rate"] == 0.5
 
 
-def test_position_sensitive_pooling_reads_one_map() -> None:
+def test_position_sensitive_pooling_needs_a_single_map() -> None:
     with pytest.raises(IncompatibleArguments, match="roi_pool: DeformPSRoIPool needs a single map, not 4"):
         DeformPSRoIPool([4, 8, 16, 32], 3)

@@ -1,4 +1,4 @@
-"""Which RoIs train the box head: small cases whose whole result is known, and random ones."""
+"""Sampling of RoIs for the box head: small cases with a known result, and random ones."""
 
 import numpy as np
 import paddle
@@ -15,7 +15,7 @@ NEAR = [0, 0, 10, 9]  # IoU 0.9 with the dog
 
 
 def test_three_images_by_hand() -> None:
-    """An object with a proposal on it; none; a crowd with a proposal in it, and an object without a proposal."""
+    """An object with a proposal; no object; a crowd with a proposal inside, and an object without a proposal."""
     proposals = rois([FAR, NEAR], [FAR], [[200, 200, 210, 210], FAR])
     truth = [targets([DOG], [2]), targets(), targets([[190, 190, 300, 300], DOG], [0, 1], [True, False])]
     sampled = EVERYTHING(proposals, truth, K)
@@ -37,7 +37,7 @@ def test_without_appending_ground_truth() -> None:
     assert sampled.is_proposal.all()
 
 
-def test_each_roi_learns_the_object_it_overlaps_most() -> None:
+def test_the_target_is_the_object_of_highest_iou() -> None:
     truth = targets([DOG, [0, 0, 10, 6], FAR], [0, 1, 2])
     sampled = RoISampler(append_ground_truth=False)(rois([[0, 0, 10, 7], [50, 50, 60, 59], NEAR]), [truth], K)
     assert sampled.target_classes.tolist() == [1, 2, 0]
@@ -51,7 +51,7 @@ def test_an_image_without_proposals() -> None:
     assert sampled.target_classes.tolist() == [1, K]
 
 
-def test_nothing_is_left_where_a_crowd_covers_everything() -> None:
+def test_no_rois_where_a_crowd_covers_everything() -> None:
     crowd = targets([[0, 0, 100, 100]], crowd=[True])
     sampled = EVERYTHING(rois([FAR, NEAR]), [crowd], K)
     assert sampled.rois.boxes.shape == sampled.target_boxes.shape == [0, 4]
@@ -65,7 +65,7 @@ def test_a_crowd_is_never_appended() -> None:
 
 
 def test_balance_of_a_random_batch() -> None:
-    """At most a quarter is foreground, it stands first, and every RoI's class and box agree with the IoU."""
+    """At most a quarter is foreground, which comes first; every RoI's class and box agree with the IoU."""
     rng = np.random.default_rng(31)
     truth = [random_boxes(rng, 4, size=80, least=20) for _ in range(2)]
     jittered = [t.repeat(30, axis=0) + rng.normal(0, 3, (120, 4)) for t in truth]

@@ -18,13 +18,13 @@ SQUARES = [[10.0 * i, 0, 10.0 * i + 8, 8] for i in range(6)]  # anchors that do 
 
 
 def one_level(limit: int = 1000, **options: object) -> RPN:
-    """An RPN on one level whose limits are all the same, unless options say otherwise."""
+    """Return an RPN on one level with equal limits, unless overridden by options."""
     limits = dict.fromkeys(("pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"), limit)
     return RPN(8, [16], AnchorGenerator((32,)), **{**limits, **options})
 
 
 def still(logits: list[list[float]]) -> list[paddle.Tensor]:
-    """Deltas of one level that move nothing."""
+    """Return deltas of 0 for one level."""
     return [paddle.zeros([len(logits), len(logits[0]), 4])]
 
 
@@ -33,8 +33,8 @@ def per_image(found: Rois) -> list[list[list[float]]]:
 
 
 class TestForward:
-    def test_outputs_stand_in_the_order_of_the_anchors(self) -> None:
-        """The hidden layer passes channel 0 on; the heads add 100 per anchor and, for deltas, 10 per coordinate."""
+    def test_outputs_have_the_order_of_the_anchors(self) -> None:
+        """The hidden layer copies channel 0; the heads add 100 per anchor and, for deltas, 10 per coordinate."""
         rpn = RPN(2, [4, 8], AnchorGenerator((8, 16)))
         kernel = np.zeros(rpn.conv.weight.shape, np.float32)
         kernel[0, 0, 1, 1] = 1
@@ -61,7 +61,7 @@ class TestForward:
 
 
 class TestProposals:
-    def test_best_first_and_no_more_than_asked_for(self) -> None:
+    def test_best_first_and_limited(self) -> None:
         logits = [[1.0, 5, 3, 0, 4, 2]]
         rpn = one_level(post_nms_train=3, post_nms_test=2)
         anchors, sizes = [boxes(*SQUARES)], SIZES
@@ -74,14 +74,14 @@ class TestProposals:
         ]
 
     def test_candidates_are_limited_before_nms(self) -> None:
-        """The two best overlap: with two candidates NMS leaves one, though a third box would be free."""
+        """The two best boxes overlap: of two candidates NMS keeps one, though a third box would not be suppressed."""
         rows, logits = [SQUARES[0], [0, 0, 8, 7], SQUARES[3]], [[3.0, 2, 1]]
         rpn = one_level(pre_nms_train=2, pre_nms_test=3)
         assert per_image(rpn.propose([boxes(*rows)], [float32(logits)], still(logits), SIZES)) == [[rows[0]]]
         rpn.eval()
         assert per_image(rpn.propose([boxes(*rows)], [float32(logits)], still(logits), SIZES)) == [[rows[0], rows[2]]]
 
-    def test_nms_works_inside_an_image_and_a_level(self) -> None:
+    def test_nms_is_per_image_and_level(self) -> None:
         row = SQUARES[0]
         rpn = RPN(8, [4, 8], AnchorGenerator((8, 16)), nms_iou=0.7)
         logits = [float32([[2.0, 1], [4, 3]]), float32([[1.5], [5]])]
@@ -110,7 +110,7 @@ class TestProposals:
         found = one_level(min_size=5).propose([boxes(*rows)], [float32(logits)], still(logits), SIZES)
         assert per_image(found) == [[rows[2]]]
 
-    def test_an_image_without_proposals_gets_one_nevertheless(self) -> None:
+    def test_an_image_without_valid_boxes_gets_one_proposal(self) -> None:
         rows = [[200.0, 0, 210, 10], [0, 200, 10, 210], [300, 300, 310, 310]]  # all beyond the image
         logits = [[1.0, 3, 2], [1, 3, 2]]
         found = one_level().propose([boxes(*rows)], [float32(logits)], still(logits), float32([[100, 100], [400, 400]]))
@@ -139,7 +139,7 @@ class TestProposals:
 
 
 def propose_loop(levels: list[tuple], size: tuple[int, int], pre: int, post: int, min_size: float) -> list[list[float]]:
-    """One image's proposals, box by box; NMS at 0.7."""
+    """Compute the proposals of one image, box by box, with NMS at 0.7."""
     height, width = size
     alive = []
     for anchors, scores, deltas in levels:
@@ -181,8 +181,8 @@ class TestLimitOverTheBatch:
         found = rpn.propose([boxes(*SQUARES)], [float32(self.LOGITS)], still(self.LOGITS), float32([[100, 100]] * 2))
         assert found.counts.tolist() == [2, 2]
 
-    def test_dead_boxes_do_not_count(self) -> None:
-        """The second image is empty but for its first anchor; the limit is above what there is."""
+    def test_removed_boxes_do_not_count(self) -> None:
+        """In the second image only the first anchor is valid; the limit is above the number of boxes."""
         arguments = [boxes(*SQUARES)], [float32(self.LOGITS)], still(self.LOGITS), float32([[100, 100], [100, 5]])
         found = one_level(100, train_limit_over="batch").propose(*arguments)
         assert found.counts.tolist() == [6, 1]
@@ -198,8 +198,8 @@ def losses(rpn: RPN, logits: list[paddle.Tensor], deltas: list[paddle.Tensor], t
 
 
 class TestLosses:
-    def test_are_divided_by_the_images_times_the_samples_asked_for(self) -> None:
-        """Anchor 0 is foreground, 1 is ignored, 2 and 3 are background; the second image has background alone."""
+    def test_are_divided_by_images_times_sample_count(self) -> None:
+        """Anchor 0 is foreground, 1 is ignored, 2 and 3 are background; the second image has only background."""
         logits = float32([[2.0, 9, -1, 0.5], [0, 0, 0, 1]])
         deltas = np.full((2, 4, 4), 7, np.float32)
         deltas[0, 0] = [0.3, -0.2, 0, 0.5]
@@ -223,7 +223,7 @@ class TestLosses:
         assert box == pytest.approx((10 * 0.2 + 20 * 0.1) / 10, rel=1e-5)
 
     def test_a_crowd_is_no_target(self) -> None:
-        """It stands before the object, so that counting it would give the anchor the crowd's box."""
+        """It precedes the object, so that using it would give the anchor the crowd's box."""
         truth = targets([[50, 50, 90, 90], ANCHORS[0]], crowd=[True, False])
         deltas = np.full((1, 4, 4), 0.25, np.float32)
         rpn = one_level(sampler=Sampler(10, 0.5))
@@ -260,7 +260,7 @@ class TestLosses:
         np.testing.assert_allclose(logits.grad.numpy(), [[-0.05, 0, 0.05, 0.05]], rtol=1e-6)
 
     def test_gradient_by_finite_differences(self) -> None:
-        """Every anchor is drawn, so the losses are functions of logits and deltas alone."""
+        """Every anchor is sampled, so the losses depend on logits and deltas only."""
         rng = np.random.default_rng(8)
         start = {"logits": rng.normal(0, 1, (2, 4)), "deltas": rng.normal(0, 0.5, (2, 4, 4))}
         truth = [targets([ANCHORS[0], [48, 50, 60, 60]]), targets([[0, 0, 9, 6]])]
@@ -308,7 +308,7 @@ class TestBoxLoss:
 
     @pytest.mark.parametrize(("kind", "beta"), [("l1", 1.0), ("smooth_l1", 0.11), ("smooth_l1", 1.0)])
     def test_gradient_by_finite_differences(self, kind: str, beta: float) -> None:
-        """In float64, at distances that keep clear of the corners at 0 and beta."""
+        """In float64, at distances away from the kinks at 0 and beta."""
         distance = np.array([[-2.0, -0.5, -0.05, 0.03], [0.2, 0.9, 1.1, 3]])
         wanted = np.array([[0.4, -1.2, 0, 2], [1, 0.3, -0.7, 0]])
         deltas = paddle.to_tensor(wanted + distance, stop_gradient=False)

@@ -88,7 +88,7 @@ def fill(model: paddle.nn.Layer, seed: int) -> None:
 
 
 def check_sample(name: str, tensor: paddle.Tensor, atol: float) -> None:
-    """The tensor at the golden's positions; its mean and standard deviation tell of the entries in between."""
+    """Compare the tensor at the golden positions, and its mean and standard deviation for the entries in between."""
     array = tensor.numpy().astype(np.float64).flatten()
     sample = array[inputs.positions(name, array.size, len(GOLDEN[name]))]
     np.testing.assert_allclose(sample, GOLDEN[name], rtol=1e-5, atol=atol)

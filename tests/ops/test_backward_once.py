@@ -1,4 +1,4 @@
-"""Operators with a backward pass of their own, taken twice: an error, where Paddle would end the process."""
+"""A second backward pass over operators with a custom one raises an error; Paddle alone would end the process."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_a_second_pass_is_refused(operator: Callable[[Tensor], Tensor]) -> None:
+def test_second_backward_pass_is_refused(operator: Callable[[Tensor], Tensor]) -> None:
     x = paddle.rand([1, 4, 5, 6])
     x.stop_gradient = False
     loss = (operator(x) ** 2).sum()
@@ -40,7 +40,7 @@ def test_a_second_pass_is_refused(operator: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_a_result_that_is_read_twice_goes_back_once(operator: Callable[[Tensor], Tensor]) -> None:
+def test_a_result_used_twice_has_one_backward_pass(operator: Callable[[Tensor], Tensor]) -> None:
     x = paddle.rand([1, 4, 5, 6])
     x.stop_gradient = False
     (operator(x) ** 2).sum().backward()

@@ -21,14 +21,14 @@ def tensors(arrays: list[np.ndarray], dtype: str) -> list[paddle.Tensor]:
 
 
 def with_gradients(operator, arrays: list[np.ndarray], grad: np.ndarray, dtype: str, **options) -> list[np.ndarray]:
-    """What it says, and the gradients of x, weight and bias if there is one."""
+    """Return the output and the gradients of x, weight and bias, if there is one."""
     inputs = tensors(arrays, dtype)
     out = operator(*inputs, **options)
     return [out.numpy(), *(g.numpy() for g in paddle.grad(out, inputs, paddle.to_tensor(grad, dtype=dtype)))]
 
 
 def case(channels: int, kernel: int, biased: bool, **options) -> tuple[list[np.ndarray], np.ndarray]:
-    """Random x, weight and bias, and a gradient of their convolution."""
+    """Return random x, weight and bias, and a random gradient of the output."""
     groups = options.get("groups", 1)
     x, weight = RNG.normal(size=(2, channels, 13, 10)), RNG.normal(size=(24, channels // groups, kernel, kernel))
     arrays = [x, weight, RNG.normal(size=24)] if biased else [x, weight]
@@ -66,7 +66,7 @@ def test_the_same_bits_every_time() -> None:
 
 
 @needs_onednn
-def test_of_several_sizes_in_turn() -> None:
+def test_several_sizes_in_turn() -> None:
     weight = RNG.normal(size=(8, 4, 3, 3))
     for height in (5, 9, 5):
         x = RNG.normal(size=(1, 4, height, 6))
@@ -77,7 +77,7 @@ def test_of_several_sizes_in_turn() -> None:
 
 @needs_onednn
 @pytest.mark.parametrize("trained", ["x", "weight", "bias", ""])
-def test_gradients_of_some_only(trained: str) -> None:
+def test_gradients_of_some_inputs_only(trained: str) -> None:
     arrays, grad = case(16, 3, True, padding=1)
     expected = dict(zip(("x", "weight", "bias"), with_gradients(F.conv2d, arrays, grad, "float64", padding=1)[1:]))
     inputs = dict(zip(("x", "weight", "bias"), tensors(arrays, "float32")))
@@ -95,7 +95,7 @@ def test_gradients_of_some_only(trained: str) -> None:
 
 
 @needs_onednn
-def test_a_view_is_read_in_its_order() -> None:
+def test_non_contiguous_input() -> None:
     x, weight = tensors([RNG.normal(size=(2, 9, 7, 4)), RNG.normal(size=(8, 4, 3, 3))], "float32")
     view = x.transpose([0, 3, 1, 2])
     np.testing.assert_allclose(conv2d(view, weight).numpy(), F.conv2d(view, weight).numpy(), atol=1e-5)
@@ -108,7 +108,7 @@ def paddles_own() -> tuple[list[np.ndarray], np.ndarray]:
     ).numpy()
 
 
-def test_elsewhere_and_without_the_library_it_is_paddles_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paddles_operator_on_a_gpu_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "on_cpu", lambda _: False)
         np.testing.assert_array_equal(*paddles_own())
@@ -125,7 +125,7 @@ def test_no_images_and_double_precision() -> None:
 
 @needs_onednn
 @pytest.mark.parametrize(("weight", "bias"), [((8, 5, 1, 1), 8), ((8, 4, 1, 1), 7)])
-def test_what_does_not_fit_is_said_by_paddle(weight: tuple[int, ...], bias: int) -> None:
+def test_paddle_reports_inconsistent_shapes(weight: tuple[int, ...], bias: int) -> None:
     arrays = [np.ones((1, 4, 2, 2)), np.ones(weight), np.ones(bias)]
     with pytest.raises(ValueError):
         conv2d(*tensors(arrays, "float32"))
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_said_by_paddle(weight: tuple[int, ...], bias: int)
 
 @needs_onednn
 def test_two_threads_at_once() -> None:
-    """Forward alone: two threads in Paddle's own autograd crash the process."""
+    """Forward pass only: two threads in Paddle's autograd crash the process."""
     images = [tensors([RNG.normal(size=(2, 16, 13, 10))], "float32")[0] for _ in range(20)]
     weight = paddle.ones([24, 16, 3, 3])
     expected = [conv2d(image.detach(), weight).numpy() for image in images]
@@ -144,8 +144,8 @@ def test_two_threads_at_once() -> None:
 
 
 @needs_onednn
-def test_what_a_thread_has_made_another_uses_and_drops() -> None:
-    """Four groups of three channels, for which oneDNN's own working memory is that of the thread that made it."""
+def test_a_primitive_is_used_and_destroyed_by_another_thread() -> None:
+    """Four groups of three channels: oneDNN would allocate a scratchpad of the thread that created the primitive."""
     weight = paddle.ones([24, 3, 3, 3])
     sizes = range(41, 46)
 
@@ -160,14 +160,14 @@ def test_what_a_thread_has_made_another_uses_and_drops() -> None:
 
 
 @needs_onednn
-def test_old_sizes_are_forgotten() -> None:
+def test_the_cache_of_primitives_is_limited() -> None:
     weight = paddle.ones([8, 4, 3, 3])
     for height in range(3, onednn.MAX_PRIMITIVES + 10):
         conv2d(paddle.ones([1, 4, height, 3]), weight)
     assert onednn.forward.cache_info().currsize == onednn.MAX_PRIMITIVES
 
 
-def test_it_is_told_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_names_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     onednn._load.cache_clear()
     try:
         monkeypatch.setenv(runtime.SWITCH, "threads,malloc")

@@ -39,7 +39,7 @@ def test_equals_a_slow_loop(name: str, size: int) -> None:
     np.testing.assert_allclose(found[0], slow_crop(noise(), np.float32(BOXES[name]), size), atol=1e-5)
 
 
-def test_many_boxes_are_each_alone() -> None:
+def test_each_box_is_cropped_independently() -> None:
     together = crop(noise(), list(BOXES.values()), 9)
     for found, box in zip(together, BOXES.values(), strict=True):
         np.testing.assert_array_equal(found, crop(noise(), [box], 9)[0])
@@ -52,8 +52,8 @@ def test_the_whole_image_is_resized_as_opencv_does(height: int, width: int) -> N
     np.testing.assert_allclose(crop(image, [[0, 0, width, height]], 64)[0], expected, atol=1e-5)
 
 
-def test_a_padded_image_ends_where_it_is_said_to() -> None:
-    """Below and to the right of `extent` there are numbers that must not come in."""
+def test_padding_of_the_image_is_not_cropped() -> None:
+    """Pixels below and to the right of `extent` must not affect the result."""
     padded = noise()
     padded[:, 30:] = padded[:, :, 41:] = 1e6
     boxes = paddle.to_tensor([box for name, box in BOXES.items() if name != "no extent"], dtype="float32")
@@ -78,6 +78,6 @@ def test_is_exact_in_a_large_image() -> None:
     np.testing.assert_allclose(crop(image, [box], 16)[0], slow_crop(image, np.float32(box), 16), atol=2e-6)
 
 
-def test_nothing_flows_back() -> None:
+def test_no_gradient() -> None:
     image = paddle.to_tensor(noise(), stop_gradient=False)
     assert crop_and_resize(image, paddle.to_tensor([[1.0, 2, 9, 8]]), 4).stop_gradient

@@ -1,4 +1,4 @@
-"""Deformable convolution against a loop over samples, Paddle's operator, finite differences, and itself exported."""
+"""Deformable convolution against a loop over samples, Paddle's operator, finite differences, and its exported graph."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ OUTPUTS = 12
 
 
 def make(case: Case, seed: int, places: str = "mixed") -> dict[str, np.ndarray]:
-    """Inputs and the gradient of the output; places: where the taps land."""
+    """Return inputs and a gradient of the output; places: sampling positions."""
     rng = np.random.default_rng(seed)
     n, c, h, w = SIZE
     size = [
@@ -67,7 +67,7 @@ def make(case: Case, seed: int, places: str = "mixed") -> dict[str, np.ndarray]:
 
 
 def geometry(case: Case, size: list[int]) -> tuple[list[np.ndarray], list[np.ndarray], int]:
-    """Where a plain convolution reads, y and x: [1, OH, 1] + [K, 1, 1] and [1, 1, OW] + [K, 1, 1]; and K."""
+    """Return the positions y and x of a plain convolution, [1, OH, 1] + [K, 1, 1] and [1, 1, OW] + [K, 1, 1], and K."""
     taps = case.kernel[0] * case.kernel[1]
     shapes = [(1, -1, 1), (1, 1, -1)]
     start = [(np.arange(size[a]) * case.stride[a] - case.padding[a]).reshape(shapes[a]) for a in (0, 1)]
@@ -76,7 +76,7 @@ def geometry(case: Case, size: list[int]) -> tuple[list[np.ndarray], list[np.nda
 
 
 def loop(case: Case, a: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The output and all gradients, sample by sample, in float64."""
+    """Compute the output and all gradients, sample by sample, in float64."""
     n, c, h, w = SIZE
     size = list(a["upstream"].shape[2:])
     start, step, taps = geometry(case, size)

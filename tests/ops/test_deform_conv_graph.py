@@ -13,7 +13,7 @@ CASES = [  # stride, padding, dilation, deformable groups, whether there is a ma
 
 
 @pytest.mark.parametrize(("stride", "padding", "dilation", "groups", "masked", "biased"), CASES)
-def test_it_is_paddles_operator(stride, padding, dilation, groups, masked, biased) -> None:
+def test_equals_paddles_operator(stride, padding, dilation, groups, masked, biased) -> None:
     rng = np.random.default_rng(groups)
 
     def tensor(*shape: int) -> paddle.Tensor:

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling against loops over samples, golden values, RoIAlign, finite differences, its exported self."""
+"""Deformable RoI pooling against loops over samples, golden values, RoIAlign, finite differences, and exported."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ COUNTS = [4, 0, 5]
 
 
 def make_boxes(rng: np.random.Generator) -> np.ndarray:
-    """RoIs of 88x112-pixel images: inside, across borders, wholly outside, of whole cells, small, without extent."""
+    """Return RoIs of 88x112-pixel images: inside, across borders, outside, of whole cells, small, and empty."""
     corners = rng.uniform([0, 0], [100, 76], (9, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(9, 80, (9, 2))], axis=1)
     boxes[1] = [-30, -20, 40, 110]
@@ -39,7 +39,7 @@ def counts(values: list[int]) -> paddle.Tensor:
 
 
 def interpolate(plane: np.ndarray, y: float, x: float) -> float:
-    """Bilinear value of [H, W] at a place on it."""
+    """Interpolate [H, W] bilinearly at a position inside it."""
     top, left = int(y), int(x)
     bottom, right = min(top + 1, plane.shape[0] - 1), min(left + 1, plane.shape[1] - 1)
     dy, dx = y - top, x - left
@@ -262,7 +262,7 @@ def test_no_rois_at_all(semantics: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 5000])
-def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_results_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     def run() -> list[np.ndarray]:
         rng = np.random.default_rng(5)
         x, offset = (tensor(rng.normal(size=s), wants_grad=True) for s in ((N, 3, H, W), (9, 2, 3, 3)))

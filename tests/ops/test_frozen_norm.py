@@ -1,4 +1,4 @@
-"""The norm with fixed statistics against its formula, and against Paddle's batch norm bit for bit."""
+"""The norm with fixed statistics: equal to its formula, and bit-identical to Paddle's batch norm."""
 
 import gc
 import weakref
@@ -36,7 +36,7 @@ def test_formula_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_as_paddle_has_it(trained: bool) -> None:
+def test_equals_paddles_batch_norm(trained: bool) -> None:
     found = []
     for paddles in (True, False):
         x, (mean, variance, weight, bias) = paddle.to_tensor(X, stop_gradient=False), statistics(trained)
@@ -51,7 +51,7 @@ def test_as_paddle_has_it(trained: bool) -> None:
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
-def test_the_input_is_let_go() -> None:
+def test_the_input_is_not_kept() -> None:
     leaf = paddle.to_tensor(X, stop_gradient=False)
     before = leaf * 1.0
     out = frozen_norm(before, *statistics(), EPSILON)
@@ -63,5 +63,5 @@ def test_the_input_is_let_go() -> None:
     assert leaf.grad is not None
 
 
-def test_nothing_to_train() -> None:
+def test_constant_input() -> None:
     assert frozen_norm(paddle.to_tensor(X), *statistics(), EPSILON).stop_gradient

@@ -1,4 +1,4 @@
-"""Group normalisation against Paddle's own operator in double precision."""
+"""Group normalization against Paddle's own operator in double precision."""
 
 import numpy as np
 import paddle
@@ -15,7 +15,7 @@ GRAD = RNG.normal(size=X.shape)
 
 
 def with_gradients(operator, dtype: str, groups: int, x: np.ndarray = X) -> list[np.ndarray]:
-    """What it says, and the gradients of x, weight and bias."""
+    """Return the output and the gradients of x, weight and bias."""
     inputs = [paddle.to_tensor(values, dtype=dtype, stop_gradient=False) for values in (x, WEIGHT, BIAS)]
     out = operator(inputs[0], groups, inputs[1], inputs[2])
     return [out.numpy(), *(g.numpy() for g in paddle.grad(out, inputs, paddle.to_tensor(GRAD, dtype=dtype)))]
@@ -57,7 +57,7 @@ def test_no_images() -> None:
     assert group_norm(paddle.zeros([0, 12, 5, 7]), 3, weight, bias).shape == [0, 12, 5, 7]
 
 
-def test_elsewhere_it_is_paddles_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paddles_operator_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)
     for ours, theirs in zip(
         with_gradients(group_norm, "float32", 3), with_gradients(paddles, "float32", 3), strict=True

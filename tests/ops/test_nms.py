@@ -9,7 +9,7 @@ from tests.tiny import boxes, float32, int64, iou, random_boxes
 
 
 def greedy_nms(rows: np.ndarray, scores: np.ndarray, groups: np.ndarray, threshold: float) -> list[int]:
-    """Take the best, drop what overlaps it in its group, and so on; equal scores in their order."""
+    """Repeatedly keep the best box and drop those of its group that overlap it; equal scores in their order."""
     rows, left, kept = rows.astype(np.float64), np.argsort(-scores, kind="stable").tolist(), []
     while left:
         best, *rest = left
@@ -56,7 +56,7 @@ def test_no_boxes() -> None:
 
 
 def test_a_far_group_is_as_exact_as_the_first() -> None:
-    """In float32 the place of group 639 (class 79 of image 7) would round these corners to a quarter of a pixel."""
+    """In float32 the shift of group 639 (class 79 of image 7) would round these corners to a quarter of a pixel."""
     rng = np.random.default_rng(13)
     corner = rng.uniform(1300, 1330, (200, 2))
     rows = np.concatenate([corner, corner + rng.uniform(3, 6, (200, 2))], axis=1).astype(np.float32)
@@ -69,7 +69,7 @@ def test_a_far_group_is_as_exact_as_the_first() -> None:
 
 
 @pytest.mark.parametrize(("group_count", "count"), [(1, 50), (3, 120), (2, 2)])
-def test_the_mask_of_what_is_kept(group_count: int, count: int) -> None:
+def test_nms_mask(group_count: int, count: int) -> None:
     """Scores in any order, some equal."""
     rng = np.random.default_rng(14)
     rows, groups = random_boxes(rng, count, size=50), np.arange(count) % group_count
@@ -79,7 +79,7 @@ def test_the_mask_of_what_is_kept(group_count: int, count: int) -> None:
     assert np.flatnonzero(found.numpy()).tolist() == sorted(greedy_nms(rows, scores, groups, 0.4))
 
 
-def test_groups_do_not_meet_at_their_borders() -> None:
+def test_shifted_groups_do_not_overlap() -> None:
     rows = boxes([0, 0, 1, 1], [-1, -1, 1, 1], [-1, -1, 0, 0], [-1, -1, 1, 1])
     found = grouped_nms(rows, float32([4, 3, 2, 1]), int64([0, 1, 2, 3]), 0.0)
     assert found.tolist() == [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""ReLU over its input against Paddle's."""
+"""In-place ReLU against Paddle's."""
 
 import paddle
 import paddle.nn.functional as F
@@ -9,7 +9,7 @@ from ppdet_lite.ops.layers import add_relu, relu
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_numbers_gradients_and_place(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_gradients_and_in_place(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "on_cpu", lambda _: on_cpu)
     found = []
     for activate, add_and_activate in ((relu, add_relu), (F.relu, lambda a, b: F.relu(a + b))):

@@ -1,4 +1,4 @@
-"""RoIAlign over a pyramid against loops over samples, and the sharing of RoIs among its levels."""
+"""RoIAlign over a pyramid against loops over samples, and the assignment of RoIs to levels."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tests.tiny import boxes, float32, int32, int64, rois
 
 
 def bilinear(plane: np.ndarray, y: float, x: float) -> float:
-    """A value between the pixels of [H, W]; the border's value up to one pixel beyond it, 0 farther out."""
+    """Interpolate [H, W] bilinearly; up to one pixel outside, the border's value; 0 farther out."""
     height, width = plane.shape
     if not (-1 <= y <= height and -1 <= x <= width):
         return 0.0
@@ -30,7 +30,7 @@ def bilinear(plane: np.ndarray, y: float, x: float) -> float:
 def align_loop(
     feature: np.ndarray, box: Sequence[float], scale: float, size: int, ratio: int, aligned: bool
 ) -> np.ndarray:
-    """RoIAlign of one box in [C, H, W] -> [C, P, P], sample by sample."""
+    """Compute RoIAlign of one box, sample by sample: [C, H, W] -> [C, P, P]."""
     shift = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (v * scale - shift for v in box)
     width, height = x2 - x1, y2 - y1
@@ -62,7 +62,7 @@ def test_level_of_a_square(side: float, level: int) -> None:
     assert square_level(side, 4, 224.0, 2) == level
 
 
-def test_rounding_lowers_no_level() -> None:
+def test_rounding_does_not_lower_the_level() -> None:
     """In float32 this box is 223.99998 wide."""
     corner = np.float32(32.24)
     box = boxes([corner, corner, corner + 224, corner + 224])
@@ -70,7 +70,7 @@ def test_rounding_lowers_no_level() -> None:
     assert pyramid_level(box, 4, 224.0, 2).tolist() == [2]
 
 
-def test_level_depends_on_the_area_alone() -> None:
+def test_level_depends_only_on_the_area() -> None:
     found = pyramid_level(boxes([0, 0, 448, 112], [0, 0, 100, 450], [0, 0, 0, 900]), 4, 224.0, 2)
     assert (found.tolist(), found.dtype) == ([2, 1, 0], paddle.int64)
 
@@ -80,7 +80,7 @@ def test_level_with_other_canonical_values() -> None:
 
 
 def test_pooled_rows_keep_the_order_of_the_rois() -> None:
-    """A pool that returns what it was given: level, image and corner of each RoI."""
+    """The pooling function returns its input: level, image and corner of each RoI."""
     packed = rois([[0, 0, 1, 1], [1, 0, 2, 1]], [], [[2, 0, 3, 1], [3, 0, 4, 1], [4, 0, 5, 1]])
     calls = []
 
@@ -131,7 +131,7 @@ def test_against_a_loop_over_samples(ratio: int, aligned: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_component_pools_from_the_finest_levels_only(training: bool) -> None:
-    """Constant maps tell the level: sides 56, 224 and 448 go to strides 4, 16 and 32, and nothing to stride 64."""
+    """Constant maps show the level: sides 56, 224 and 448 use strides 4, 16 and 32; none uses stride 64."""
     features = [paddle.full([1, 1, 1024 // s, 1024 // s], float(s)) for s in (4, 8, 16, 32, 64)]
     pool = RoIAlign([4, 8, 16, 32, 64], output_size=3)
     pool.train() if training else pool.eval()
@@ -161,7 +161,7 @@ ROIS = rois(  # across and beyond the border, narrower than a cell; an image and
 
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("ratio", [0, 2])
-def test_training_pools_as_evaluation_does(ratio: int, aligned: bool) -> None:
+def test_training_and_evaluation_give_equal_results(ratio: int, aligned: bool) -> None:
     pool = RoIAlign([4, 8, 16, 32], output_size=3, sampling_ratio=ratio, aligned=aligned)
     features = [float32(m) for m in PYRAMID]
     training = pool(features, ROIS).numpy()
@@ -171,7 +171,7 @@ def test_training_pools_as_evaluation_does(ratio: int, aligned: bool) -> None:
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_gradient_is_the_adjoint_of_the_pooling(ratio: int) -> None:
-    """Pooling is linear: what a change d of the maps does to sum(given * pooled) is sum(gradient * d), for every d.
+    """Pooling is linear: a change d of the maps changes sum(given * pooled) by sum(gradient * d), for every d.
 
     Paddle's own gradient, which training on a CPU does not use, is another for RoIs narrower than a cell.
     """
@@ -194,7 +194,7 @@ def test_gradient_is_the_adjoint_of_the_pooling(ratio: int) -> None:
     ],
 )
 def test_a_roi_without_extent_pools_to_zero(training: bool) -> None:
-    """Adaptive sampling takes no sample of it."""
+    """Adaptive sampling has no sample in it."""
     pool = RoIAlign([4, 8, 16, 32], output_size=3)
     pool.train() if training else pool.eval()
     assert not pool([float32(m) for m in PYRAMID], rois([[10, 20, 10, 20], [5, 5, 5, 9]], [], [])).numpy().any()

@@ -15,7 +15,7 @@ SCALES = (0.25, 0.125)
 @pytest.mark.parametrize(("ratio", "aligned"), [(0, True), (0, False), (2, True), (2, False)])
 @pytest.mark.parametrize("largest", [10000, 120, 0])
 @pytest.mark.parametrize("count", [1, 5, 90])
-def test_it_is_paddles_operator(ratio, aligned, largest, count, monkeypatch) -> None:
+def test_equals_paddles_operator(ratio, aligned, largest, count, monkeypatch) -> None:
     monkeypatch.setattr(roi_windows, "MAX_CELLS", largest)
     rng = np.random.default_rng(count)
     features = [paddle.to_tensor(rng.normal(size=(3, 4, *size)).astype("float32")) for size in ((40, 56), (20, 28))]

@@ -1,4 +1,4 @@
-"""Optimizers step by step against their formulas in numpy, and their state's way into another model."""
+"""Optimizers step by step against their formulas in NumPy, and restoring their state."""
 
 import numpy as np
 import paddle
@@ -22,7 +22,7 @@ NORMS = ("group.norm", "batch.norm")
 
 
 class Net(nn.Layer):
-    """One of everything: convolutions with GN, BN and frozen BN, and linear layers: plain, slow, not trained."""
+    """Convolutions with GN, BN and frozen BN, and linear layers: plain, with a low learning rate, and frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def gradients(net: nn.Layer, step: int) -> dict[str, np.ndarray]:
 
 
 def advance(net: nn.Layer, optimizer: paddle.optimizer.Optimizer, step: int, limit: float | None = None) -> None:
-    """One step whose gradients are `gradients(net, step)`, clipped to a limit."""
+    """Take one step with the gradients `gradients(net, step)`, clipped to a limit."""
     given = gradients(net, step)
     sum((p * paddle.to_tensor(given[name])).sum() for name, p in trained(net).items()).backward()
     optimizer.set_lr(RATES[step])
@@ -121,7 +121,7 @@ def test_the_norm_of_a_large_gradient_is_exact() -> None:
 
 
 def clipped_step(net: nn.Layer, limit: float, decay: float) -> dict[str, np.ndarray]:
-    """One SGD step at rate 0.1: gradients scaled to the norm over all parameters, then the decay."""
+    """Compute an SGD step at rate 0.1: gradients scaled to the norm over all parameters, then the decay."""
     given = gradients(net, 0)
     norm = np.sqrt(sum((gradient.astype(np.float64) ** 2).sum() for gradient in given.values()))
     expected = values(net)
@@ -156,7 +156,7 @@ def test_clipping_without_norm_layers() -> None:
 @pytest.mark.parametrize("norm", ["bn", "gn", "ln", "in", "frozen_stats_bn"])
 @pytest.mark.parametrize("settings", [SGD(weight_decay=0.5), AdamW(weight_decay=0.5)])
 def test_norms_do_not_decay(norm: NormName, settings: Optimizer) -> None:
-    """With gradients of zero nothing but decay moves a parameter: rate 0.2, decay 0.5 take a tenth."""
+    """With gradients of 0 only the decay changes a parameter: rate 0.2 and decay 0.5 subtract a tenth."""
     net = ConvNorm(2, 32, 1, norm=norm)
     for parameter in trained(net).values():
         parameter.set_value(paddle.ones(parameter.shape))
@@ -171,7 +171,7 @@ def test_norms_do_not_decay(norm: NormName, settings: Optimizer) -> None:
     assert (found["norm.bias"] == 1).all()
 
 
-def test_rate_is_scaled_by_the_images_of_a_step() -> None:
+def test_learning_rate_is_scaled_by_the_images_per_step() -> None:
     assert SGD(base_lr=0.02, base_batch=16).scaled_lr(2) == pytest.approx(0.0025)
     assert AdamW(base_lr=1e-4, base_batch=8).scaled_lr(16) == pytest.approx(2e-4)
 
@@ -187,8 +187,8 @@ ALGORITHMS = pytest.mark.parametrize("settings", [SGD(), AdamW(), SGD(momentum=0
 
 
 @ALGORITHMS
-def test_state_goes_into_a_second_model(settings: Optimizer) -> None:
-    """The third step from the restored state is that of the model which never stopped, bit for bit."""
+def test_state_is_restored_in_a_second_model(settings: Optimizer) -> None:
+    """The third step from the restored state is bit-identical to that of the uninterrupted model."""
     straight = Net()
     optimizer = settings.build(straight)
     for step in range(2):
@@ -211,7 +211,7 @@ def test_state_goes_into_a_second_model(settings: Optimizer) -> None:
 
 @ALGORITHMS
 def test_state_is_copied(settings: Optimizer) -> None:
-    """A step taken later does not reach into what was saved."""
+    """A later step does not change the saved state."""
     net = Net()
     optimizer = settings.build(net)
     advance(net, optimizer, 0)
@@ -250,8 +250,8 @@ def test_state_of_another_model() -> None:
 
 
 @pytest.mark.parametrize("change", ["another optimizer", "a parameter less", "another shape"])
-def test_state_that_does_not_fit(change: str) -> None:
-    """A UserError, and before the first step."""
+def test_mismatched_state(change: str) -> None:
+    """It raises UserError before the first step."""
     net = Net()
     optimizer = SGD().build(net)
     advance(net, optimizer, 0)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules at chosen iterations, and the lengths they are written in."""
+"""Learning-rate schedules at chosen iterations, and durations."""
 
 import math
 
@@ -12,12 +12,12 @@ from ppdet_lite.optimization.schedule import CosineSchedule, PiecewiseSchedule
     ("text", "iterations"),
     [("12 epochs", 84), ("1 epoch", 7), ("500 iterations", 500), ("1 iteration", 1), ("0 epochs", 0), ("3epochs", 21)],
 )
-def test_lengths(text: str, iterations: int) -> None:
+def test_durations(text: str, iterations: int) -> None:
     assert to_iterations(text, 7) == iterations
 
 
 @pytest.mark.parametrize("text", ["12", "", "epochs", "1.5 epochs", "-1 epochs", "2 steps", " 2 epochs", "2 epochs "])
-def test_other_lengths_are_refused(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError) as error:
         to_iterations(text, 7)
     assert str(error.value) == "a duration such as '12 epochs' or '500 iterations'"
@@ -38,7 +38,7 @@ def test_milestones_follow_the_length_of_an_epoch() -> None:
     assert [schedule.factor(i, 1000, 100) for i in (0, 199, 200)] == [1, 1, pytest.approx(0.1)]
 
 
-def test_two_milestones_at_one_place_count_twice() -> None:
+def test_equal_milestones_count_twice() -> None:
     schedule = PiecewiseSchedule(0, milestones=("1 epoch", "10 iterations"))
     assert schedule.factor(10, 1000, 10) == pytest.approx(0.01)
 
@@ -48,7 +48,7 @@ def test_no_milestones() -> None:
 
 
 def test_the_defaults_are_detectron2s_1x() -> None:
-    """90000 iterations, 7500 an epoch: full from 1000, a tenth from 60000, a hundredth from 82500."""
+    """90000 iterations, 7500 per epoch: factor 1 from 1000, 0.1 from 60000, 0.01 from 82500."""
     schedule = PiecewiseSchedule()
     found = [schedule.factor(i, 90_000, 7500) for i in (0, 500, 1000, 59_999, 60_000, 82_499, 82_500, 89_999)]
     assert found == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01, 0.01])
@@ -76,6 +76,6 @@ def test_warm_up_multiplies_the_decay() -> None:
     assert schedule.factor(50, 100, 10) == pytest.approx(0.5)
 
 
-def test_warm_up_climbs_evenly_to_the_full_rate() -> None:
+def test_warm_up_is_linear() -> None:
     schedule = PiecewiseSchedule(4, 0.2, milestones=())
     assert [schedule.factor(i, 100, 10) for i in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
