@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.messages import did_you_mean, format_value, join_with_or
@@ -31,6 +31,14 @@ def check(tree: Node, root: type) -> Config:
     return config
 
 
+class _Default(NamedTuple):
+    """The default value of an argument, its origin, and the argument's name for a developer's error."""
+
+    value: Any
+    origin: str
+    name: str
+
+
 class _Checker:
     """Walks a tree and the type hints in parallel, collects error messages and returns the values of a Config."""
 
@@ -40,7 +48,7 @@ class _Checker:
     def fail(self, node: Node, path: str, message: str) -> None:
         self.errors.append(": ".join(part for part in (node.origin, path, message) if part))
 
-    def value(self, node: Node, hint: Any, path: str) -> Any:
+    def value(self, node: Node, hint: Any, path: str, default: _Default | None = None) -> Any:
         """Check the value of one parameter."""
         slot = slot_of(hint)
         if slot is None:
@@ -53,26 +61,34 @@ class _Checker:
         if node.value is None and slot.optional:
             return None
         if not slot.is_list:
-            return self.component(node, slot, path)
+            return self.component(node, slot, path, default)
         if not isinstance(node.value, list):
             self.fail(node, path, f"expected a list of {_choices(slot)}, got {format_value(plain(node))}")
             return None
         return [self.component(item, slot, f"{path}.{index}") for index, item in enumerate(node.value)]
 
-    def component(self, node: Node, slot: Slot, path: str) -> Config | None:
-        """Check a mapping that describes a component. Return None if its class cannot be determined."""
+    def component(self, node: Node, slot: Slot, path: str, default: _Default | None = None) -> Config | None:
+        """Check a mapping that describes a component. Return None if its class cannot be determined.
+
+        default: what the owner uses without the mapping. The class and the arguments that the mapping does not contain
+        are those of this instance, unless `type` selects another class.
+        """
         if not isinstance(node.value, dict):
-            default = slot.default_class
-            kind = f"of arguments of {default.__name__}" if default else f"with type: {_choices(slot)}"
+            cls = slot.default_class
+            kind = f"of arguments of {cls.__name__}" if cls else f"with type: {_choices(slot)}"
             expected = f"a mapping {kind}" + (", or null" if slot.optional else "")
             self.fail(node, path, f"expected {expected}, got {format_value(plain(node))}")
             return None
-        cls = self.component_class(node, slot, path)
-        return None if cls is None else self.arguments(node, cls, path)
+        cls = self.component_class(node, slot, path, default)
+        if cls is None:
+            return None
+        return self.arguments(node, cls, path, default if default and type(default.value) is cls else None)
 
-    def component_class(self, node: Node, slot: Slot, path: str) -> type | None:
+    def component_class(self, node: Node, slot: Slot, path: str, default: _Default | None) -> type | None:
         """Return the class that a component's mapping names, or None after recording an error."""
         if "type" not in node.value:
+            if default and is_dataclass(default.value):
+                return type(default.value)
             if slot.default_class is None:
                 self.fail(node, path, f"type is missing; choose {_choices(slot)}")
             return slot.default_class
@@ -83,8 +99,11 @@ class _Checker:
         self.fail(kind, _join(path, "type"), f"expected {_choices(slot)}, got {format_value(plain(kind))}{hint}")
         return None
 
-    def arguments(self, node: Node, cls: type, path: str) -> Config:
-        """Check a component's keys and values against its constructor. The Config has the constructor's order."""
+    def arguments(self, node: Node, cls: type, path: str, instance: _Default | None = None) -> Config:
+        """Check a component's keys and values against its constructor. The Config has the constructor's order.
+
+        instance: has the values of arguments that are not given, instead of the constructor's defaults.
+        """
         known = parameters(cls)
         for key, child in node.value.items():
             if key in UNSUPPORTED:
@@ -99,13 +118,14 @@ class _Checker:
         for name, parameter in known.items():
             if parameter.derived:
                 continue
-            child = node.value.get(name) or _default(parameter, cls)
+            default = _default_of(parameter, cls, instance)
+            child = node.value.get(name) or _default_node(parameter, cls, default)
             if child is None:
                 slot = slot_of(parameter.hint)
                 choices = f" ({_choices(slot)})" if slot else ""
                 self.fail(node, _join(path, name), f"is missing, {cls.__name__} requires it{choices}")
             else:
-                value = self.value(child, parameter.hint, _join(path, name))
+                value = self.value(child, parameter.hint, _join(path, name), default)
                 nodes[name] = Node(value, child.origin)
         return Config(nodes, node.origin, path, cls)
 
@@ -128,22 +148,33 @@ def _config_value(node: Node, path: str) -> Any:
     return node.value
 
 
-def _default(parameter: Parameter, cls: type) -> Node | None:
+def _default_of(parameter: Parameter, cls: type, instance: _Default | None) -> _Default | None:
+    """Return the default of an argument: its value in an instance if there is one, else the constructor's."""
+    if instance is not None:
+        return _Default(getattr(instance.value, parameter.name), instance.origin, instance.name)
+    if parameter.required:
+        return None
+    return _Default(parameter.default, f"default of {cls.__name__}", f"{cls.__name__}.{parameter.name}")
+
+
+def _default_node(parameter: Parameter, cls: type, default: _Default | None) -> Node | None:
     """Return the node of an argument that is missing from the tree, or None if it is required."""
-    origin, slot = f"default of {cls.__name__}", slot_of(parameter.hint)
+    slot = slot_of(parameter.hint)
     default_class = slot.default_class if slot and not slot.is_list else None
-    if not parameter.required:
-        node = _node_of(parameter.default, origin, f"{cls.__name__}.{parameter.name}")
-        if default_class and type(parameter.default) is default_class:  # a section without a `type`
-            return Node({key: child for key, child in node.value.items() if key != "type"}, origin)
+    if default is not None:
+        node = _node_of(default.value, default.origin, default.name)
+        if default_class and type(default.value) is default_class:  # a section without a `type`
+            return Node({key: child for key, child in node.value.items() if key != "type"}, default.origin)
         return node
     if default_class is None or slot.optional or _has_required_arguments(default_class):
         return None
-    return Node({}, origin)
+    return Node({}, f"default of {cls.__name__}")
 
 
 def _has_required_arguments(cls: type) -> bool:
-    return any(not p.derived and _default(p, cls) is None for p in parameters(cls).values())
+    return any(
+        not p.derived and _default_node(p, cls, _default_of(p, cls, None)) is None for p in parameters(cls).values()
+    )
 
 
 def _node_of(value: Any, origin: str, name: str) -> Node:
