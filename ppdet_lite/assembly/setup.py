@@ -16,6 +16,7 @@ from ppdet_lite.config.registry import build, errors_located_at
 from ppdet_lite.core.errors import IncompatibleArguments, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.evaluation_checks import evaluation_problems, measurable_metrics
 from ppdet_lite.data.annotations.problems import raise_if_refused
 from ppdet_lite.data.annotations.training_checks import training_problems
 from ppdet_lite.data.loading.transforms import Preprocess
@@ -60,7 +61,10 @@ def build_dataset(
     if split == "val" and node.get("ratios") is not None:
         raise UserError(f"{node.location_of('ratios')}: only for training: evaluation uses every image once; remove it")
     drop = any(config["data"][name]["drop_empty_classes"] for name in ("train", split))
-    return build(node, class_names=class_names, drop_empty_classes=drop)
+    dataset = build(node, class_names=class_names, drop_empty_classes=drop)
+    if split == "val":
+        dataset.problems = dataset.problems + evaluation_problems(dataset)
+    return dataset
 
 
 def log_notes(dataset: CocoDataset) -> None:
@@ -72,6 +76,7 @@ def log_notes(dataset: CocoDataset) -> None:
 def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) -> None:
     """Check before training that the training set contains objects and that all images of both splits exist.
 
+    Also checks that the validation set has objects of the size of `train.best_metric`.
     Problems are appended to those of the training set. Raises UserError, with the place in the config, if training is
     impossible.
     """
@@ -80,6 +85,20 @@ def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) ->
         raise_if_refused(train.file, train.problems)
     check_images(config, "train", train)
     check_images(config, "val", val)
+    _require_best_metric(config, val)
+
+
+def _require_best_metric(config: Config, val: CocoDataset) -> None:
+    """Raise UserError if the metric that selects the best checkpoint cannot be measured on the validation set."""
+    metric, place = config["train"]["best_metric"], config.origin("train.best_metric")
+    if metric == "loss" or config["train"]["evaluate_every"] is None:
+        return
+    measurable = measurable_metrics(val)
+    if metric not in measurable:
+        size = {"s": "small ", "m": "medium ", "l": "large "}.get(metric[-1], "") if measurable else ""
+        choice = ", ".join(measurable) or "loss, with eval.loss: true, or train.evaluate_every: null"
+        reason = f"{val.file} has no {size}object other than crowd regions"
+        raise UserError(f"{place}: train.best_metric: {metric} cannot be measured: {reason}; choose {choice}")
 
 
 def check_images(config: Config, split: Literal["train", "val"], dataset: CocoDataset) -> None:

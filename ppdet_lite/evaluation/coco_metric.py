@@ -11,10 +11,10 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.evaluation_checks import SUMMARY
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.results_file import Results, read_results
 
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
 COLUMNS = 4  # classes per line of the logged table
 
 

@@ -18,6 +18,8 @@ class Annotations(NamedTuple):
     areas: np.ndarray  # [A] float64; NaN where it is missing
     is_crowd: np.ndarray  # [A] bool
     has_crowd_flag: np.ndarray  # [A] bool, whether the file gives iscrowd
+    has_ignore_flag: np.ndarray  # [A] bool, whether `ignore` is set
+    is_rotated: np.ndarray  # [A] bool, whether CVAT's `attributes.rotation` is not 0
 
 
 class CocoFile(NamedTuple):

@@ -6,12 +6,13 @@ deviation or reports where it is.
 """
 
 import mmap
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from ppdet_lite.data.annotations.coco_content import Annotations, CocoFile
+from ppdet_lite.data.annotations.lenient_values import is_flag_set, is_rotated
 from ppdet_lite.data.annotations.repair import read_categories, read_with_repairs
 
 __all__ = ["read_categories", "read_coco"]
@@ -36,6 +37,8 @@ class _Annotation(msgspec.Struct, gc=False):
     area: float | None = None
     iscrowd: Literal[0, 1] | None = None
     id: int | None = None
+    ignore: Any = None
+    attributes: Any = None
 
 
 class _Content(msgspec.Struct):
@@ -84,6 +87,8 @@ def _to_arrays(content: _Content) -> CocoFile | None:
         np.fromiter((np.nan if record.area is None else record.area for record in records), np.float64, count),
         np.fromiter((record.iscrowd == 1 for record in records), bool, count),
         np.fromiter((record.iscrowd is not None for record in records), bool, count),
+        np.fromiter((is_flag_set(record.ignore) for record in records), bool, count),
+        np.fromiter((is_rotated(record.attributes) for record in records), bool, count),
     )
     file_names = [image.file_name for image in images]
     return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, annotations, [])

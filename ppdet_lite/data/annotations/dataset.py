@@ -142,6 +142,19 @@ class CocoDataset:
         per_image = np.bincount(owners[~self._is_crowd], minlength=len(self))
         return count(self._classes, self._areas, self._is_crowd, per_image, self.num_classes)
 
+    def object_areas(self) -> np.ndarray:
+        """Return the annotated areas of all objects without crowd regions."""
+        return self._areas[~self._is_crowd]
+
+    def largest_class_counts(self) -> np.ndarray:
+        """Return the number of objects in each image of the class that has most there, without crowd regions."""
+        owners = np.repeat(np.arange(len(self)), self.object_counts)
+        pairs = (owners * self.num_classes + self._classes)[~self._is_crowd]
+        pairs, counts = np.unique(pairs, return_counts=True)
+        result = np.zeros(len(self), int)
+        np.maximum.at(result, pairs // self.num_classes, counts)
+        return result
+
     def load(self, index: int) -> np.ndarray:
         """Return the pixels of an image, RGB uint8 [H, W, 3].
 

@@ -53,6 +53,17 @@ def parse_crowd_flag(value: Any) -> tuple[bool | None, bool]:
     return None, True
 
 
+def is_flag_set(value: Any) -> bool:
+    """Return whether a flag other than iscrowd is set: it has a value, and that does not mean 0."""
+    return value is not None and value == value and parse_crowd_flag(value)[0] is not False
+
+
+def is_rotated(attributes: Any) -> bool:
+    """Return whether the attributes that CVAT gives an annotation contain a rotation, in degrees, other than 0."""
+    angle = parse_number(attributes.get("rotation"))[0] if isinstance(attributes, dict) else None
+    return angle is not None and math.isfinite(angle) and angle % 360 != 0
+
+
 def is_file_name(value: str) -> bool:
     """Return whether a file can have this name: not blank, without null bytes and lone surrogates."""
     return bool(value.strip()) and "\0" not in value and not _SURROGATES.search(value)

@@ -14,6 +14,10 @@ MAX_COORDINATE = 1e12  # pixels; larger values, infinity and NaN cannot be coord
 MIN_SIDE = 1e-3  # pixels; a box with a shorter side inside its image is dropped
 MAX_OUTSIDE = 0.05  # above this fraction of clipped and dropped boxes, a warning says that they may be x1, y1, x2, y2
 
+MAX_FRACTION = 1.05  # a box without a larger value is a fraction of its image: in pixels it would be a dot in a corner
+MOST = 0.9  # from this part of such boxes on, a file is refused
+MIN_BOXES = 20  # in fewer boxes, it may be chance that all are in the upper left quarter of their images
+
 
 class PackedObjects(NamedTuple):
     """The A objects of I images and K classes, sorted by image."""
@@ -77,6 +81,7 @@ def pack_objects(
     records = _Indexed(content, file, sizes, file_names)
     image, is_crowd = records.image, records.annotations.is_crowd
     good, problems = _usable_boxes(records, sizes)
+    raise_if_refused(file, problems)
     boxes = np.bincount(records.category[good & ~is_crowd], minlength=len(content.class_names))
     used = np.isin(content.category_ids, records.annotations.category_ids)
     chosen, class_problems = choose_classes(
@@ -144,9 +149,29 @@ def _usable_boxes(records: _Indexed, sizes: np.ndarray) -> tuple[np.ndarray, lis
     )
     if np.sum(~good | clipped) > MAX_OUTSIDE * len(good):
         problems += records.problems_at("box_corners", ~good | clipped, records.box)
+    problems += _scale_problems(records, good, corners, size)
+    problems += records.problems_at("box_ignored", annotations.has_ignore_flag & ~annotations.is_crowd)
+    problems += records.problems_at("box_rotated", annotations.is_rotated)
     problems += records.problems_at("crowd_missing", ~annotations.has_crowd_flag)
     problems += records.problems_at("annotation_id", _unusable_ids(annotations.ids))
     return good, problems
+
+
+def find_fractions(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return which boxes [A, 4] are fractions of their image's size (h, w) [A, 2], bool [A], and whether most are."""
+    is_box = (xywh[:, 2:] > 0).all(1) & _are_pixels(xywh)[:, 0]
+    fractions = is_box & (np.abs(xywh) <= MAX_FRACTION).all(1) & (size > 2 * MAX_FRACTION).all(1)
+    return fractions, bool(fractions.any() and fractions.sum() >= MOST * is_box.sum())
+
+
+def _scale_problems(records: _Indexed, good: np.ndarray, corners: np.ndarray, size: np.ndarray) -> list[Problem]:
+    """Return the problem of boxes that seem to be in another unit than pixels; corners: [A, 4], clipped."""
+    fractions, most = find_fractions(records.annotations.xywh, size)
+    if fractions.any():
+        return records.problems_at("box_fractions" if most else "box_fraction", fractions, records.box)
+    if good.sum() < MIN_BOXES or (corners[good, 2:] > size[good, ::-1] / 2).any():
+        return []
+    return records.problems_at("box_scale", good, records.box)
 
 
 def _areas(records: _Indexed, good: np.ndarray) -> tuple[np.ndarray, list[Problem]]:

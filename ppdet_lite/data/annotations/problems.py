@@ -90,8 +90,28 @@ KINDS = {
     "box_corners": Kind(
         "warning", "boxes are clipped or dropped", "is bbox x1, y1, x2, y2 and not x, y, width, height?"
     ),
+    "box_fractions": Kind(
+        "refusal", "boxes have only values from 0 to 1", "are they fractions of the image's size? convert to pixels"
+    ),
+    "box_fraction": Kind(
+        "warning", "boxes have only values from 0 to 1", "are they fractions of the image's size? read as pixels"
+    ),
+    "box_scale": Kind(
+        "warning", "boxes are in the upper left quarter of their image", "are they percentages, or of smaller images?"
+    ),
+    "box_ignored": Kind(
+        "warning", "boxes have ignore: 1", "used as without it, as pycocotools does; iscrowd: 1 excludes them"
+    ),
+    "box_rotated": Kind(
+        "warning", "boxes have a rotation in their attributes (CVAT)", "read without it: they do not enclose the object"
+    ),
     "box_twice": Kind("warning", "boxes are nearly equal to an earlier box of the same class", "both are trained on"),
     "box_of_two": Kind("warning", "boxes are nearly equal to a box of another class", "both are trained on"),
+    "objects_many": Kind(
+        "warning",
+        "images have more than 100 objects of a class",
+        "COCO counts 100 detections of each: AP stays below 1",
+    ),
     "boxes_none": Kind("refusal", "images have no boxes other than crowd regions", "annotate objects to train on"),
     # the file
     "encoding": Kind("note", "files are not UTF-8", "read in the encoding detected"),

@@ -163,6 +163,8 @@ def _annotations(
         np.array(areas, np.float64),
         np.array([flag is True for flag in is_crowd], bool),
         np.array([flag is not None for flag in is_crowd], bool),
+        np.array([lenient_values.is_flag_set(record.get("ignore")) for record in items], bool),
+        np.array([lenient_values.is_rotated(record.get("attributes")) for record in items], bool),
     )
     return annotations, problems
 

@@ -11,6 +11,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.coco_file import read_coco
 from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.data.annotations.evaluation_checks import evaluation_problems
 from ppdet_lite.data.annotations.problems import (
     DatasetError,
     Example,
@@ -107,6 +108,8 @@ def check_set(
     result.problems = [*refused, *dataset.problems, *result.files.problems, *box_problems(result.content)]
     if name in ("train", "data"):  # a part of a mixed set need not contain all classes
         result.problems += training_problems(dataset)
+    if name == "data" or result.is_val:
+        result.problems += evaluation_problems(dataset)
     result.problems.sort(key=lambda problem: LEVELS.index(problem.level))
     result.statistics, result.distributions = dataset.statistics(), measure(dataset)
     return result
