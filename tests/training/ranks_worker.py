@@ -52,7 +52,7 @@ def check_talk(me: int) -> None:
 def check_rounds(me: int) -> None:
     """What is found comes a round at a time, however much each has; a failure is heard in the round it happens in."""
     shares = [["a", "b", "c"], [], ["d"]]
-    assert evaluate._of_all_ranks(iter(shares[me])) == ["a", "d", "b", "c"]
+    assert evaluate._gather_from_ranks(iter(shares[me])) == ["a", "d", "b", "c"]
     seen: list[int] = []
 
     def found() -> Iterator[int]:
@@ -63,7 +63,7 @@ def check_rounds(me: int) -> None:
             yield number
 
     try:
-        evaluate._of_all_ranks(found())
+        evaluate._gather_from_ranks(found())
     except UserError as error:
         assert str(error) == ("" if me == 1 else "rank 1: ") + "5.png: cannot be read"
     assert seen == ([0, 1] if me == 1 else [0, 1, 2])

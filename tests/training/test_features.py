@@ -59,7 +59,7 @@ def after_a_step(batches: Any) -> tuple[dict[str, np.ndarray], dict[str, float]]
 
 def test_two_batches_of_two_make_the_step_of_one_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling takes the first candidates in place of random ones."""
-    monkeypatch.setattr(matching, "draw", lambda candidates, _, count: paddle.nonzero(candidates).flatten()[:count])
+    monkeypatch.setattr(matching, "sample_true", lambda mask, _, count: paddle.nonzero(mask).flatten()[:count])
     whole, losses = after_a_step(images(0, 4))
     halves, mean = after_a_step([images(0, 2), images(2, 2)])
     for name, value in whole.items():
@@ -217,7 +217,9 @@ def test_a_backend_that_is_not_here_is_told_before_the_first_step(
 ) -> None:
     monkeypatch.setattr(coco_metric.importlib.util, "find_spec", lambda _: None)
     config = load_config(QUICKSTART, [*options, "eval.backend=faster", "train.length=1 iterations"])
-    with pytest.raises(UserError, match=r"^command line: eval\.backend: faster needs .* pip install faster-coco-eval"):
+    with pytest.raises(
+        UserError, match=r"^command line: eval\.backend: faster requires .* pip install faster-coco-eval"
+    ):
         train(config, tmp_path / "run", evaluate_at_end=True)
     assert not (tmp_path / "run").exists()
 

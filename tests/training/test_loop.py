@@ -274,7 +274,7 @@ def test_resume_refuses_other_classes(overrides, tmp_path, shapes):
 @pytest.mark.parametrize(
     ("norm", "images", "from_random", "words"),
     [
-        ("frozen_bn", 8, True, "frozen_bn from random initialisation"),
+        ("frozen_bn", 8, True, "a randomly initialized frozen_bn"),
         ("frozen_bn", 8, False, None),
         ("bn", 4, True, "bn is trained on 4 images per device"),
         ("bn", 8, True, None),

@@ -298,9 +298,9 @@ def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
 
 
 def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCaptureFixture) -> None:
-    from ppdet_lite.training.state import _tell_of_devices
+    from ppdet_lite.training.state import _warn_about_devices
 
     caplog.set_level("WARNING", "ppdet_lite")
-    _tell_of_devices(16, 2, 8)
+    _warn_about_devices(16, 2, 8)
     assert "on 8 devices with 16 images per step, this run has 1 with 2: the learning rate is that of" in caplog.text
-    assert "make data.loader.batch_size x train.accumulate x devices 16" in caplog.text
+    assert "set data.loader.batch_size x train.accumulate x devices to 16" in caplog.text

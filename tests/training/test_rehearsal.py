@@ -153,7 +153,7 @@ def test_too_little_memory_ends_the_run_in_one_line(options: list[str], tmp_path
     "error", [MemoryError(), RuntimeError("ResourceExhaustedError:\n\nOut of memory on GPU 0. Cannot allocate 2GB")]
 )
 def test_memory_that_runs_out_is_told(error: Exception) -> None:
-    words = r"^out of memory in training: (no more|.*Cannot allocate 2GB).*batch_size"
+    words = r"^out of memory in training: (an allocation failed|.*Cannot allocate 2GB).*batch_size"
     with pytest.raises(RunFailed, match=words), memory_errors_reported("training"):
         raise error
     with pytest.raises(RuntimeError, match="another"), memory_errors_reported("training"):

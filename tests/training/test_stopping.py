@@ -198,7 +198,7 @@ def test_what_a_run_without_a_checkpoint_left_is_set_aside(options: list[str], t
     (run / "metrics.jsonl").write_text('{"iteration": 1}\n')
     train(load_config(QUICKSTART, [*options, "train.length=1 iterations"]), run)
     assert (run / "aborted-1/train.log").read_text() == "old" and (run / "aborted-1/metrics.jsonl").exists()
-    assert "was moved to" in (run / "train.log").read_text()
+    assert "were moved to" in (run / "train.log").read_text()
 
 
 def test_torn_checkpoints_are_set_aside_too(options: list[str], tmp_path: Path) -> None:
