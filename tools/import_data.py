@@ -35,6 +35,7 @@ def main() -> None:
         choices=(0, 1),
         help="0: box width is xmax - xmin (0); 1: pixel indices start at 1 and are inclusive, as in the VOC challenges",
     )
+    add("--skip-bad", action="store_true", help="leave out what cannot be read and list it in DIR/skipped.csv")
     args = parser.parse_args()
     if args.seed is not None and (args.split is None or args.seed < 0):
         parser.error("--seed is 0 or more and requires --split")

@@ -113,7 +113,6 @@ CONFIGS = {
     "a folder not there": (YAML.replace("images/val", "img/val"), "data.yaml:3: val: img/val does not exist; correct"),
     "a path that is none": ("names: [cat, ant]\ntrain: 3\n", "data.yaml:2: not a path: 3"),
     "no YAML": ("names: [cat", "data.yaml:"),
-    "one folder twice": (YAML.replace("images/val", "images/train"), "labels/train/a.txt (val): images/train/a.png is"),
 }
 
 

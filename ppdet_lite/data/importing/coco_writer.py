@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedImage
 from ppdet_lite.data.importing.splits import Splits
 from ppdet_lite.storage.files import write_json
@@ -15,7 +16,7 @@ ANNOTATIONS = "annotations"  # the folder of the COCO files
 
 
 def write_splits(
-    splits: Splits, names: Sequence[str], output: Path, transfer: str, difficult: str
+    splits: Splits, names: Sequence[str], output: Path, transfer: str, difficult: str, bad_items: BadItems
 ) -> dict[str, tuple[Path, Path]]:
     """Write a folder that appears complete or not at all; return (image folder, annotation file) of each split."""
     partial = Path(os.path.abspath(output))
@@ -28,8 +29,9 @@ def write_splits(
             file = Path(ANNOTATIONS, f"instances_{name}.json")
             write_json(partial / file, _content(images, file_names, names, difficult))
             if transfer != "leave":
-                _transfer([root / file_name for file_name in file_names], partial / name, root, transfer)
+                _transfer(images, [partial / name / file_name for file_name in file_names], transfer)
             files[name] = (root if transfer == "leave" else output / name, output / file)
+        bad_items.write(partial)
         if output.exists():
             output.rmdir()  # empty; rename does not replace it on Windows
         partial.rename(output)
@@ -40,14 +42,13 @@ def write_splits(
     return files
 
 
-def _transfer(paths: Sequence[Path], folder: Path, root: Path, transfer: str) -> None:
-    for path in paths:
-        target = folder / path.relative_to(root)
+def _transfer(images: Sequence[ImportedImage], targets: Sequence[Path], transfer: str) -> None:
+    for image, target in zip(images, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if transfer == "link":
-            target.symlink_to(path.resolve())
+        if transfer == "link" and image.extracted is None:
+            target.symlink_to(image.file.resolve())
         else:
-            shutil.copyfile(path, target)
+            shutil.copyfile(image.file, target)
 
 
 def _content(
@@ -60,11 +61,13 @@ def _content(
     for image_id, (image, file_name) in enumerate(zip(images, file_names, strict=True), start=1):
         height, width = image.size or (0, 0)
         content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for box in image.boxes:
-            if box.difficult and difficult == "drop":
-                continue
+        boxes = [(box, _box_fields(box, difficult)) for box in image.boxes if not box.difficult or difficult != "drop"]
+        # COCO's crowd regions are of one class each
+        regions = [Box(name, corners) for corners in image.ignored for name in names]
+        boxes += [(region, _box_fields(region, difficult) | {"iscrowd": 1}) for region in regions]
+        for box, fields in boxes:
             record = {"id": len(content["annotations"]) + 1, "image_id": image_id, "category_id": categories[box.name]}
-            content["annotations"].append(record | _box_fields(box, difficult))
+            content["annotations"].append(record | fields)
     return content
 
 
@@ -73,4 +76,5 @@ def _box_fields(box: Box, difficult: str) -> dict[str, Any]:
     width, height = x2 - x1, y2 - y1
     crowd = int(bool(box.difficult) and difficult == "crowd")
     record = {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": crowd}
-    return record | ({"difficult": 1} if box.difficult else {})
+    record |= {"difficult": 1} if box.difficult else {}
+    return record | ({"attributes": {"rotation": box.rotation}} if box.rotation else {})

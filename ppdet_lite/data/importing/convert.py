@@ -20,7 +20,7 @@ from ppdet_lite.data.importing import csv_table, labelme, voc, yolo
 from ppdet_lite.data.importing.bad_items import FILE, BadItems
 from ppdet_lite.data.importing.coco_writer import write_splits
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage, parse_class_name, read_lines
-from ppdet_lite.data.importing.splits import Splits, split
+from ppdet_lite.data.importing.splits import split
 
 
 def import_data(
@@ -59,11 +59,12 @@ def import_data(
         data = _read(source_format, source, images, classes, difficult, voc_origin, bad_items, Path(scratch))
         data = _distinct_images(data, source, bool(fractions or lists), bad_items)
         measured, notes = _with_file_sizes(data.images, bad_items)
-        _refuse_fractions(measured)
         _refuse_leaving(measured, transfer)
         data = data._replace(images=measured)
         names, data = _class_names(data, classes, bad_items)
         splits, left_out = split(data, fractions, lists, seed, bad_items)
+        for chosen in splits.values():
+            _refuse_fractions(chosen)
         if not any(image.boxes for images in splits.values() for image in images):
             raise UserError(f"no image has objects; correct the path or --images{bad_items.remark()}")
         notes += [*data.notes, *left_out, *_similar_names(names), *_box_notes(data.images, difficult_action)]
@@ -134,9 +135,7 @@ def _distinct_images(data: ImportedData, source: Path, is_divided: bool, bad_ite
     return data._replace(images=list(kept.values()), notes=(*data.notes, *notes))
 
 
-def _with_file_sizes(
-    images: Sequence[ImportedImage], bad_items: BadItems
-) -> tuple[list[ImportedImage], list[str]]:
+def _with_file_sizes(images: Sequence[ImportedImage], bad_items: BadItems) -> tuple[list[ImportedImage], list[str]]:
     """Return the images with the sizes of their files, and outlines clipped to them.
 
     Raises UserError if an annotated size differs.
@@ -200,9 +199,7 @@ def _refuse_fractions(images: Sequence[ImportedImage]) -> None:
         raise UserError(f"{image.location}: {count}; are they fractions of the image's size? convert them to pixels")
 
 
-def _class_names(
-    data: ImportedData, classes: Path | None, bad_items: BadItems
-) -> tuple[list[str], ImportedData]:
+def _class_names(data: ImportedData, classes: Path | None, bad_items: BadItems) -> tuple[list[str], ImportedData]:
     """Return the class names of all splits in order, and the data with the objects of these classes."""
     used = {box.name for image in data.images for box in image.boxes}
     if classes is None:

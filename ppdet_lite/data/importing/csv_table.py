@@ -2,12 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.problems import format_value
 from ppdet_lite.data.importing import records
+from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage
 
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "class")
@@ -21,13 +23,14 @@ ALIASES = {
     "width": ("width",),
     "height": ("height",),
 }
+_NUMBER = re.compile(r"[-+.]*[0-9]")  # the beginning of a number
 
 
-def read(source: Path, images: Path | None = None) -> ImportedData:
+def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData:
     """Read a CSV file, or the only one in a folder, separated by commas, semicolons or tabs.
 
     A first row of column names may list the columns in any order, also width and height of the image; other columns are
-    ignored. A row with only a file is an image without objects.
+    ignored, with a note. A row with only a file is an image without objects.
     images: the image folder; by default paths are relative to the CSV file.
 
     Raises UserError with file, line and value if something is malformed.
@@ -35,20 +38,25 @@ def read(source: Path, images: Path | None = None) -> ImportedData:
     table = _only_table(source) if source.is_dir() else source
     folder = images or table.parent
     imported: dict[str, ImportedImage] = {}
-    columns: dict[str, int] | None = None
+    columns, width, notes = None, len(COLUMNS), []
     for location, row in _rows(table):
         if columns is None:
             columns = _columns(row, location)
             if columns is not None:
+                unread = [cell.strip() for k, cell in enumerate(row) if k not in columns.values() and cell.strip()]
+                notes += [f"{location}: columns that are not read: {format_value(', '.join(unread))}"] if unread else []
+                width = len(row)
                 continue
             columns = {name: k for k, name in enumerate(COLUMNS)}
-        if len(row) <= max(columns.values()):
-            got = format_value(",".join(row))
-            raise UserError(f"{location}: {len(row)} columns, expected {max(columns.values()) + 1}: {got}")
-        _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, imported)
+        with bad_items.item():
+            if len(row) <= max(columns.values()) or any(cell.strip() for cell in row[width:]):
+                raise UserError(f"{location}: {len(row)} columns, expected {width}: {format_value(','.join(row))}")
+            _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, imported)
     if not imported:
-        raise UserError(f"{table}: contains no boxes")
-    return ImportedData(list(imported.values()))
+        raise UserError(f"{table}: contains no boxes{bad_items.remark()}")
+    folders = {image.path.parent for image in imported.values()}
+    notes += records.unlabelled(imported.values(), folders, "row in the table")
+    return ImportedData(list(imported.values()), notes=tuple(notes))
 
 
 def _only_table(folder: Path) -> Path:
@@ -82,12 +90,14 @@ def _columns(row: list[str], location: str) -> dict[str, int] | None:
     cells = [cell.strip().lower() for cell in row]
     named = {name: next((word for word in words if word in cells), None) for name, words in ALIASES.items()}
     columns = {name: cells.index(word) for name, word in named.items() if word is not None}
-    if not set(columns) & set(COLUMNS[1:5]):
+    words = [cell for cell in cells if cell and not _NUMBER.match(cell)]
+    if not set(columns) & set(COLUMNS[1:5]) and (len(words) < len([cell for cell in cells if cell]) or len(words) < 3):
         return None
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
+        hint = "; x and y may be a corner or the center: write corners" if {"x", "y"} <= set(cells) else ""
         raise UserError(
-            f"{location}: no column {' or '.join(ALIASES[missing[0]])} among {format_value(', '.join(cells))}"
+            f"{location}: no column {' or '.join(ALIASES[missing[0]])} among {format_value(', '.join(cells))}{hint}"
         )
     return columns
 

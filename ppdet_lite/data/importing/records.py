@@ -1,6 +1,7 @@
 """The common form into which all formats are read, and functions that read their files and parse their values."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -17,6 +18,8 @@ class Box(NamedTuple):
     name: str  # of the class
     corners: tuple[float, float, float, float]  # x1, y1, x2, y2, continuous pixels
     difficult: bool | None = None  # None where the format does not give it
+    outline: str = "box"  # what the source gives: "box", or an outline that the box encloses, such as "polygon"
+    rotation: float = 0.0  # degrees by which the object is rotated against the box, an attribute that CVAT writes
 
 
 class ImportedImage(NamedTuple):
@@ -28,6 +31,13 @@ class ImportedImage(NamedTuple):
     location: str  # where its annotations are, such as "a.xml" or "boxes.csv:7"
     size: tuple[int, int] | None = None  # (h, w) if the annotations give it
     split: str | None = None  # if the source assigns one
+    ignored: tuple[tuple[float, float, float, float], ...] = ()  # x1, y1, x2, y2 of regions to ignore for all classes
+    extracted: Path | None = None  # a temporary copy of an image that has no file at `path` but is in its annotations
+
+    @property
+    def file(self) -> Path:
+        """Return the file with the image's pixels."""
+        return self.extracted or self.path
 
 
 class ImportedData(NamedTuple):
@@ -76,6 +86,19 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
 def existing_folder(*folders: Path) -> Path | None:
     """Return the first of the folders that exists, None if none does."""
     return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def unlabelled(images: Iterable[ImportedImage], folders: Iterable[Path], annotation: str) -> tuple[str, ...]:
+    """Return a message on the image files below some folders that are not among the images, if there are any."""
+    labelled = {os.path.realpath(image.path) for image in images}
+    found = set()
+    for folder in folders:
+        paths = (path for path in folder.rglob("*") if is_image_name(path.name))
+        shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+        found |= {os.path.realpath(path) for path in shown}
+    extra = len(found - labelled)
+    message = f"images without a readable {annotation}: {extra} of {len(found)}; left out"
+    return (message,) if extra else ()
 
 
 def read_text(path: Path) -> str:

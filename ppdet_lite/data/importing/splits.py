@@ -7,6 +7,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.problems import format_value
+from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import ImportedData, ImportedImage, read_lines
 
 NAMES = ("train", "val", "test")  # of the splits by fractions, in this order
@@ -28,11 +29,12 @@ def parse_fractions(text: str) -> list[float]:
 
 
 def split(
-    data: ImportedData, fractions: Sequence[float] | None, lists: Sequence[Path], seed: int
+    data: ImportedData, fractions: Sequence[float] | None, lists: Sequence[Path], seed: int, bad_items: BadItems
 ) -> tuple[Splits, list[str]]:
     """Divide the images into splits, each sorted by name; return them with messages on what was left out.
 
-    fractions: of images chosen randomly with the seed. lists: files with an image on each line, named as the split.
+    fractions: of images chosen randomly with the seed. lists: files with an image on each line, named as the split;
+        lines that begin with # are comments.
     Without both, the splits are those of the source's own lists, of its files, or of the folders train, val (valid)
     and test; without these, all images are the split "all". Raises UserError for a split without images.
     """
@@ -40,7 +42,7 @@ def split(
     if fractions is not None:
         splits = _by_fractions(images, fractions, seed)
     elif lists or data.lists:
-        splits, notes = _by_lists(images, lists or data.lists)
+        splits, notes = _by_lists(images, lists or data.lists, bad_items)
     elif any(image.split for image in images):
         splits = _grouped(images, [image.split for image in images])
     else:
@@ -70,7 +72,7 @@ def _by_fractions(images: Sequence[ImportedImage], fractions: Sequence[float], s
     return splits
 
 
-def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path]) -> tuple[Splits, list[str]]:
+def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path], bad_items: BadItems) -> tuple[Splits, list[str]]:
     index = _index_by_name(images)
     splits: Splits = {}
     taken: dict[int, str] = {}
@@ -79,15 +81,18 @@ def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path]) -> tuple[S
             raise UserError(f"{path}: two lists are named {path.stem}; each list needs the name of its split")
         chosen = []
         for location, line in read_lines(path):
-            number = _find(line, index, location)
-            if number in taken:
-                raise UserError(
-                    f"{location}: {format_value(line)} is already in {taken[number]}; list it once, in one split"
-                )
-            taken[number] = location
-            chosen.append(number)
+            if line.startswith("#") and line not in index:
+                continue
+            with bad_items.item():
+                number = _find(line, index, location)
+                if number in taken:
+                    raise UserError(
+                        f"{location}: {format_value(line)} is already in {taken[number]}; list it once, in one split"
+                    )
+                taken[number] = location
+                chosen.append(number)
         if not chosen:
-            raise UserError(f"{path}: lists no images")
+            raise UserError(f"{path}: lists no images{bad_items.remark()}")
         splits[path.stem] = [images[number] for number in sorted(chosen)]
     left = len(images) - len(taken)
     return splits, [f"annotated images in no list: {left} of {len(images)}; left out"] if left else []

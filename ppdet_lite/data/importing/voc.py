@@ -5,14 +5,15 @@ from pathlib import Path
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.problems import format_value
 from ppdet_lite.data.importing import records
+from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage
-from ppdet_lite.data.importing.xml_nodes import Element, read_xml
+from ppdet_lite.data.importing.xml_nodes import UNREADABLE, Element, read_xml
 
 ANNOTATIONS = "Annotations"
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(source: Path, images: Path | None = None, origin: int = 0) -> ImportedData:
+def read(source: Path, images: Path | None, bad_items: BadItems, origin: int = 0) -> ImportedData:
     """Read a VOC tree, given by its root or its Annotations folder, or a folder of XML files.
 
     images: the image folder; by default JPEGImages or images in the source, or the source itself. The image of an XML
@@ -28,9 +29,14 @@ def read(source: Path, images: Path | None = None, origin: int = 0) -> ImportedD
     files = records.files_below(annotations, ".xml")
     folder = images or records.existing_folder(source / "JPEGImages", source / "images") or source
     index = records.ImageIndex(folder)
-    imported = [_read_image(file, file.relative_to(annotations), index, origin) for file in files]
+    imported = []
+    for file in files:
+        with bad_items.item():
+            imported.append(_read_image(file, file.relative_to(annotations), index, bad_items, origin))
     extra = len(set(index.names) - {image.name for image in imported})
-    notes = (f"images in {folder} without XML file: {extra} of {len(index.names)}; left out",) if extra else ()
+    notes = (
+        (f"images in {folder} without a readable XML file: {extra} of {len(index.names)}; left out",) if extra else ()
+    )
     return ImportedData(imported, None, _lists(source / "ImageSets" / "Main"), notes)
 
 
@@ -42,15 +48,21 @@ def _lists(folder: Path) -> tuple[Path, ...]:
     return tuple(path for path in lists if path.is_file())
 
 
-def _read_image(file: Path, relative: Path, index: records.ImageIndex, origin: int) -> ImportedImage:
+def _read_image(
+    file: Path, relative: Path, index: records.ImageIndex, bad_items: BadItems, origin: int
+) -> ImportedImage:
     root = read_xml(file)
     if root.tag != "annotation":
-        raise UserError(f"{root.location}: <{root.tag}> is not VOC's <annotation>")
+        hint = "; export CVAT's tasks as Pascal VOC or COCO" if root.tag == "annotations" else ""
+        raise UserError(f"{root.location}: <{root.tag}> is not VOC's <annotation>{hint}")
     name = _image_name(root, relative, index)
     element, size = root.find("size"), None
     if element is not None:
         size = records.parse_size(element.require("height").text, element.require("width").text, element.location)
-    boxes = [_box(element, origin) for element in root.find_all("object")]
+    boxes = []
+    for element in root.find_all("object"):
+        with bad_items.item():
+            boxes.append(_box(element, origin))
     return ImportedImage(index.folder / name, name, boxes, str(file), size)
 
 
@@ -74,10 +86,30 @@ def _box(element: Element, origin: int) -> Box:
     bounds = element.require("bndbox")
     sides = [bounds.require(side) for side in SIDES]
     x1, y1, x2, y2 = (records.parse_number(side.text, side.location, side.tag) for side in sides)
-    name = records.parse_class_name(element.require("name").text, element.require("name").location)
+    name, location = element.require("name").text, element.require("name").location
+    if UNREADABLE in name:
+        encoding = 'is not in the encoding of the file; declare it, as in <?xml version="1.0" encoding="gbk"?>'
+        raise UserError(f"{location}: the class name {name!r} {encoding}, or save the file as UTF-8")
     corners = records.ordered_corners(x1 - origin, y1 - origin, x2, y2, bounds.location)
     flag = element.find("difficult")
-    return Box(name, corners, False if flag is None else _flag(flag))
+    return Box(
+        records.parse_class_name(name, location),
+        corners,
+        False if flag is None else _flag(flag),
+        rotation=_rotation(element),
+    )
+
+
+def _rotation(element: Element) -> float:
+    """Return the attribute `rotation` of an object, by which CVAT rotates its box; 0 if it has none."""
+    attributes = element.find("attributes")
+    for attribute in [] if attributes is None else attributes.find_all("attribute"):
+        if attribute.require("name").text.strip() == "rotation":
+            try:
+                return float(attribute.require("value").text)
+            except ValueError:  # an attribute of the user's own
+                return 0.0
+    return 0.0
 
 
 def _flag(element: Element) -> bool:

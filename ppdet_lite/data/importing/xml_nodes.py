@@ -1,11 +1,22 @@
 """Parses XML into elements with line numbers. Documents with a DTD are refused: entities could expand without bound."""
 
+import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 from ppdet_lite.core.errors import UserError
+
+UNREADABLE = "\ufffd"  # stands for the bytes of a text that are not in its encoding
+_DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+_LARGER = {
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc-kr": "cp949",
+}  # that programs write instead
 
 
 @dataclass
@@ -34,11 +45,16 @@ class Element:
 
 
 def read_xml(path: Path) -> Element:
-    """Return the root element of an XML file. Raises UserError with the line if it is not well-formed or has a DTD."""
+    """Return the root element of an XML file; text that is not in the file's encoding contains UNREADABLE.
+
+    Raises UserError with the line if the file is not well-formed or has a DTD.
+    """
     try:
-        content = path.read_bytes()
+        content = _decode(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except LookupError as error:
+        raise UserError(f"{path}:1: cannot be read as XML: {error}; save it as UTF-8") from None
     parser, root = expat.ParserCreate(), Element("", str(path))
     open_elements = [root]
 
@@ -62,6 +78,21 @@ def read_xml(path: Path) -> Element:
         parser.Parse(content, True)
     except expat.ExpatError as error:
         raise UserError(f"{path}:{error.lineno}: not well-formed XML: {expat.ErrorString(error.code)}") from None
-    except (LookupError, ValueError) as error:  # an encoding that Python does not support
+    except ValueError as error:  # lone surrogates, which UTF-7 can encode
         raise UserError(f"{path}: cannot be read as XML: {error}") from None
     return root.children[0]
+
+
+def _decode(content: bytes) -> str:
+    """Decode XML by its byte order mark or zero bytes, the encoding that it declares, or UTF-8.
+
+    No byte of a character in these encodings looks like markup, so that unreadable characters leave the rest intact.
+    Raises LookupError if Python does not know the declared encoding.
+    """
+    encoding = json.detect_encoding(content)
+    declared = _DECLARED.match(content)
+    if encoding == "utf-8" and declared is not None:
+        name = declared[1].decode().lower()
+        # a declared UTF-16 without zero bytes was converted to UTF-8 later
+        encoding = encoding if name.startswith(("utf-16", "utf-32", "ucs-")) else _LARGER.get(name, name)
+    return content.decode(encoding, errors="replace")

@@ -1,28 +1,44 @@
 """Reads the class names of a YOLO dataset and, from a data.yaml, the locations of its images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ppdet_lite.config.yaml_nodes import Node, parse, plain
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.problems import format_value
 from ppdet_lite.data.images.files import ImageFiles
+from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import is_image_name, parse_class_name, read_lines, read_text
 
 CONFIGS, NAMES = ("data.yaml", "data.yml"), ("classes.txt", "labels/classes.txt", "obj.names")
 SPLITS = ("train", "val", "test")
 
 
-def read_class_list(source: Path) -> list[str]:
+class YoloConfig(NamedTuple):
+    """The content of a data.yaml or classes.txt."""
+
+    class_names: list[str]
+    images: Sequence[tuple[Path, str, str]] = ()  # path, name and split, if the file lists any
+    keypoints: tuple[int, int] | None = None  # their number and values per keypoint, in pose datasets
+    notes: tuple[str, ...] = ()
+
+
+def read_class_list(source: Path) -> YoloConfig:
     """Return the class names of a folder with classes.txt. Raises UserError if there is no such file."""
     path = next((source / name for name in NAMES if (source / name).is_file()), None)
     if path is None:
         raise UserError(f"{source}: has neither {CONFIGS[0]} nor {NAMES[0]}; write one, a class name on each line")
-    return _distinct([(parse_class_name(line, location), location) for location, line in read_lines(path)], str(path))
+    names = []
+    for location, line in read_lines(path):
+        if line.startswith("#"):  # counted as a class by some programs and not by others
+            raise UserError(f"{location}: {format_value(line)} is a comment or a class; remove it, or use a data.yaml")
+        names.append((parse_class_name(line, location), location))
+    return YoloConfig(_distinct(names, str(path)))
 
 
-def read_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], list[str]]:
-    """Return the class names of a data.yaml, its images as (path, name, split), if it lists any, and notes."""
+def read_config(path: Path, bad_items: BadItems) -> YoloConfig:
+    """Return the content of a data.yaml."""
     content = parse(read_text(path), lambda line: f"{path}:{line}")
     keys = content.value if isinstance(content.value, dict) else {}
     if "names" not in keys:
@@ -41,12 +57,21 @@ def read_config(path: Path) -> tuple[list[str], list[tuple[Path, str, str]], lis
         for node in entry.value if isinstance(entry.value, list) else [entry]:
             target = _resolve(node, path.parent, root)
             if target is not None:
-                files += [(file, name, split) for file, name in _images_at(target)]
+                files += [(file, name, split) for file, name in _images_at(target, bad_items)]
             elif split == "test":  # exported datasets may list a test split that they do not contain
                 notes.append(f"{node.origin}: test: {format_value(node.value)} does not exist: left out")
             else:
                 raise UserError(f"{node.origin}: {split}: {format_value(node.value)} does not exist; correct the path")
-    return names, files, notes
+    keypoints = _keypoints(keys["kpt_shape"]) if "kpt_shape" in keys else None
+    return YoloConfig(names, files, keypoints, tuple(notes))
+
+
+def _keypoints(node: Node) -> tuple[int, int]:
+    """Return the number of keypoints and the values of each: x, y and, if there are three, the visibility."""
+    value = plain(node)
+    if not isinstance(value, list) or len(value) != 2 or type(value[0]) is not int or value[1] not in (2, 3):
+        raise UserError(f"{node.origin}: kpt_shape is not [number of keypoints, 2 or 3]: {format_value(value)}")
+    return value[0], value[1]
 
 
 def _names(node: Node) -> list[str]:
@@ -90,13 +115,15 @@ def _resolve(node: Node, folder: Path, root: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def _images_at(source: Path) -> Iterator[tuple[Path, str]]:
-    """Yield (path, name) of the images in a folder, or of those listed in a text file."""
+def _images_at(source: Path, bad_items: BadItems) -> Iterator[tuple[Path, str]]:
+    """Yield (path, name) of the images in a folder, or of those listed in a text file, where # begins a comment."""
     if source.is_dir():
         yield from ((source / name, name) for name in ImageFiles.find(source).names)
         return
     for location, line in read_lines(source):
         path = source.parent / line
-        if not path.is_file() or not is_image_name(path.name):
-            raise UserError(f"{location}: no image {format_value(line)}, expected at {format_value(str(path))}")
-        yield path, path.name
+        if path.is_file() and is_image_name(path.name):
+            yield path, path.name
+        elif not line.startswith("#"):
+            with bad_items.item():
+                raise UserError(f"{location}: no image {format_value(line)}, expected at {format_value(str(path))}")
