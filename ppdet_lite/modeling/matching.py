@@ -60,9 +60,9 @@ class Matcher:
             zeros = paddle.zeros([boxes.shape[0]], dtype="int64")
             return zeros + BACKGROUND, zeros
         length = max(MAX_PAIRS // objects.shape[0], 1)
-        kept = [box_iou(objects, boxes)] if boxes.shape[0] <= length else []  # a larger matrix is computed in parts
+        kept = [box_iou(objects, boxes)] if boxes.shape[0] <= length else []
 
-        def iou_parts() -> Iterable[Tensor]:  # [G, length] each, computed again on every call to bound the memory
+        def iou_parts() -> Iterable[Tensor]:  # a large matrix in parts [G, length], computed again for each use
             starts = range(0, boxes.shape[0], length)
             return kept or (box_iou(objects, boxes[start : start + length]) for start in starts)
 
