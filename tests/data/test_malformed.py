@@ -106,7 +106,8 @@ def test_what_is_no_annotation_file(files, content, message):
     assert str(files.json) in str(caught.value) and "\n" not in str(caught.value)
 
 
-VOC = "<annotation><filename>a.jpg</filename><object><name>cat</name></object></annotation>"
+BOX = "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>"
+VOC = f"<annotation><filename>a.jpg</filename><object><name>cat</name>{BOX}</object></annotation>"
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,11 @@ def test_other_formats_are_named_with_their_import(files, name, text, form):
     folder.mkdir()
     (folder / name).write_text(text, encoding="utf-8")
     source = folder / name if form == "csv" else folder
-    with pytest.raises(UserError, match=f"--from {form} {source} --output") as caught:
+    elsewhere = "" if name == "data.yaml" else f" --images {files.images}"  # the import would not look there
+    with pytest.raises(UserError, match=f"--from {form} {source}{elsewhere} --output") as caught:
         CocoDataset(str(files.images), str(folder / name))
     assert f"annotations {folder / name}: " in str(caught.value) and "not COCO JSON" in str(caught.value)
-    with pytest.raises(UserError, match=f"a folder of .*--from {form} {folder} --output"):
+    with pytest.raises(UserError, match=f"a folder of .*--from {form} {folder}{elsewhere} --output"):
         CocoDataset(str(files.images), str(folder))
 
 

@@ -6,6 +6,7 @@ deviation or reports where it is.
 """
 
 import mmap
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -50,14 +51,17 @@ class _Content(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Content)
 
 
-def read_coco(path: str) -> CocoFile:
-    """Read an annotation file. Raises UserError with the file and record if it is missing or is not valid COCO."""
+def read_coco(path: str, images: Path | None = None) -> CocoFile:
+    """Read an annotation file. Raises UserError with the file and record if it is missing or is not valid COCO.
+
+    images: the image folder, for the message on a file in another format.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             result = _to_arrays(_DECODER.decode(content))
     except (msgspec.DecodeError, OverflowError, ValueError, OSError):
         result = None
-    return read_with_repairs(path) if result is None else result
+    return read_with_repairs(path, images) if result is None else result
 
 
 def _to_arrays(content: _Content) -> CocoFile | None:

@@ -75,7 +75,7 @@ class CocoDataset:
         class_names: Derived[Sequence[str] | None] = None,
     ) -> None:
         self.images, self.file = Path(images), str(annotations)
-        content = read_coco(self.file)
+        content = read_coco(self.file, self.images)
         if not self.images.is_dir():
             raise UserError(f"image folder {images} (for {annotations}) does not exist; correct `images`", key="images")
         names, renamed = sizes.replace_backslashes(self.images, content.file_names)

@@ -11,12 +11,12 @@ from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, 
 LISTS = ("images", "annotations", "categories")
 
 
-def read_lists(path: str) -> tuple[dict[str, list[dict]], list[Problem]]:
+def read_lists(path: str, images: Path | None = None) -> tuple[dict[str, list[dict]], list[Problem]]:
     """Read images, annotations and categories; segmentations are kept only for records without a bbox.
 
-    Raises UserError if the file is not a COCO annotation file.
+    Raises UserError if the file is not a COCO annotation file; images: the image folder, for the message.
     """
-    if (other := other_format(Path(path))) is not None:
+    if (other := other_format(Path(path), images)) is not None:
         raise UserError(f"annotations {path}: {other}", key="annotations")
     try:
         raw = Path(path).read_bytes()

@@ -2,49 +2,118 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
-HEAD = 4096  # bytes of a file that are inspected
+from ppdet_lite.data.images.files import SUFFIXES
+
+HEAD = 1 << 16  # bytes of a file that are inspected
 MAX_FILES = 20  # files of a folder that are inspected
 _YOLO = re.compile(r"\s*\d+(\s+-?\d*\.?\d+([eE]-?\d+)?){4,}\s*")
 NAMES = {"voc": "Pascal VOC XML", "yolo": "YOLO text", "labelme": "labelme JSON", "csv": "CSV"}
+CVAT, OTHER_XML = "CVAT's own XML", "XML without VOC's <bndbox>"  # formats that cannot be imported
+CONFIGS = ("data.yaml", "data.yml")
+CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")  # names of class lists in a YOLO dataset
 
 
-def other_format(path: Path) -> str | None:
-    """Return what a path contains instead of COCO JSON and how to import it; None if it may be COCO or is missing."""
+def other_format(path: Path, images: Path | None = None) -> str | None:
+    """Return what a path contains instead of COCO JSON and how to import it; None if it may be COCO or is missing.
+
+    images: the folder in which the images should be, named in the command if the import would not find them itself.
+    """
     if path.is_dir():
         files = [file.name for file in sorted(path.glob("*.json")) if _file_format(file) is None]
-        if files or (form := _folder_format(path)) is None:
+        form, sample = (None, path) if files else _folder_format(path)
+        if form is None:
             return f"a folder; name the JSON file in it{f', such as {files[0]}' if files else ''}"
-        return _import_hint(form, path, "a folder of ")
+        is_one_table = form == "csv" and sample.parent == path and len(list(path.glob("*.csv"))) == 1
+        source = path if form != "csv" or is_one_table else sample
+        return _import_hint(form, source, sample, images, "a folder of ")
     if not path.is_file():
         return None
     form = _file_format(path)
-    return None if form is None else _import_hint(form, path if form == "csv" else path.parent, "")
+    is_source = form == "csv" or (path.suffix.lower() in (".yaml", ".yml") and path.name not in CONFIGS)
+    return None if form is None else _import_hint(form, path if is_source else path.parent, path, images, "")
 
 
-def _import_hint(form: str, source: Path, prefix: str) -> str:
-    command = f"python tools/import_data.py --from {form} {source} --output DIR"
-    return f"{prefix}{NAMES[form]}, not COCO JSON; import it: {command}"
+def _import_hint(form: str, source: Path, sample: Path, images: Path | None, prefix: str) -> str:
+    """Return the name of a format and the command that imports it; sample: a file of the source."""
+    if form not in NAMES:
+        return f"{prefix}{form}, not COCO JSON; export it as COCO or Pascal VOC"
+    if form == "voc" and "Annotations" in source.parts:
+        source = _up_to(source, "Annotations")
+    command = f"python tools/import_data.py --from {form} {shlex.quote(str(source))}"
+    if not _finds_image(form, source, sample):
+        command += f" --images {shlex.quote(str(images)) if images is not None and images.is_dir() else 'DIR'}"
+    root, first = yolo_root(source), ""
+    if form == "yolo" and not (root.is_file() or any((root / name).is_file() for name in (*CONFIGS, *CLASS_LISTS))):
+        first = f"write the class names into {root / CLASS_LISTS[0]}, one on each line, and "
+    return f"{prefix}{NAMES[form]}, not COCO JSON; {first}import it: {command} --output DIR"
 
 
-def _folder_format(folder: Path) -> str | None:
-    """Return the format of the first file below a folder whose format is recognized."""
-    if (folder / "data.yaml").is_file() or (folder / "data.yml").is_file():
-        return "yolo"
+def _up_to(path: Path, part: str) -> Path:
+    """Return the path up to the last directory with a name."""
+    return Path(*path.parts[: len(path.parts) - path.parts[::-1].index(part)])
+
+
+def yolo_root(source: Path) -> Path:
+    """Return the folder of a YOLO dataset that contains the labels folder, which the source is or is in.
+
+    It is the source itself if that has the class names, unless it is a labels folder beside an images folder.
+    """
+    has_names = any((source / name).is_file() for name in (*CONFIGS, *CLASS_LISTS))
+    if "labels" not in source.parts or (
+        has_names and not (source.name == "labels" and (source.parent / "images").is_dir())
+    ):
+        return source
+    return _up_to(source, "labels").parent
+
+
+def _finds_image(form: str, source: Path, sample: Path) -> bool:
+    """Return whether the import finds the image of a sample file without the option --images."""
+    if form == "csv":
+        lines = sample.read_text(encoding="utf-8", errors="replace").splitlines()[:3]
+        cells = [cell.strip().strip('"').replace("\\", "/") for line in lines for cell in re.split("[,;\t]", line)]
+        return any(_is_image(sample.parent / cell) for cell in cells)
+    if form == "labelme":
+        content = json.loads(sample.read_bytes())
+        name = str(content.get("imagePath")).replace("\\", "/")
+        beside = (sample.parent / name, sample.parent / Path(name).name)
+        return content.get("imageData") is not None or any(_is_image(path) for path in beside)
+    if sample.suffix.lower() in (".yaml", ".yml"):
+        return True
+    if form == "voc":
+        root = source.parent if source.name == "Annotations" else source
+        folders = [root / "JPEGImages", root / "images"]
+    else:
+        root = yolo_root(source)
+        folders = [root / "images"]
+    folder = next((path for path in folders if path.is_dir()), root)
+    return any(_is_image(path) for path in folder.rglob("*") if path.stem == sample.stem)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _folder_format(folder: Path) -> tuple[str | None, Path]:
+    """Return the format of the first file below a folder whose format is recognized, and the file."""
+    configs = [folder / name for name in CONFIGS if (folder / name).is_file()]
     files = (file for file in sorted(folder.rglob("*")) if file.suffix.lower() in (".xml", ".txt", ".json", ".csv"))
-    formats = (_file_format(file) for _, file in zip(range(MAX_FILES), files))
-    return next((form for form in formats if form is not None), None)
+    formats = ((_file_format(file), file) for _, file in zip(range(MAX_FILES), files))
+    found = ((form, file) for form, file in formats if form is not None)
+    return ("yolo", configs[0]) if configs else next(found, (None, folder))
 
 
 def _file_format(path: Path) -> str | None:
     try:
         with open(path, "rb") as file:
-            head = file.read(HEAD).decode("utf-8-sig", errors="replace").lstrip()
+            raw = file.read(HEAD)
     except OSError:
         return None
+    head = raw.decode(json.detect_encoding(raw), errors="replace").lstrip()
     if head.startswith("<"):
-        return "voc" if "<annotation" in head else None
+        return _xml_format(head)
     if path.suffix.lower() in (".yaml", ".yml"):
         return "yolo" if re.search(r"^(names|nc)\s*:", head, re.MULTILINE) else None
     if head.startswith("{"):
@@ -53,6 +122,17 @@ def _file_format(path: Path) -> str | None:
     if lines and all(_YOLO.fullmatch(line) for line in lines):
         return "yolo"
     return "csv" if path.suffix.lower() == ".csv" and lines and lines[0].count(",") >= 4 else None
+
+
+def _xml_format(head: str) -> str | None:
+    """Return the format of an XML file by its root element, and by the first object if that is complete."""
+    root = re.search(r"<([A-Za-z_][\w.-]*)", head)
+    if root is None or root[1] not in ("annotation", "annotations"):
+        return None
+    if root[1] == "annotations":
+        return CVAT if re.search(r"<(image|track|meta)[\s>]", head) else OTHER_XML
+    first = re.search(r"<object[\s>].*?</object>", head, re.DOTALL)
+    return "voc" if first is None or "<bndbox" in first[0] else OTHER_XML
 
 
 def _is_labelme(path: Path, head: str) -> bool:

@@ -5,6 +5,7 @@ Every value is checked, so that each problem is reported with its place: the fil
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ LARGEST_SIDE = np.iinfo(np.int32).max
 MISSING_BOX = (np.nan,) * 4
 
 
-def read_with_repairs(path: str) -> CocoFile:
-    """Read an annotation file. Raises DatasetError if any problem is refused, UserError if the file is not COCO."""
-    lists, problems = read_lists(path)
+def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
+    """Read an annotation file. Raises DatasetError if any problem is refused, UserError if the file is not COCO.
+
+    images: the image folder, for the message on a file in another format.
+    """
+    lists, problems = read_lists(path, images)
     categories, category_problems = _categories(lists["categories"])
     images = _Records(lists["images"], lambda record: Example(image=record.get("id"), file=_file(record)))
     image_ids, sizes = images.integers("id", "image_id", "image_number"), _sizes(images)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.annotations.other_formats import CONFIGS, yolo_root
 from ppdet_lite.data.images.files import ImageFiles
 from ppdet_lite.data.images.sizes import read_header
 from ppdet_lite.data.importing import records
 from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage
-from ppdet_lite.data.importing.yolo_config import CONFIGS, NAMES, YoloConfig, read_class_list, read_config
+from ppdet_lite.data.importing.yolo_config import YoloConfig, read_class_list, read_config
 
 LABELS = "labels"
 _CLASS = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0
@@ -29,7 +30,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
     Raises UserError with file, line and value if something is malformed.
     """
     labels_folder = records.existing_folder(source / LABELS) or source
-    source = _root(source)
+    source = yolo_root(source)
     path = source if source.is_file() else next((source / n for n in CONFIGS if (source / n).is_file()), None)
     config = read_class_list(source) if path is None else read_config(path, bad_items)
     if config.images and images is not None:
@@ -54,13 +55,6 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         if path in boxes
     ]
     return ImportedData(imported, config.class_names, (), (*notes, *parser.notes()))
-
-
-def _root(source: Path) -> Path:
-    """Return the folder that contains the labels folder of the source, unless the source itself has the class names."""
-    if LABELS not in source.parts or any((source / name).is_file() for name in (*CONFIGS, *NAMES)):
-        return source
-    return Path(*source.parts[: _last(source.parts, LABELS)])
 
 
 def _last(parts: Sequence[str], part: str) -> int:

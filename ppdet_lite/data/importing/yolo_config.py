@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from ppdet_lite.config.yaml_nodes import Node, parse, plain
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.annotations.other_formats import CLASS_LISTS, CONFIGS
 from ppdet_lite.data.annotations.problems import format_value
 from ppdet_lite.data.images.files import ImageFiles
 from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import is_image_name, parse_class_name, read_lines, read_text
 
-CONFIGS, NAMES = ("data.yaml", "data.yml"), ("classes.txt", "labels/classes.txt", "obj.names")
 SPLITS = ("train", "val", "test")
 
 
@@ -26,9 +26,11 @@ class YoloConfig(NamedTuple):
 
 def read_class_list(source: Path) -> YoloConfig:
     """Return the class names of a folder with classes.txt. Raises UserError if there is no such file."""
-    path = next((source / name for name in NAMES if (source / name).is_file()), None)
+    path = next((source / name for name in CLASS_LISTS if (source / name).is_file()), None)
     if path is None:
-        raise UserError(f"{source}: has neither {CONFIGS[0]} nor {NAMES[0]}; write one, a class name on each line")
+        raise UserError(
+            f"{source}: has neither {CONFIGS[0]} nor {CLASS_LISTS[0]}; write one, a class name on each line"
+        )
     names = []
     for location, line in read_lines(path):
         if line.startswith("#"):  # counted as a class by some programs and not by others
