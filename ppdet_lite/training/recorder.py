@@ -37,7 +37,7 @@ class Recorder:
         self._sinks: list[Sink] = [
             Progress(total, start, log_every),
             MetricsFile(folder / "metrics.jsonl", start),
-            VisualDLLog(folder / "vdl"),
+            VisualDLLog(folder / "vdl", start),
             CurvesPlot(folder),
         ]
 

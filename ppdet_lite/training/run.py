@@ -23,6 +23,7 @@ from ppdet_lite.data.loading.loader import TrainBatches
 from ppdet_lite.data.loading.transforms import Batch
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.evaluate import evaluate
+from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
@@ -76,6 +77,8 @@ class Run:
         freeze(model, config["train"]["freeze"])
         warn_about_norms(model, data.loader.batch_size, is_random)
         warn_about_sizes(data.augment.short_sides, data.preprocess.short_side)
+        if data.val is not None:
+            warn_about_evaluation(build(config["eval"]), data.augment, data.preprocess, model.postprocess)
         settings, self.schedule = build(config["optimizer"]), build(config["schedule"])
         self.clip_norm, self.optimizer = settings.clip_norm, settings.build(model)
         self.full_rate = _full_rate(settings, data.loader.batch_size, self.world, self.accumulate)
@@ -91,9 +94,10 @@ class Run:
         self.recorder = None
         if self.rank == 0:
             write_run_files(folder, config, data.train.class_names, data.train.category_ids.tolist())
-            self.recorder = Recorder(folder, self.plan.total, self.state.iteration, config["train"]["log_every"])
+            total = self.plan.total + self.state.offset
+            self.recorder = Recorder(folder, total, self.state.iteration, config["train"]["log_every"])
         self.bad_images = batches.bad_images
-        self.batches = batches.iterate(self.state.iteration * self.accumulate)
+        self.batches = batches.iterate(self.position * self.accumulate)
         self.patches = None  # the input of the R-CNN teacher in the latest step
 
     def _rehearse(self) -> float:
@@ -104,9 +108,14 @@ class Run:
         return peak_memory_mb()
 
     @property
+    def position(self) -> int:
+        """The number of iterations done, in iterations of the present batch size (see `RunState.offset`)."""
+        return self.state.iteration - self.state.offset
+
+    @property
     def finished(self) -> bool:
         """Whether all iterations are done, or training stops early."""
-        return self.state.iteration >= self.plan.total or self.is_stale
+        return self.position >= self.plan.total or self.is_stale
 
     @property
     def is_stale(self) -> bool:
@@ -116,7 +125,7 @@ class Run:
     @property
     def evaluation_due(self) -> bool:
         """Whether an evaluation is due after the latest iteration."""
-        return self.data.val is not None and self.plan.due(self.plan.evaluate_every, self.state.iteration)
+        return self.data.val is not None and self.plan.due(self.plan.evaluate_every, self.position)
 
     @property
     def evaluation_missed(self) -> bool:
@@ -126,20 +135,20 @@ class Run:
     @property
     def checkpoint_due(self) -> bool:
         """Whether a checkpoint is due after the latest iteration."""
-        return self.plan.due(self.plan.checkpoint_every, self.state.iteration) or self.is_stale
+        return self.plan.due(self.plan.checkpoint_every, self.position) or self.is_stale
 
     def step(self, stop: StopRequest) -> None:
         """Train on the next batches and record the results. All ranks agree on whether to stop after it.
 
         If it fails before the weights are updated, on this rank or another, the model stays as it was.
         """
-        began, iteration = time.perf_counter(), self.state.iteration
+        began, iteration, position = time.perf_counter(), self.state.iteration, self.position
         with _statistics_restored_on_failure(self.model):
             batches, memory = self._next_batches(stop)
             data_seconds = time.perf_counter() - began
-            first = iteration * self.accumulate
+            first = position * self.accumulate
             seeds = [batch_seed(self.seed, (first + i) * self.world + self.rank) for i in range(self.accumulate)]
-            rate = self.full_rate * self.schedule.factor(iteration, self.plan.total, self.plan.per_epoch)
+            rate = self.full_rate * self.schedule.factor(position, self.plan.total, self.plan.per_epoch)
             self.optimizer.set_lr(rate)
             self.model.train()
             scale = self.state.loss_scale.value if self.amp == "float16" else 1.0
@@ -163,7 +172,7 @@ class Run:
             with updating("the average of weights"):
                 self.average.update(self.model, self.state.iteration)
         if self.recorder:
-            epoch, seconds = iteration // self.plan.per_epoch, time.perf_counter() - began
+            epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - began
             memory = (peak_memory_mb(), *memory[1:])  # the other ranks reported theirs before this step
             numbers = (step.losses, step.metrics, seconds, data_seconds, memory)
             self.recorder.step(StepRecord(self.state.iteration, epoch, rate, *numbers))

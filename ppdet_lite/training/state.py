@@ -44,6 +44,7 @@ class RunState(NamedTuple):
     stale: int = 0  # number of evaluations since the best one
     evaluated: int = 0  # the iteration of the latest evaluation
     loss_scale: LossScale = LossScale()  # for float16
+    offset: int = 0  # iteration - offset iterations of the present batch size make the epochs done so far
 
 
 def lock_folder(folder: Path, resources: contextlib.ExitStack, resume: str | None) -> Path | None:
@@ -167,32 +168,56 @@ def restore_state(
     before, now = (yaml.safe_load(text) for text in (meta["config"], config.dump()))
     if differences := _differences(before, now):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
-    if meta.get("devices", ranks.world()) != ranks.world():
-        _warn_about_devices(meta["devices"] * _images_per_device(before), _images_per_device(now), meta["devices"])
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
-    state = {key: meta[key] for key in RunState._fields if key in meta}
-    state["loss_scale"] = LossScale(*state.get("loss_scale", ()))
-    return RunState(**{"evaluated": meta["iteration"], **state}), groups.get("ema")
+    fields = {key: meta[key] for key in RunState._fields if key in meta}
+    fields["loss_scale"] = LossScale(*fields.get("loss_scale", ()))
+    state = RunState(**{"evaluated": meta["iteration"], **fields})
+    steps = StepSize.of(before, meta.get("devices", ranks.world())), StepSize.of(now, ranks.world())
+    return convert_progress(state, *steps, dataset.epoch_length), groups.get("ema")
 
 
-def _images_per_device(config: dict[str, Any]) -> int:
-    """The number of images in a step on one device."""
-    return config["data"]["loader"]["batch_size"] * config["train"].get("accumulate", 1)
+class StepSize(NamedTuple):
+    """What determines the number of images in a training step."""
+
+    batch_size: int
+    devices: int
+    accumulate: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], devices: int) -> "StepSize":
+        """Return the step size of a config on a number of devices."""
+        return cls(config["data"]["loader"]["batch_size"], devices, config["train"].get("accumulate", 1))
+
+    @property
+    def images(self) -> int:
+        """The number of images in a step."""
+        return self.batch_size * self.devices * self.accumulate
+
+    def per_epoch(self, epoch_length: int) -> int:
+        """Return the number of steps in an epoch of `epoch_length` images."""
+        batches = max(epoch_length // (self.batch_size * self.devices), 1)
+        return max(batches // self.accumulate, 1)
+
+    def __str__(self) -> str:
+        return f"{self.images} images ({self.batch_size} x {self.devices} devices x {self.accumulate} batches)"
 
 
-def _warn_about_devices(before: int, per_device: int, devices: int) -> None:
-    """Warn that the number of devices differs from the checkpoint's. before: the number of images in its steps."""
-    now = per_device * ranks.world()
-    consequence = (
-        "the steps stay the same"
-        if now == before
-        else "the learning rate is that of the latter, iterations count on, and epochs have other lengths; to keep the "
-        f"steps as they were, set data.loader.batch_size x train.accumulate x devices to {before}"
-    )
+def convert_progress(state: RunState, before: StepSize, now: StepSize, epoch_length: int) -> RunState:
+    """Keep the epochs done so far when steps have another number of images than those of the checkpoint.
+
+    Iterations continue to be counted; `offset` changes, so that length, schedule and evaluations follow the epochs.
+    """
+    if before.images == now.images:
+        if before != now:
+            get_logger().info(f"the checkpoint's steps have {before}, those of this run {now}")
+        return state
+    epochs = (state.iteration - state.offset) / before.per_epoch(epoch_length)
+    position = round(epochs * now.per_epoch(epoch_length))
     get_logger().warning(
-        f"the checkpoint was trained on {devices} devices with {before} images per step, this run has {ranks.world()} "
-        f"with {now}: {consequence}"
+        f"the checkpoint's steps have {before}, those of this run {now}: {epochs:.2f} epochs are done, which are "
+        f"{position} iterations of this run; length, schedule, evaluations and learning rate follow the new steps"
     )
+    return state._replace(offset=state.iteration - position)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

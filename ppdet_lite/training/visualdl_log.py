@@ -1,36 +1,33 @@
 """The VisualDL log of a run, with errors for a full disk."""
 
+import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.storage.files import atomic_writer
 from ppdet_lite.training.sinks import Sink
 
 
 class VisualDLLog(Sink):
     """Writes scalars and images for `visualdl --logdir FOLDER`, each call immediately.
 
+    VisualDL shows one record file per folder. A resumed run therefore continues the record: its first call copies what
+    earlier files contain up to iteration `start` into a new file, which replaces them. Without a call nothing changes.
+
     VisualDL's own LogWriter writes in a thread. On a full disk that thread dies, and closing the writer hangs.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Create a file in the folder. Raises UserError when it cannot be written."""
-        from visualdl.component import base_component  # heavy: only training needs it
-        from visualdl.writer.record_writer import RecordWriter
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        from visualdl.component import base_component  # imported late, since it is slow
 
-        self._records = base_component
+        self._records, self._folder, self._start = base_component, folder, start
         self._path = folder / f"vdlrecords.{time.time():010.0f}.log"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("wb")
-        except OSError as error:
-            raise self._failure(error) from error
-        self._writer = RecordWriter(self._file)
-        self._write([base_component.meta_data(walltime=_now())])
+        self._file: BinaryIO | None = None
 
     def scalars(self, group: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Write numbers, each named `group/name`. Raises UserError on a full disk."""
@@ -43,17 +40,34 @@ class VisualDLLog(Sink):
     def close(self) -> None:
         """Close the file."""
         try:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         except OSError as error:
             raise self._failure(error) from error
 
     def _write(self, records: Sequence[Any]) -> None:
         try:
+            if self._file is None:
+                self._file = self._open()
             for record in records:
-                self._writer.write(record.SerializeToString())
+                self._file.write(_framed(record.SerializeToString()))
             self._file.flush()
         except OSError as error:
             raise self._failure(error) from error
+
+    def _open(self) -> BinaryIO:
+        """Create the file with the earlier record, and remove the files that it replaces."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        earlier = sorted(self._folder.glob("vdlrecords.*.log"))
+        meta = self._records.meta_data(walltime=_now()).SerializeToString()
+        with atomic_writer(self._path) as file:
+            file.write(_framed(meta))
+            for content in _earlier_records(earlier, self._start):
+                file.write(_framed(content))
+        for path in earlier:
+            if path != self._path:
+                path.unlink()
+        return self._path.open("ab")
 
     def _failure(self, error: OSError) -> UserError:
         return UserError(f"{self._path}: cannot be written: {error.strerror}; free space or choose another output")
@@ -62,3 +76,26 @@ class VisualDLLog(Sink):
 def _now() -> int:
     """Milliseconds, as VisualDL counts."""
     return round(time.time() * 1000)
+
+
+def _framed(content: bytes) -> bytes:
+    """A record as VisualDL's files contain it: its length in 8 bytes, then its content."""
+    return struct.pack("<Q", len(content)) + content
+
+
+def _earlier_records(paths: Sequence[Path], last: int) -> Iterator[bytes]:
+    """Yield the records of files up to iteration `last`, of several with the same tag and iteration the latest."""
+    from visualdl.proto.record_pb2 import Record
+
+    records: dict[tuple[str, int], bytes] = {}
+    for path in paths:
+        content, at = path.read_bytes(), 0
+        while at + 8 <= len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            data, at = content[at + 8 : at + 8 + length], at + 8 + length
+            if len(data) < length:  # the run was killed while it wrote
+                break
+            value = Record.FromString(data).values[0]
+            if value.WhichOneof("one_value") != "meta_data" and value.id <= last:
+                records[value.tag, value.id] = data
+    yield from records.values()

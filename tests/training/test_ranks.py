@@ -193,7 +193,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
             np.testing.assert_array_equal(again[name], value, err_msg=name)
 
     train(load_config(QUICKSTART, [*options, *ALONE]), run, resume="auto")
-    told = "trained on 2 devices with 8 images per step, this run has 1 with 8: the steps stay the same"
+    told = "steps have 8 images (4 x 2 devices x 1 batches), those of this run 8 images (4 x 1 devices x 2 batches)"
     assert told in log_of(run)
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
     for name, value in both.items():
@@ -295,12 +295,3 @@ def test_batches_and_what_is_drawn_in_them_belong_to_no_rank(
     alone = steps(1, 0, 2)
     assert [a + b for a, b in zip(zero, one, strict=True)] == alone
     assert len({seed for batches in alone for _, seed in batches}) == 4
-
-
-def test_other_devices_are_told_with_what_keeps_the_steps(caplog: pytest.LogCaptureFixture) -> None:
-    from ppdet_lite.training.state import _warn_about_devices
-
-    caplog.set_level("WARNING", "ppdet_lite")
-    _warn_about_devices(16, 2, 8)
-    assert "on 8 devices with 16 images per step, this run has 1 with 2: the learning rate is that of" in caplog.text
-    assert "set data.loader.batch_size x train.accumulate x devices to 16" in caplog.text
