@@ -245,7 +245,8 @@ CHECKS = {
     "deform_conv": Check(_deform_conv, 1e-4),
     "deform_roi_pool": Check(_deform_roi_pool, 1e-4),
     "crop": Check(_crop, 1e-5),
-    "step": Check(functools.partial(_step, None), 1e-3),
+    # rounding moves samples over pixel borders, where gradients jump: input noise of 1e-6 changes their norms by 2e-3
+    "step": Check(functools.partial(_step, None), 1e-2),
     "bfloat16": Check(functools.partial(_step, "bfloat16"), 0.1),
     "float16": Check(functools.partial(_step, "float16"), 0.1),
 }
