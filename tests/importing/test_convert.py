@@ -155,7 +155,7 @@ def test_swapped_sizes_are_corrected_and_reported(source, caplog):
 
 
 def test_classes_in_a_given_order(source):
-    names = source.write("names.txt", "dog\n cat\n")
+    names = source.write("names.txt", "# my classes\ndog\n cat\n")
     content = one_box(source).bring_in("csv", classes=names)["all"]
     assert [category["name"] for category in content["categories"]] == ["dog", "cat"]
     assert content["annotations"][0]["category_id"] == 2

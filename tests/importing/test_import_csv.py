@@ -65,3 +65,35 @@ def test_other_refusals(source):
     assert source.refusal("csv") == "boxes.csv:2: not UTF-8: byte 0xe9; save it as UTF-8"
     source.write("more.csv", "")
     assert source.refusal("csv").endswith("give the path of one CSV file; found: boxes.csv, more.csv")
+
+
+COLUMNS = {
+    "file,x,y,w,h,class\na.png,1,2,30,20,cat\n": "x and y may be a corner or the center: write corners",
+    "filename,file_size,region_count,region_shape_attributes\na.png,9,1,{}\n": "filename, file_size, region_count",
+    "image,left,top,right,bottom,label\na.png,1,2,31,22,cat\n": "no column x1 or xmin or x_min among image, left",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), COLUMNS.items())
+def test_column_names_that_are_not_known(source, text, message):
+    source.draw("a.png", 40, 60)
+    source.write("boxes.csv", text)
+    refusal = source.refusal("csv")
+    assert refusal.startswith("boxes.csv:1: no column x1 or xmin or x_min among ") and message in refusal
+
+
+def test_columns_and_images_that_are_not_read_are_reported(source, caplog):
+    source.draw("a.png", 40, 60)
+    source.draw("b.png", 40, 60)
+    source.write("boxes.csv", "file,x1,y1,x2,y2,class,score,path\na.png,1,2,31,22,cat,0.5,b.png\n")
+    source.bring_in("csv")
+    assert "boxes.csv:1: columns that are not read: score, path" in caplog.text
+    assert "images without a readable row in the table: 1 of 2; left out" in caplog.text
+
+
+@pytest.mark.parametrize("row", ["a.png,1,2,31,22,0.9,cat", "a.png,1,2,31,22,ant, red"])
+@pytest.mark.parametrize("head", ["", "file,x1,y1,x2,y2,class\n"])
+def test_more_cells_than_columns(source, head, row):
+    source.draw("a.png", 40, 60)
+    source.write("boxes.csv", f"{head}{row}\n")
+    assert f"7 columns, expected 6: {row}" in source.refusal("csv")

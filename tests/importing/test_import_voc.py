@@ -1,6 +1,8 @@
 """VOC trees become COCO files; what is malformed is told with its line."""
 
 import json
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,64 @@ def test_bccd_is_what_its_coco_file_says(source, boxes_of):
     names = {image["file_name"] for image in found["images"]}
     assert len(names) == 12 and found["categories"] == truth["categories"]
     assert boxes_of(found) == [row for row in boxes_of(truth) if row[0] in names]
+
+
+def test_objects_that_cvat_rotated_are_reported(source, caplog):
+    """CVAT writes the box before its rotation, with the angle; 0 is no rotation, and text an attribute of a user."""
+    caplog.set_level(logging.INFO)
+    attribute = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    objects = [
+        an_object(1, 2, 31, 22).replace("</object>", attribute.format(value)) for value in ("30.5", "0.0", "left")
+    ]
+    source.draw("JPEGImages/a.png", 40, 60)
+    source.write("Annotations/a.xml", xml(*objects))
+    (content,) = source.bring_in("voc").values()
+    assert [record.get("attributes") for record in content["annotations"]] == [{"rotation": 30.5}, None, None]
+    assert "1 of 3 boxes has a rotation" in caplog.text
+
+
+CAT = "<annotation><object><name>{}</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>31</xmax><ymax>22</ymax></bndbox>"
+CAT = f"{CAT}</object></annotation>"
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("gbk", "gbk"),
+        ("gb2312", "gbk"),  # written by programs that mean GBK; 猫 is in both, 喵 only in GBK
+        ("shift_jis", "cp932"),
+        ("iso-8859-1", "latin-1"),
+        ("windows-1252", "cp1252"),
+        ("utf-16", "utf-16"),
+        (None, "utf-16"),
+        ("utf-16", "utf-8"),  # .NET declares UTF-16 in text that is then saved as UTF-8
+        ("utf-8", "utf-8-sig"),
+    ],
+)
+def test_xml_in_other_encodings(source, boxes_of, declared, encoding):
+    name = {"gbk": "喵", "cp932": "猫", "latin-1": "café", "cp1252": "€café"}.get(encoding, "猫 café")
+    source.draw("a.png", 40, 60)
+    head = "" if declared is None else f'<?xml version="1.0" encoding="{declared}"?>\n'
+    (source.folder / "a.xml").write_bytes((head + CAT.format(name)).encode(encoding))
+    assert boxes_of(source.bring_in("voc")["all"]) == [("a.png", name, [1, 2, 30, 20])]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "cp1252", "cp932"])
+def test_xml_of_an_undeclared_encoding(source, boxes_of, encoding):
+    """It is read where only a path is not UTF-8, and refused where a class name is not."""
+    source.draw("a.png", 40, 60)
+    text = CAT.replace("<object>", "<path>/{}/a.png</path><filename>{}.png</filename><object>").replace("{}", "{0}", 2)
+    word = "é" if encoding == "cp1252" else "猫表"  # 表 ends with the byte of a backslash in cp932
+    (source.folder / "a.xml").write_bytes(text.replace("{0}", word).format("cat").encode(encoding))
+    assert boxes_of(source.bring_in("voc")["all"]) == [("a.png", "cat", [1, 2, 30, 20])]
+    shutil.rmtree(source.output)
+    (source.folder / "a.xml").write_bytes(CAT.format(word).encode(encoding))
+    message = source.refusal("voc")
+    assert (
+        message.startswith("a.xml:1: the class name '") and "is not in the encoding of the file; declare it" in message
+    )
+
+
+def test_comments_in_lists(source):
+    tree(source).write("ImageSets/Main/val.txt", "# one image\nb\n")
+    assert len(source.bring_in("voc")["val"]["images"]) == 1

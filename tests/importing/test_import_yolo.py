@@ -1,5 +1,9 @@
 """YOLO folders become COCO files; what is malformed is told with its line."""
 
+import logging
+import shutil
+
+import numpy as np
 import pytest
 
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames: [cat, ant]\n"
@@ -137,3 +141,84 @@ def test_no_text_file_at_all(source):
     source.draw("images/a.png", 4, 4)
     source.write("classes.txt", "cat\n")
     assert "no image has a text file in labels/ or beside it" in source.refusal("yolo")
+
+
+POSES = {2: "0 0.5 0.5 0.2 0.4 0.45 0.4 0.55 0.6 0.5 0.5\n", 3: "0 0.5 0.5 0.2 0.4 0.45 0.4 2 0.55 0.6 1 0 0 0\n"}
+
+
+@pytest.mark.parametrize("values", POSES)
+def test_the_box_of_a_pose_is_its_first_four_numbers(source, boxes_of, values):
+    """Two keypoints of x, y or of x, y, visibility follow the box, as kpt_shape says."""
+    source.draw("images/train/a.png", 40, 60)
+    source.write("labels/train/a.txt", POSES[values] + "0 0.25 0.5 0.5 1\n")
+    source.write("data.yaml", f"train: images/train\nnames: [cat]\nkpt_shape: [3, {values}]\n")
+    (content,) = source.bring_in("yolo").values()
+    np.testing.assert_allclose([row[2] for row in boxes_of(content)], [[24, 12, 12, 16], [0, 0, 30, 40]], atol=1e-9)
+
+
+def test_poses_that_do_not_fit(source):
+    source.draw("images/train/a.png", 40, 60)
+    source.write("labels/train/a.txt", POSES[3])
+    source.write("data.yaml", "train: images/train\nnames: [cat]\nkpt_shape: [17, 3]\n")
+    assert source.refusal("yolo") == (
+        "labels/train/a.txt:1: 13 numbers after the class, expected 55: x y w h and 17 keypoints of 3 (kpt_shape)"
+    )
+    source.write("data.yaml", "train: images/train\nnames: [cat]\nkpt_shape: 17\n")
+    assert source.refusal("yolo") == "data.yaml:3: kpt_shape is not [number of keypoints, 2 or 3]: 17"
+
+
+def test_polygons_that_may_be_poses_are_reported(source, caplog):
+    """Without kpt_shape, all lines have the same count, and all points are in the box of the first four numbers."""
+    source.draw("images/a.png", 40, 60)
+    source.write("classes.txt", "cat\n")
+    source.write("labels/a.txt", POSES[2] * 2)
+    source.bring_in("yolo")
+    assert (
+        "all 2 polygons have 10 numbers: if they are x y w h and keypoints, add kpt_shape to data.yaml" in caplog.text
+    )
+    caplog.clear()
+    shutil.rmtree(source.output)
+    source.write("labels/a.txt", "0 0.1 0.1 0.2 0.1 0.9 0.2 0.9 0.9 0.1 0.2\n" + POSES[2])
+    source.bring_in("yolo")
+    assert "kpt_shape" not in caplog.text
+
+
+def test_polygons_a_little_beyond_the_border_are_clipped_and_counted(source, boxes_of, caplog):
+    caplog.set_level(logging.INFO)
+    source.draw("images/a.png", 40, 60)
+    source.write("classes.txt", "cat\n")
+    lines = ["0 -0.02 0.5 0.5 1.05 0.5 0.5", "0 0.5 0.5 1 0.5 1 1", "0 1.01 0.5 0.1 0.2"]
+    source.write("labels/a.txt", "\n".join(lines))
+    (content,) = source.bring_in("yolo").values()
+    boxes = [[0, 20, 30, 20], [30, 20, 30, 20], [57.6, 16, 6, 8]]  # a box stays as it is, as in any other format
+    np.testing.assert_allclose([row[2] for row in boxes_of(content)], boxes, atol=1e-9)
+    assert "polygons and other outlines that reach beyond the image: 1 of 2; clipped" in caplog.text
+    assert "1 of 3 boxes reaches beyond the image: clipped" in caplog.text
+
+
+def test_train_and_val_that_name_one_folder(source, caplog):
+    """As coco128.yaml does. --split divides them; an image that one split lists twice is imported once."""
+    two_images(source).write("data.yaml", YAML.replace("images/val", "images/train"))
+    assert source.refusal("yolo", "data.yaml") == (
+        "data.yaml: train and val share 2 images, such as images/train/a.png; "
+        "give each split its own, or divide them, as by --split 0.8/0.2"
+    )
+    splits = source.bring_in("yolo", fractions=[0.5, 0.5])
+    assert {name: len(content["images"]) for name, content in splits.items()} == {"train": 1, "val": 1}
+    shutil.rmtree(source.output)
+    source.write("data.yaml", YAML.replace("train: images/train", "train: [images/train, images/train/deep]"))
+    splits = source.bring_in("yolo")
+    assert {name: len(content["images"]) for name, content in splits.items()} == {"train": 2, "val": 1}
+    assert "images that are listed again: 1; imported once" in caplog.text
+
+
+def test_comments_in_lists(source):
+    """A comment in a list of images is skipped; in a list of classes it may be a class, which shifts the others."""
+    two_images(source)
+    source.write("val.txt", "# the validation images\nimages/val/c.png\n")
+    source.write("data.yaml", YAML.replace("images/val", "val.txt"))
+    assert len(source.bring_in("yolo")["val"]["images"]) == 1
+    shutil.rmtree(source.output)
+    (source.folder / "data.yaml").unlink()
+    source.write("classes.txt", "# animals\ncat\n")
+    assert source.refusal("yolo") == "classes.txt:1: # animals is a comment or a class; remove it, or use a data.yaml"

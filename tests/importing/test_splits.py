@@ -72,3 +72,11 @@ def test_folders_and_none():
     assert names_of(split(found("valid/a.jpg", "more/b.jpg"), None, (), 0, BadItems())[0]) == {
         "all": ["more/b.jpg", "valid/a.jpg"]
     }
+
+
+def test_comments_in_lists(tmp_path):
+    """A line that begins with # is a comment, unless an image has that name."""
+    path = tmp_path / "train.txt"
+    path.write_text("# the first images\na.jpg\n#b.jpg\n")
+    assert names_of(split(found("a.jpg", "b.jpg"), None, [path], 0, BadItems())[0]) == {"train": ["a.jpg"]}
+    assert names_of(split(found("a.jpg", "#b.jpg"), None, [path], 0, BadItems())[0]) == {"train": ["#b.jpg", "a.jpg"]}
