@@ -29,27 +29,28 @@ def main() -> None:
         from ppdet_lite.config.registry import build
         from ppdet_lite.deployment.detector import select_detector
         from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
+        from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
         from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
     config = setup.load_config(args.config, cli.overrides(args))
     cli.handle_print_config(args, config)
     log.configure(distributed.get_rank())
-    if args.compare:
-        compare_runs(setup.build_dataset(config, "val"), args.compare, config["eval"]["backend"], args.report)
-        return
-    results, weights = args.results, None
-    if results is not None:
-        dataset = setup.build_dataset(config, "val")
-        setup.log_notes(dataset)
-        metrics = evaluate_results(dataset, results, build(config["eval"]))
-    else:
-        detector = select_detector(config, args.model)
-        dataset = setup.build_dataset(config, "val", detector.class_names)
+    results, weights, options = args.results, None, build(config["eval"])
+    detector = None if args.compare or results else select_detector(config, args.model)
+    dataset = setup.build_dataset(config, "val", None if detector is None else detector.class_names)
+    if detector is not None:
         setup.check_images(config, "val", dataset)
-        setup.log_notes(dataset)
+    setup.log_notes(dataset)
+    if args.compare:
+        compare_runs(dataset, args.compare, options.backend, args.report)
+        return
+    if detector is None:
+        metrics = evaluate_results(dataset, results, options)
+    else:
         results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
-        loader = build(config["data"]["loader"])
-        metrics = evaluate(detector, dataset, loader, results.parent, build(config["eval"]))
+        loader, augment = build(config["data"]["loader"]), build(config["data"]["augment"])
+        warn_about_evaluation(options, augment, detector.preprocess, detector.postprocess)
+        metrics = evaluate(detector, dataset, loader, results.parent, options)
     if args.report is not None and distributed.get_rank() == 0:
         facts = {"config": args.config, "weights": weights, "backend": config["eval"]["backend"]}
         write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from ppdet_lite.assembly.recipe import Recipe
+from ppdet_lite.assembly.trained_preprocess import warn_about_preprocess
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.load import load_tree
@@ -164,7 +165,9 @@ def load_trained(config: Config) -> TrainedModel:
     report.require_complete(weights.source)
     model.set_state_dict(report.matched)
     model.eval()
-    return TrainedModel(model, class_names, category_ids, build(config["data"]["preprocess"]), weights.source)
+    preprocess = build(config["data"]["preprocess"])
+    warn_about_preprocess(preprocess, weights)
+    return TrainedModel(model, class_names, category_ids, preprocess, weights.source)
 
 
 def detection_arrays(weights: Weights) -> dict[str, np.ndarray]:

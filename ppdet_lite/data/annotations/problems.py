@@ -103,7 +103,9 @@ KINDS = {
         "warning", "boxes have ignore: 1", "used as without it, as pycocotools does; iscrowd: 1 excludes them"
     ),
     "box_rotated": Kind(
-        "warning", "boxes have a rotation in their attributes (CVAT)", "read without it: they do not enclose the object"
+        "warning",
+        "boxes have a rotation (CVAT's attributes.rotation)",
+        "read without it: they do not enclose the object",
     ),
     "box_twice": Kind("warning", "boxes are nearly equal to an earlier box of the same class", "both are trained on"),
     "box_of_two": Kind("warning", "boxes are nearly equal to a box of another class", "both are trained on"),
