@@ -50,8 +50,7 @@ def test_labelme_shapes_files_and_images(source, boxes_of, caplog):
         "has size 90x40, but b.png",
     ]
     assert all(row[2].startswith(reason) for row, reason in zip(found, reasons, strict=True))
-    assert f"{source.output}/skipped.csv: the list of what was not imported" in caplog.text
-    assert "left out by --skip-bad: 4 items, the first: " in caplog.text
+    assert f"{source.output}/skipped.csv lists what could not be read; 4 items were left out by" in caplog.text
 
 
 def test_voc_objects_lists_and_classes(source, boxes_of):
@@ -114,6 +113,8 @@ def test_a_source_of_bad_items_is_refused(source):
     source.write("a.txt", "9 0.5 0.5 0.5 0.5\n")
     source.write("classes.txt", "cat\n")
     message = source.refusal("yolo", skip_bad=True)
+    assert source.refusal("yolo", skip_bad=True, fractions=[0.5, 0.5]) == message
     assert (
-        message.startswith("no image has objects; ") and "left out by --skip-bad: 1 item, the first: a.txt:1" in message
+        message.startswith("no image has objects; ")
+        and "; 1 item was left out by --skip-bad, the first: a.txt:1" in message
     )

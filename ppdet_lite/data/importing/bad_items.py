@@ -38,9 +38,9 @@ class BadItems:
             self.messages.append(str(error))
 
     def remark(self) -> str:
-        """Return how many items were left out and the first of them, as the end of a message; "" if none was."""
-        count = f"{len(self.messages)} item{'s' if len(self.messages) > 1 else ''}"
-        return f"; left out by --skip-bad: {count}, the first: {self.messages[0]}" if self.messages else ""
+        """Return the end of a message, how many items were left out and the first of them; "" if none was."""
+        count = f"{len(self.messages)} items were" if len(self.messages) != 1 else "1 item was"
+        return f"; {count} left out by --skip-bad, the first: {self.messages[0]}" if self.messages else ""
 
     def write(self, folder: Path) -> None:
         """Write file, line and reason of each item that was left out, unless there are none."""

@@ -62,17 +62,17 @@ def import_data(
         _refuse_leaving(measured, transfer)
         data = data._replace(images=measured)
         names, data = _class_names(data, classes, bad_items)
+        _require_objects(data.images, bad_items)
         splits, left_out = split(data, fractions, lists, seed, bad_items)
+        _require_objects([image for chosen in splits.values() for image in chosen], bad_items)
         for chosen in splits.values():
             _refuse_fractions(chosen)
-        if not any(image.boxes for images in splits.values() for image in images):
-            raise UserError(f"no image has objects; correct the path or --images{bad_items.remark()}")
         notes += [*data.notes, *left_out, *_similar_names(names), *_box_notes(data.images, difficult_action)]
         for note in notes:
             get_logger().warning("%s", note)
         files = write_splits(splits, names, output, transfer, difficult_action, bad_items)
     if bad_items.messages:
-        get_logger().warning("%s: %s%s", output / FILE, "the list of what was not imported", bad_items.remark())
+        get_logger().warning("%s lists what could not be read%s", output / FILE, bad_items.remark())
     datasets = {name: CocoDataset(str(folder), str(file)) for name, (folder, file) in files.items()}
     for dataset in datasets.values():
         for line in dataset.problem_messages:
@@ -180,6 +180,11 @@ def _clipped(box: Box, height: int, width: int) -> Box:
         return box
     x1, y1, x2, y2 = (min(max(value, 0.0), float(side)) for value, side in zip(box.corners, (width, height) * 2))
     return box._replace(corners=(x1, y1, x2, y2))
+
+
+def _require_objects(images: Sequence[ImportedImage], bad_items: BadItems) -> None:
+    if not any(image.boxes for image in images):
+        raise UserError(f"no image has objects; correct the path or --images{bad_items.remark()}")
 
 
 def _refuse_leaving(images: Sequence[ImportedImage], transfer: str) -> None:

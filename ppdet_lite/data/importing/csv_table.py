@@ -54,8 +54,8 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
             _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, imported)
     if not imported:
         raise UserError(f"{table}: contains no boxes{bad_items.remark()}")
-    folders = {image.path.parent for image in imported.values()}
-    notes += records.unlabelled(imported.values(), folders, "row in the table")
+    files = (path for folder in {image.path.parent for image in imported.values()} for path in folder.iterdir())
+    notes += records.unlabelled(imported.values(), files, "row in the table")
     return ImportedData(list(imported.values()), notes=tuple(notes))
 
 

@@ -50,7 +50,8 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
             imported.append(_read_file(file, source, images, bad_items, scratch, counts))
     notes = [f"{message}: {counts[message]}" for message in counts]
     folders = {images or source, *(image.path.parent for image in imported if image.extracted is None)}
-    return ImportedData(imported, None, (), (*notes, *records.unlabelled(imported, folders, "JSON file")))
+    paths = (path for folder in folders for path in folder.rglob("*"))
+    return ImportedData(imported, None, (), (*notes, *records.unlabelled(imported, paths, "JSON file")))
 
 
 def _read_file(

@@ -88,17 +88,11 @@ def existing_folder(*folders: Path) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def unlabelled(images: Iterable[ImportedImage], folders: Iterable[Path], annotation: str) -> tuple[str, ...]:
-    """Return a message on the image files below some folders that are not among the images, if there are any."""
-    labelled = {os.path.realpath(image.path) for image in images}
-    found = set()
-    for folder in folders:
-        paths = (path for path in folder.rglob("*") if is_image_name(path.name))
-        shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-        found |= {os.path.realpath(path) for path in shown}
-    extra = len(found - labelled)
-    message = f"images without a readable {annotation}: {extra} of {len(found)}; left out"
-    return (message,) if extra else ()
+def unlabelled(images: Iterable[ImportedImage], paths: Iterable[Path], annotation: str) -> tuple[str, ...]:
+    """Return a message on the image files among some paths that are none of the images, if there are any."""
+    files = {os.path.realpath(path) for path in paths if is_image_name(path.name) and not path.name.startswith(".")}
+    extra = files - {os.path.realpath(image.path) for image in images}
+    return (f"images without a readable {annotation}: {len(extra)} of {len(files)}; left out",) if extra else ()
 
 
 def read_text(path: Path) -> str:
