@@ -67,6 +67,10 @@ MALFORMED = {
     "no label": (content(RECTANGLE | {"label": 3}), "a.json: shape 1: label is not text: 3"),
     "empty label": (content(RECTANGLE | {"label": ""}), "a.json: shape 1: missing or unprintable class name: ''"),
     "difficult": (content(RECTANGLE | {"difficult": "x"}), "a.json: shape 1 (cat): difficult is neither true nor fal"),
+    "long path": (
+        content(RECTANGLE, imagePath="data:image/png;base64," + "A" * 9999),
+        "a.json: no image data:image/png",
+    ),
     "a group": (content(RECTANGLE | {"group_id": [1]}), "a.json: shape 1 (cat): group_id is not an integer: [1]"),
     "no mapping": (content([1, 2]), "a.json: shape 1: not a JSON object"),
     "deep": ("[" * 100000, "a.json: not labelme JSON: maximum recursion depth exceeded"),

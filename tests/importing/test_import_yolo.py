@@ -206,7 +206,7 @@ def test_train_and_val_that_name_one_folder(source, caplog):
     splits = source.bring_in("yolo", fractions=[0.5, 0.5])
     assert {name: len(content["images"]) for name, content in splits.items()} == {"train": 1, "val": 1}
     shutil.rmtree(source.output)
-    source.write("data.yaml", YAML.replace("train: images/train", "train: [images/train, images/train/deep]"))
+    source.write("data.yaml", YAML.replace("train: images/train", "train: [images/train, images/../images/train/deep]"))
     splits = source.bring_in("yolo")
     assert {name: len(content["images"]) for name, content in splits.items()} == {"train": 2, "val": 1}
     assert "images that are listed again: 1; imported once" in caplog.text

@@ -86,6 +86,12 @@ def test_xml_that_cannot_be_imported(source, text, name):
     assert ("export CVAT's tasks as Pascal VOC or COCO" in refusal) == (text == CVAT)
 
 
+def test_labelme_json_that_is_cut(source):
+    path = source.write("a.json", LABELME[:-9])
+    assert proposal(source.folder, path)[:3] == ["--from", "labelme", str(source.folder)]
+    assert "not JSON" in source.refusal("labelme")
+
+
 def test_voc_in_utf_16(source):
     source.draw("images/a.png", 40, 60)
     path = source.write("Annotations/a.xml", "")

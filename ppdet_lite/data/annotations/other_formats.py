@@ -1,6 +1,8 @@
 """Detects annotations in formats other than COCO from the beginning of a file or the files of a folder."""
 
+import itertools
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -72,11 +74,15 @@ def yolo_root(source: Path) -> Path:
 def _finds_image(form: str, source: Path, sample: Path) -> bool:
     """Return whether the import finds the image of a sample file without the option --images."""
     if form == "csv":
-        lines = sample.read_text(encoding="utf-8", errors="replace").splitlines()[:3]
+        with open(sample, encoding="utf-8", errors="replace") as file:
+            lines = list(itertools.islice(file, 3))
         cells = [cell.strip().strip('"').replace("\\", "/") for line in lines for cell in re.split("[,;\t]", line)]
         return any(_is_image(sample.parent / cell) for cell in cells)
     if form == "labelme":
-        content = json.loads(sample.read_bytes())
+        try:
+            content = json.loads(sample.read_bytes())
+        except (ValueError, RecursionError):  # the import reports it
+            return True
         name = str(content.get("imagePath")).replace("\\", "/")
         beside = (sample.parent / name, sample.parent / Path(name).name)
         return content.get("imageData") is not None or any(_is_image(path) for path in beside)
@@ -93,7 +99,7 @@ def _finds_image(form: str, source: Path, sample: Path) -> bool:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and os.path.isfile(path)
 
 
 def _folder_format(folder: Path) -> tuple[str | None, Path]:

@@ -120,7 +120,7 @@ def _distinct_images(data: ImportedData, source: Path, is_divided: bool, bad_ite
         first = kept.setdefault(os.path.realpath(image.path), image)
         if first is image:
             continue
-        if first.location != image.location:
+        if os.path.realpath(first.location) != os.path.realpath(image.location):
             with bad_items.item():
                 raise UserError(f"{image.location}: {image.path} is already the image of {first.location}")
         elif first.split == image.split or is_divided:

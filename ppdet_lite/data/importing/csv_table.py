@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,7 +111,7 @@ def _add_row(row: dict[str, str], location: str, folder: Path, imported: dict[st
     image = imported.get(name)
     if image is None:
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             where = f"{format_value(name)}, expected at {format_value(str(path))}"
             raise UserError(f"{location}: no image {where}; give the folder by --images")
         relative = Path(name).name if Path(name).is_absolute() else name

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def _find_image(
     relative = file.parent.relative_to(source)
     bases = [file.parent] if images is None else [images / relative, images]
     candidates = [base / name for base in bases for name in (image_path, Path(image_path).name)]
-    path, extracted = next((path for path in candidates if path.is_file()), None), None
+    path, extracted = next((path for path in candidates if os.path.isfile(path)), None), None
     if path is None and content.get("imageData") is not None:
         path, extracted = file.parent / Path(image_path).name, scratch / file.relative_to(source)
         _extract(content["imageData"], extracted, file)

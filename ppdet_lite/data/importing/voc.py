@@ -1,5 +1,6 @@
 """Pascal VOC: an XML file for each image, and lists of images in ImageSets/Main."""
 
+import contextlib
 from pathlib import Path
 
 from ppdet_lite.core.errors import UserError
@@ -104,11 +105,10 @@ def _rotation(element: Element) -> float:
     """Return the attribute `rotation` of an object, by which CVAT rotates its box; 0 if it has none."""
     attributes = element.find("attributes")
     for attribute in [] if attributes is None else attributes.find_all("attribute"):
-        if attribute.require("name").text.strip() == "rotation":
-            try:
-                return float(attribute.require("value").text)
-            except ValueError:  # an attribute of the user's own
-                return 0.0
+        name, value = attribute.find("name"), attribute.find("value")
+        if name is not None and value is not None and name.text.strip() == "rotation":
+            with contextlib.suppress(ValueError):  # an attribute of the user's own
+                return float(value.text)
     return 0.0
 
 

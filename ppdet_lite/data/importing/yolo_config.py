@@ -1,5 +1,6 @@
 """Reads the class names of a YOLO dataset and, from a data.yaml, the locations of its images."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -114,7 +115,7 @@ def _resolve(node: Node, folder: Path, root: str) -> Path | None:
     while inner.startswith("../"):
         inner = inner[3:]
     candidates = [folder / root / node.value, folder / node.value, folder / inner]
-    return next((path for path in candidates if path.exists()), None)
+    return next((path for path in candidates if os.path.exists(path)), None)
 
 
 def _images_at(source: Path, bad_items: BadItems) -> Iterator[tuple[Path, str]]:
@@ -124,7 +125,7 @@ def _images_at(source: Path, bad_items: BadItems) -> Iterator[tuple[Path, str]]:
         return
     for location, line in read_lines(source):
         path = source.parent / line
-        if path.is_file() and is_image_name(path.name):
+        if os.path.isfile(path) and is_image_name(path.name):
             yield path, path.name
         elif not line.startswith("#"):
             with bad_items.item():
