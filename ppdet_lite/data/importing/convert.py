@@ -45,7 +45,6 @@ def import_data(
     difficult: convert objects marked as difficult to crowd regions, which training and evaluation ignore as VOC does
         (the default); or keep them as ordinary objects; or drop them. They have `difficult: 1` in the file.
     voc_origin: see `voc.read`; 0 by default.
-
     skip_bad: leave out what cannot be read, such as an image, an object or an entry of a list, and list each with its
         file and the reason in OUTPUT/skipped.csv.
 
