@@ -1,8 +1,8 @@
 """Bilinear sampling as weighted sums of rows: the primitive of deformable convolution and deformable RoI pooling.
 
 A feature map [N, C, H, W] in channels-last layout is a table of rows [N*H*W, C], one row per pixel. A bilinear sample
-is a weighted sum of four rows, and the mean of S samples is a weighted sum of 4*S rows. The rows of a sum and their
-weights are called its taps. On a CPU, gathering whole rows is much faster than sampling one channel at a time.
+is a weighted sum of four rows, and the mean of S samples is a weighted sum of 4*S rows. The row indices of a sum and
+their weights are called its taps. On a CPU, gathering rows is much faster than sampling one channel at a time.
 """
 
 import paddle
@@ -11,7 +11,7 @@ from paddle import Tensor
 
 from ppdet_lite.ops.cpu.row_sums import chunked_row_sums
 
-Taps = tuple[Tensor, Tensor]  # index int64 [..., K] and weight [..., K] of the K pixels in each sum
+Taps = tuple[Tensor, Tensor]  # row index int64 [..., K] and weight [..., K] of the K rows in each sum
 
 
 def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
@@ -19,7 +19,7 @@ def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
 
     position [...] is in pixels, with pixel centers at integers; size is the number of pixels, an int or a tensor that
     broadcasts. Returns index and weight [..., 2]. Every index is inside the map; pixels outside it have weight 0.
-    Positions <= -1 or >= size have zero weight and no gradient. At a pixel center the gradient is that to its right.
+    Positions <= -1 or >= size have zero weight and no gradient. At a pixel center the gradient is the right-hand one.
     """
     inside = (position > -1) & (position < size)
     position = paddle.where(inside, position, paddle.full_like(position, -1))  # also keeps NaN out of the indices
@@ -31,17 +31,17 @@ def linear_taps(position: Tensor, size: int | Tensor) -> Taps:
     return index.astype("int64"), paddle.stack([low_weight, high_weight], axis=-1)
 
 
-def run_taps(position: Tensor, weight: Tensor, size: int | Tensor, length: Tensor | None = None) -> Taps:
-    """Return the taps [..., S+1] of weighted sums over S ascending positions each, at most one pixel apart.
+def dense_taps(position: Tensor, weight: Tensor, size: int | Tensor, length: Tensor | None = None) -> Taps:
+    """Return the taps [..., S+1] of weighted sums over S positions each, ascending and at most one pixel apart.
 
-    position, weight [..., S], positions within the map. Successive positions share pixels, so S + 1 consecutive pixels
-    suffice instead of the 2*S of `linear_taps`. length [..., 1]: the number of positions in each sum, if it varies;
-    later positions must have weight 0, and taps after the first length + 1 have weight 0.
+    position, weight [..., S], positions within the map; size: see `linear_taps`. Neighboring positions share pixels, so
+    S + 1 consecutive pixels suffice instead of the 2*S of `linear_taps`. length [..., 1]: number of positions in each
+    sum, if it varies; later positions must have weight 0, and taps after the first length + 1 have weight 0.
     """
     count = position.shape[-1]
     first = position[..., :1].detach().floor()
     longest = paddle.full_like(first, count) if length is None else length
-    low = paddle.minimum((position.detach() - first).floor(), longest - 1)  # only rounding could exceed the limit
+    low = paddle.minimum((position.detach() - first).floor(), longest - 1)  # the limit corrects rounding errors
     high_weight = (position - first - low) * weight
 
     def sum_by_pixel(weight: Tensor, pixel: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ def run_taps(position: Tensor, weight: Tensor, size: int | Tensor, length: Tenso
 def cross_taps(y: Taps, x: Taps, width: int | Tensor | None = None) -> Taps:
     """Combine the taps of the two axes, [..., Ky] and [..., Kx], to taps [..., Ky*Kx] of the flattened map.
 
-    width: of the map, an int or [..., 1, 1]; None if the y index is already that of the first pixel of each map row.
+    width: of the map, an int or [..., 1, 1]; None if each y index is already the flat index of its row's first pixel.
     """
-    line = y[0].unsqueeze(-1) if width is None else y[0].unsqueeze(-1) * width
-    index = line + x[0].unsqueeze(-2)
+    row_start = y[0].unsqueeze(-1) if width is None else y[0].unsqueeze(-1) * width
+    index = row_start + x[0].unsqueeze(-2)
     weight = y[1].unsqueeze(-1) * x[1].unsqueeze(-2)
     return index.flatten(-2), weight.flatten(-2)
 
@@ -69,7 +69,7 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
 
     rows [M, C]; taps: one or more pairs of index int64 [B, K] and weight [B, K], where B and K may differ between
     pairs. Returns the sums of all pairs concatenated, [sum of B, C]. Differentiable once, in rows and weights.
-    In eager mode the gathered rows [B, K, C] are computed in chunks, again in the backward pass, to bound the memory.
+    In eager mode the rows [B, K, C] are gathered in chunks, and again in the backward pass, to bound the memory.
     """
     if paddle.in_dynamic_mode():
         return chunked_row_sums(rows, *[tensor for pair in taps for tensor in pair])

@@ -22,7 +22,7 @@ def box_area(boxes: Tensor) -> Tensor:
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the intersection over union of every pair: [A, 4], [B, 4] -> [A, B]; 0 where the union is empty.
 
-    It is fastest if `first` has fewer boxes than `second`.
+    It is fastest if `first` has the fewer boxes.
     """
     intersection = _pairwise_intersection(first, second)
     area, other = _pairs(box_area(first), box_area(second))
@@ -55,7 +55,7 @@ def _pairs(first: Tensor, second: Tensor) -> Sequence[Tensor]:
     return paddle.broadcast_tensors(pair) if dispatch.on_cpu(first) else pair
 
 
-def _safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
+def _safe_ratio(part: Tensor, whole: Tensor) -> Tensor:  # 0 where the whole is 0
     return paddle.where(whole > 0, part / whole.clip(min=1e-12), paddle.zeros_like(part))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor
 
-Pair = int | Sequence[int]
+Pair = int | Sequence[int]  # an option for both axes: one int, or (y, x)
 
 
 def as_pair(name: str, value: Pair, least: int) -> tuple[int, int]:
@@ -25,8 +25,8 @@ def require(condition: bool, message: str) -> None:
 def require_shape(name: str, tensor: Tensor | None, expected: Sequence[int | None]) -> None:
     """Raise ValueError unless the tensor is None or has this shape.
 
-    A size of -1 (in a traced graph, Paddle's sign for an unknown size) matches every expected size. An expected size of
-    None matches every size.
+    A size of -1, which denotes an unknown size in a traced graph, matches every expected size. An expected size of None
+    or -1 matches every size.
     """
     if tensor is None:
         return

@@ -1,4 +1,4 @@
-"""Deformable convolution, versions 1 and 2."""
+"""Deformable convolution, version 1 (offsets) and version 2 (offsets and a mask)."""
 
 from collections.abc import Callable
 
@@ -25,13 +25,13 @@ def deform_conv2d(
     groups: int = 1,
     implementation: str = "auto",
 ) -> Tensor:
-    """Convolve with every kernel tap moved by an offset and, in version 2, scaled by a mask.
+    """Convolve with every sample moved by an offset and, in version 2, scaled by a mask.
 
-    y(p) = bias + sum over taps k of weight_k * x(p*stride - padding + k*dilation + offset_k) * mask_k
+    y(p) = bias + sum over kernel positions k of weight_k * x(p*stride - padding + k*dilation + offset_k) * mask_k
 
     x [N, C, H, W]; weight [O, C/groups, kh, kw]; bias [O]; returns [N, O, OH, OW], the size of a plain convolution.
-    offset [N, deformable_groups*2*kh*kw, OH, OW] in pixels of x: for each deformable group and tap (row-major) dy, dx.
-    mask [N, deformable_groups*kh*kw, OH, OW]; None in version 1. stride, padding, dilation: an int or (y, x).
+    offset [N, deformable_groups*kh*kw*2, OH, OW] in pixels of x, ordered by deformable group of input channels, kernel
+    position (row-major) and (dy, dx). mask [N, deformable_groups*kh*kw, OH, OW]; None in version 1.
     x is sampled bilinearly with zero padding: samples outside -1 < y < H, -1 < x < W are 0.
 
     implementation: "native" is Paddle's operator; "gather" uses gathers and a matrix product, which is several times
@@ -52,8 +52,8 @@ def deform_conv2d(
 
 
 def _native(x, offset, weight, mask, bias, stride, padding, dilation, deformable_groups, groups) -> Tensor:
-    outputs = weight.shape[0]
-    require(outputs % deformable_groups == 0, f"native needs deformable_groups to divide the {outputs} output channels")
+    out = weight.shape[0]
+    require(out % deformable_groups == 0, f"native needs deformable_groups to divide the {out} output channels")
     if mask is not None and mask.stop_gradient and paddle.in_dynamic_mode():
         mask = mask.detach()  # Paddle 3.3's backward pass crashes the process if the mask does not require a gradient
         mask.stop_gradient = False
@@ -91,7 +91,7 @@ def _check(x, offset, weight, mask, bias, stride, padding, dilation, deformable_
         for s, p, d, k, t in zip(size, padding, dilation, kernel, stride, strict=True)
     ]
     require(all(s is None or s > 0 for s in out), f"x {list(x.shape)} is smaller than the kernel {list(weight.shape)}")
-    taps = deformable_groups * kernel[0] * kernel[1]
-    require_shape("offset", offset, [n, 2 * taps, *out])
-    require_shape("mask", mask, [n, taps, *out])
+    samples = deformable_groups * kernel[0] * kernel[1]
+    require_shape("offset", offset, [n, 2 * samples, *out])
+    require_shape("mask", mask, [n, samples, *out])
     require_shape("bias", bias, [o])

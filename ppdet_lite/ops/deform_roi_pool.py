@@ -1,6 +1,6 @@
-"""Deformable RoI pooling, versions 1 and 2, with the semantics of mmcv's or of the authors' operator.
+"""Deformable RoI pooling, versions 1 and 2, with the semantics of mmcv's operator or of the authors' own.
 
-Bins are computed as weighted sums of table rows; `ops.bilinear` defines these and the "taps" of a sum.
+Bins are computed as weighted sums of table rows; `ops.bilinear` explains the tables and the "taps" of a sum.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor
 from paddle.vision.ops import roi_align
 
-from ppdet_lite.ops.bilinear import Taps, cross_taps, linear_taps, run_taps, sum_rows
+from ppdet_lite.ops.bilinear import Taps, cross_taps, dense_taps, linear_taps, sum_rows
 from ppdet_lite.ops.checks import Pair, as_pair, full_precision, require, require_shape
 from ppdet_lite.ops.roi_levels import image_of_roi, pool_by_level
 from ppdet_lite.structures import Rois
@@ -20,7 +20,7 @@ from ppdet_lite.structures import Rois
 class SampleGroups(NamedTuple):
     """RoIs grouped by the number of samples in their bins, which grows with the RoI's size in adaptive sampling."""
 
-    groups: list[tuple[Tensor | None, int, int]]  # (indices of the group's RoIs or None for all, samples on y, on x)
+    groups: list[tuple[Tensor | None, int, int]]  # (indices of the RoIs or None for all, samples along y, along x)
     counts: Tensor | None = None  # [R, 2] float: samples of each RoI along y and x; None if there is one group
 
     def max_count(self, axis: int) -> int:
@@ -53,19 +53,19 @@ def deform_roi_pool(
     offset [R, 2, P, P], x first, in units of gamma * the RoI's width or height; mask [R, 1, P, P] multiplies the bins.
 
     "aligned" (mmcv's DeformRoIPool) is RoIAlign(aligned=True) if no offset is given. A bin is the mean of
-    sampling_ratio^2 samples; 0 adapts the number to the RoI, ceil(height / P) * ceil(width / P), 0 for an empty RoI.
-    Samples outside [-1, H] or [-1, W] are 0; others are clamped to the map.
+    sampling_ratio^2 samples; 0 adapts the number to the RoI: ceil(height / P) * ceil(width / P), with the RoI's size in
+    cells; bins of an empty RoI are 0. Samples outside [-1, H] or [-1, W] are 0; others are clamped to the map.
     "legacy" (the authors' operator): corners are rounded and inclusive. A bin has sample_per_part^2 samples, the first
     at its corner, and is the mean of those within [-0.5, H - 0.5] and [-0.5, W - 0.5], or 0 if there are none.
-    Offsets may be coarser and differ between classes of output channels: [R, 2*classes, part_size, part_size].
-    With group_size G, x has C*G*G channels: bin (i, j) of c pools x channel (c*G + floor(i*G/P))*G + floor(j*G/P).
+    Offsets may have fewer parts than bins, and may differ between `classes`, equal runs of consecutive output channels:
+    [R, 2*classes, part_size, part_size]. With group_size G, pooling is position-sensitive: x has C*G*G channels, and
+    bin (i, j) of output channel c pools channel (c*G + floor(i*G/P))*G + floor(j*G/P) of x.
 
     Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 if x is float64. The samples
     need many times the memory of the result and are computed in chunks (see `sum_rows`). A traced graph calls Paddle's
     RoIAlign for aligned pooling, with the bins as RoIs: for inference only, as offsets get no gradient from it.
-    groups: `sample_groups` of the same RoIs; if None, adaptive sampling computes it, which synchronizes with the GPU.
+    groups: `sample_groups` of the same RoIs; if None, adaptive sampling computes them and synchronizes with the GPU.
     Raises ValueError, with the shapes, if they are inconsistent.
-
     Sources: Dai et al. 2017 (Deformable ConvNets), section 2.2; Zhu et al. 2019 (version 2), section 3.2.
     """
     features, scales = (x, spatial_scale) if isinstance(x, list | tuple) else ([x], [spatial_scale])
@@ -91,7 +91,7 @@ def deform_roi_pool(
 
 
 class _Bins(NamedTuple):
-    """Upper left corners and sizes of the bins of R RoIs, in cells of each RoI's feature map."""
+    """Upper left corners and sizes of the bins of R RoIs, in cells of each RoI's map; cell centers are at integers."""
 
     y: Tensor  # [R, Ph, Pw or 1, classes, 1]
     x: Tensor  # [R, Ph or 1, Pw, classes, 1]
@@ -190,7 +190,7 @@ def _group_by_samples(bins: _Bins, samples: int) -> SampleGroups:
     if samples or not bins.height.shape[0]:
         return SampleGroups([(None, samples or 1, samples or 1)])
     sizes = paddle.concat([bins.height.reshape([-1, 1]), bins.width.reshape([-1, 1])], axis=1)
-    counts = np.fmax(np.ceil(sizes.numpy()), 1)
+    counts = np.fmax(np.ceil(sizes.numpy()), 1)  # also 1 for NaN
     grids, group = np.unique(counts.astype(int), axis=0, return_inverse=True)
     if len(grids) == 1:
         return SampleGroups([(None, *grids[0].tolist())])
@@ -204,7 +204,7 @@ def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: SampleGr
     dense: True if neighboring samples are at most one cell apart. If sample counts vary between RoIs, all get the taps
     of the largest count, and those after a RoI's own count + 1 have weight 0.
     """
-    first, reach = (0, 0.5) if legacy else (0.5, 1)
+    first, reach = (0, 0.5) if legacy else (0.5, 1)  # first sample in a bin, in sample distances; margin around the map
     number = paddle.arange(samples.max_count(axis), dtype=corner.dtype)
     count = number.shape[0] if samples.counts is None else samples.counts[:, axis].reshape([-1, 1, 1, 1, 1])
     position = corner + (number + first) * extent / count
@@ -215,7 +215,7 @@ def _mean_taps(corner: Tensor, extent: Tensor, length: Tensor, samples: SampleGr
     position = paddle.where(position < 0, paddle.zeros_like(position), position)
     position = paddle.where(position < last, position, last)
     if dense:
-        return run_taps(position, weight, last + 1, None if samples.counts is None else count)
+        return dense_taps(position, weight, last + 1, None if samples.counts is None else count)
     index, pixel_weight = linear_taps(position, last + 1)
     return index.flatten(-2), (pixel_weight * paddle.stack([weight, weight], axis=-1)).flatten(-2)
 
@@ -235,7 +235,7 @@ def _pool_by_roi_align(features, scales, rois, level, output_size, sampling_rati
         size, scales, bins = 1, [1.0] * len(scales), output_size[0] * output_size[1]
         counts, level = counts * bins, level.unsqueeze(1).expand([-1, bins]).flatten()
 
-    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape: it fails in oneDNN for a level without RoIs
+    def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape in here: it fails in oneDNN without RoIs
         return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio or -1, aligned=True)
 
     pooled = pool_by_level(features, Rois(boxes, counts), level, pool)

@@ -1,23 +1,26 @@
 """Selects the implementation of each operator: Paddle's own, a faster one for a CPU, or one for exported graphs.
 
-There are three cases: eager on a CPU, eager on a GPU, and traced (a graph being exported, which usually runs with
-oneDNN on a CPU). `cpu.*` are modules of `ops/cpu/`. Each implementation is documented there or in its operator.
+There are three cases: eager on a CPU, eager on a GPU, and traced (a graph for export, which serves inference only and
+usually runs with oneDNN on a CPU). `cpu.*` are modules of `ops/cpu/`. Paddle's own operator replaces those of a CPU for
+arguments that they do not support; each operator or module states its conditions.
 
 | operator                | eager, CPU                 | eager, GPU       | traced                  | tested by test_* |
 |-------------------------|----------------------------|------------------|-------------------------|------------------|
 | `layers.conv2d`         | `cpu.convolution` (oneDNN) | `F.conv2d`       | `F.conv2d`              | convolution      |
 | `layers.group_norm`     | `cpu.group_norm`           | `F.group_norm`   | `F.group_norm`          | group_norm       |
 | `layers.frozen_norm`    | `cpu.frozen_norm`          | the same         | `F.batch_norm`          | frozen_norm      |
-| `layers.relu`           | in place                   | `F.relu`         | `F.relu`                | relu             |
+| `layers.*relu`          | in place                   | `F.relu`         | `F.relu`                | relu             |
+| `layers.max_pool`       | keeps indices in training  | `F.max_pool2d`   | `F.max_pool2d`          | resnet           |
 | `layers.upsample_twice` | a matrix product           | stacked copies   | transposed convolution  | fpn              |
-| `deform_conv2d`         | `cpu.deform_conv`          | Paddle's         | `cpu.deform_conv_graph` | deform_conv      |
-| `pyramid_roi_align`     | Paddle's, or in training   | Paddle's         | `cpu.roi_windows`       | roi_align,       |
-|                         | `deform_roi_pool`          |                  |                         | roi_windows      |
-| `deform_roi_pool`       | `bilinear.sum_rows`        | the same         | Paddle's RoIAlign       | deform_roi_pool  |
-| `bilinear.sum_rows`     | `cpu.row_sums`             | the same         | gathers, no gradient    | bilinear         |
+| `deform_conv2d`         | `cpu.deform_conv`          | Paddle's         | `cpu.deform_conv_graph` | deform_conv*     |
+| `pyramid_roi_align`     | Paddle's; aligned training | Paddle's         | `cpu.roi_windows`       | roi_align,       |
+|                         | by `deform_roi_pool`       |                  |                         | roi_windows      |
+| `deform_roi_pool`       | `bilinear.sum_rows`        | the same         | aligned: Paddle's       | deform_roi_pool  |
+|                         |                            |                  | RoIAlign; else the same |                  |
+| `bilinear.sum_rows`     | `cpu.row_sums`             | the same         | gathers                 | bilinear         |
 | NMS in the RPN          | a call per image and level | a call per image | a call per level        | rpn, reads       |
 
-`PPDET_LITE_RUNTIME` without `onednn` disables oneDNN for eager convolutions (see `core.runtime`).
+`PPDET_LITE_RUNTIME`, if set to parts other than `onednn`, disables oneDNN for eager convolutions (see `core.runtime`).
 """
 
 import paddle
@@ -38,12 +41,12 @@ def eager_on_cpu(tensor: Tensor) -> bool:
 
 
 def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether oneDNN can compute this convolution: the library is loaded and all tensors are float32."""
+    """Return whether oneDNN is in use and can compute this convolution: 4-D float32 tensors, a bias of [O]."""
     if onednn.library() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
-    valid = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
-    return valid and all(tensor.dtype == paddle.float32 for tensor in tensors)
+    valid_shapes = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
+    return valid_shapes and all(tensor.dtype == paddle.float32 for tensor in tensors)
 
 
 def describe_convolution() -> str:

@@ -47,19 +47,19 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: fl
 
 def frozen_norm(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """Compute (x - mean) / sqrt(variance + epsilon) * weight + bias per channel: x [N, C, H, W], the others [C]."""
-    is_constant = weight.stop_gradient and bias.stop_gradient and not x.stop_gradient
-    if is_constant and paddle.in_dynamic_mode() and x.dtype == paddle.float32:
+    only_x_needs_gradient = weight.stop_gradient and bias.stop_gradient and not x.stop_gradient
+    if only_x_needs_gradient and paddle.in_dynamic_mode() and x.dtype == paddle.float32:
         return constant_frozen_norm(x, mean, variance, weight, bias, epsilon)
     return F.batch_norm(x, mean, variance, weight, bias, training=False, epsilon=epsilon, use_global_stats=True)
 
 
 def relu(x: Tensor) -> Tensor:
-    """Compute `F.relu`. On a CPU it overwrites x, so nothing else may use x."""
+    """Compute `F.relu`. Eager on a CPU, it overwrites x, so nothing else may use x."""
     return F.relu_(x) if dispatch.eager_on_cpu(x) else F.relu(x)
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
-    """Compute relu(x + y) of two tensors of the same shape. On a CPU it overwrites x, so nothing else may use x."""
+    """Compute relu(x + y) of two tensors of the same shape. Eager on a CPU, it overwrites x; nothing else may use x."""
     return F.relu_(x.add_(y)) if dispatch.eager_on_cpu(x) else F.relu(x + y)
 
 
@@ -77,14 +77,14 @@ def upsample_twice(x: Tensor) -> Tensor:
     """Upsample by 2 with nearest-neighbor interpolation: [N, C, H, W] -> [N, C, 2H, 2W].
 
     In an exported graph oneDNN does not support `F.interpolate`; a transposed convolution with ones keeps oneDNN's
-    memory layout. Eager on a CPU, a product with a matrix of ones and zeros is exact and five times as fast as both.
+    memory layout. Eager on a CPU, a product with a matrix of ones and zeros is exact, and five times as fast as either.
     """
     if not paddle.in_dynamic_mode():
         channels = x.shape[1]
         return F.conv2d_transpose(x, paddle.ones([channels, 1, 2, 2], x.dtype), stride=2, groups=channels)
     if dispatch.on_cpu(x):
         n, c, h, w = x.shape
-        repeat_columns = paddle.eye(w, dtype=x.dtype).unsqueeze(-1).expand([w, w, 2]).flatten(1)
+        repeat_columns = paddle.eye(w, dtype=x.dtype).unsqueeze(-1).expand([w, w, 2]).flatten(1)  # [W, 2W]
         return paddle.matmul(x.reshape([n * c * h, w]), repeat_columns.tile([1, 2])).reshape([n, c, 2 * h, 2 * w])
     x = paddle.stack([x, x], axis=3).flatten(2, 3)
     return paddle.stack([x, x], axis=4).flatten(3, 4)

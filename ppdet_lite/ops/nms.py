@@ -12,7 +12,7 @@ from paddle.vision.ops import nms
 def grouped_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Run greedy NMS in each group: boxes [D, 4], scores [D], groups [D] int64 -> kept indices [K], best score first.
 
-    Boxes of different groups (an image, a class, a pyramid level) never suppress each other: each group is shifted so
+    Boxes of different groups (images, classes or pyramid levels) never suppress each other: each group is shifted so
     far that it overlaps no other. float64 keeps the shifted coordinates exact enough; in float32 the corners of the
     80th class of the 8th image would be rounded to 1/16 pixel.
     """

@@ -25,7 +25,7 @@ def pyramid_roi_align(
     aligned: bool,
     training: bool = False,
 ) -> Tensor:
-    """Apply RoIAlign (Mask R-CNN, section 3) to each RoI on its pyramid level: [R, C, P, P].
+    """Apply RoIAlign (Mask R-CNN, section 3) to each RoI on its pyramid level: [R, C, P, P], P = output_size.
 
     level [R] int64: index into `features` and `strides` for each RoI. sampling_ratio: samples per bin and axis; 0
     adapts it to the RoI: ceil(bin size in cells). aligned: apply the half-pixel shift that puts a cell's value at its
@@ -33,9 +33,9 @@ def pyramid_roi_align(
 
     Computed in float32, or in float64 if the features are. There are four implementations, equal up to rounding:
 
-    - Paddle's operator, level by level: eager on a GPU, or on a CPU without gradients.
+    - Paddle's operator, level by level: in eager mode, except in the following case.
     - `deform_roi_pool` without offsets: aligned training on a CPU, where Paddle's gradient takes four times as long.
-    - `cpu.roi_windows`: traced graphs, in which Paddle's operator is slow on a CPU.
+    - `cpu.roi_windows`: in traced graphs, in which Paddle's operator is slow on a CPU.
     - Paddle's operator in traced graphs: for RoIs whose window is too large for `cpu.roi_windows`.
 
     tests/ops/test_roi_align.py and test_torchvision_ops.py test the first; test_deform_roi_pool.py and

@@ -2,7 +2,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.ops.bilinear import cross_taps, linear_taps, run_taps, sum_rows
+from ppdet_lite.ops.bilinear import cross_taps, dense_taps, linear_taps, sum_rows
 from ppdet_lite.ops.cpu import row_sums
 
 
@@ -29,7 +29,7 @@ def test_linear_taps_with_a_size_for_each_position() -> None:
     assert (index.tolist(), weight.tolist()) == ([[[2, 2]], [[2, 3]]], [[[0.5, 0]], [[0.5, 0.5]]])
 
 
-def test_run_taps_equal_the_taps_of_each_position() -> None:
+def test_dense_taps_equal_the_taps_of_each_position() -> None:
     rng = np.random.default_rng(0)
     start, step = rng.uniform(0, 4, (50, 1)), rng.uniform(0, 1, (50, 1))
     start[:10], step[:10] = np.floor(start[:10]), 1  # on pixels
@@ -41,7 +41,7 @@ def test_run_taps_equal_the_taps_of_each_position() -> None:
     for merge in (True, False):
         position, weight = tensor(places, wants_grad=True), tensor(weights, wants_grad=True)
         if merge:
-            index, share = run_taps(position, weight, 6)
+            index, share = dense_taps(position, weight, 6)
         else:
             index, share = linear_taps(position, 6)
             share = share * weight.unsqueeze(-1)
@@ -51,7 +51,7 @@ def test_run_taps_equal_the_taps_of_each_position() -> None:
         slope = np.where(places < 5, position.grad.numpy(), 0)
         slope[10:20] = 0  # left or right of the pixel, whichever
         answers.append([total.numpy(), weight.grad.numpy(), slope])
-    assert index.shape == [50, 4, 2] and run_taps(position, weight, 6)[0].shape == [50, 5]
+    assert index.shape == [50, 4, 2] and dense_taps(position, weight, 6)[0].shape == [50, 5]
     for merged, plain in zip(*answers, strict=True):
         np.testing.assert_allclose(merged, plain, atol=1e-12)
 

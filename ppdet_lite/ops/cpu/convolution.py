@@ -13,7 +13,8 @@ def onednn_conv2d(
 ) -> Tensor | None:
     """Compute `F.conv2d` of float32 tensors by oneDNN, or return None if Paddle's operator should be called instead.
 
-    Paddle's operator is as fast for a 1x1 convolution without bias, a plain matrix product, and reports invalid shapes.
+    That is the case for a 1x1 convolution without bias, a plain matrix product, in which Paddle's operator is as fast,
+    and for invalid shapes, which Paddle's operator reports.
     """
     convolution = onednn.Convolution(
         tuple(x.shape), tuple(weight.shape), stride, padding, dilation, groups, has_bias=bias is not None
@@ -49,4 +50,4 @@ class _Convolution(PyLayer):
             bias_grad = paddle.empty(weight.shape[:1], x.dtype) if convolution.has_bias else None
             onednn.weight_gradient(convolution)(x, grad, weight_grad, *([bias_grad] if convolution.has_bias else []))
         grads = [g if needed else None for g, needed in zip((x_grad, weight_grad, bias_grad), ctx.needs_grad)]
-        return tuple(grads if convolution.has_bias else grads[:2])
+        return tuple(grads if convolution.has_bias else grads[:2])  # one for each tensor that `forward` received

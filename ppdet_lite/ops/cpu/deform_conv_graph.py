@@ -1,7 +1,7 @@
 """Deformable convolution as gathers and matrix products, for exported graphs that run on a CPU.
 
-As in `ops.cpu.roi_windows`, positions are float64 and constants are tensors: oneDNN fuses other sums and products into
-operators with wrong results.
+As in `ops.cpu.roi_windows`, positions are float64 and constants are tensors: oneDNN fuses sums and products in float32,
+or with Python numbers, into operators with wrong results.
 """
 
 import numpy as np
@@ -25,14 +25,14 @@ def traced_deform_conv2d(
     n, h, w = paddle.shape(x)[0], paddle.shape(x)[2], paddle.shape(x)[3]
     oh, ow = paddle.shape(offset)[2], paddle.shape(offset)[3]
     o, c, kh, kw = weight.shape
-    group_channels = c // deformable_groups  # channels with the same offsets
-    tap_y, tap_x = (np.tile(tap.ravel(), deformable_groups) for tap in np.indices((kh, kw)))
-    y = _add_taps(offset[:, 0::2], tap_y * dilation[0] - padding[0])  # [N, OH, OW, D*K]
-    x_ = _add_taps(offset[:, 1::2], tap_x * dilation[1] - padding[1])
-    y = y + (paddle.arange(oh, dtype="float64") * _constant(stride[0])).reshape([1, -1, 1, 1])
-    x_ = x_ + (paddle.arange(ow, dtype="float64") * _constant(stride[1])).reshape([1, 1, -1, 1])
-    y_low, y_high, y_low_weight, y_high_weight = _neighbors(y, h.astype("float64"))
-    x_low, x_high, x_low_weight, x_high_weight = _neighbors(x_, w.astype("float64"))
+    group_channels = c // deformable_groups  # channels with the same offsets; D = deformable_groups in shapes
+    k_y, k_x = (np.tile(i.ravel(), deformable_groups) for i in np.indices((kh, kw)))  # [D*K], K = kh * kw
+    y_at = _add_kernel_positions(offset[:, 0::2], k_y * dilation[0] - padding[0])  # [N, OH, OW, D*K]
+    x_at = _add_kernel_positions(offset[:, 1::2], k_x * dilation[1] - padding[1])
+    y_at = y_at + (paddle.arange(oh, dtype="float64") * _constant(stride[0])).reshape([1, -1, 1, 1])
+    x_at = x_at + (paddle.arange(ow, dtype="float64") * _constant(stride[1])).reshape([1, 1, -1, 1])
+    y_low, y_high, y_low_weight, y_high_weight = _neighbors(y_at, h.astype("float64"))
+    x_low, x_high, x_low_weight, x_high_weight = _neighbors(x_at, w.astype("float64"))
     if mask is not None:
         scale = mask.transpose([0, 2, 3, 1]).astype("float64")
         y_low_weight, y_high_weight = y_low_weight * scale, y_high_weight * scale
@@ -70,9 +70,9 @@ def _constant(value: float) -> Tensor:
     return paddle.to_tensor([value], dtype="float64")
 
 
-def _add_taps(offset: Tensor, taps: np.ndarray) -> Tensor:
-    """Add the position of each tap [D*K] in the kernel to its offsets [N, D*K, OH, OW]: [N, OH, OW, D*K]."""
-    return offset.transpose([0, 2, 3, 1]).astype("float64") + paddle.to_tensor(taps, dtype="float64")
+def _add_kernel_positions(offset: Tensor, positions: np.ndarray) -> Tensor:
+    """Add positions in the kernel [D*K], on one axis, to their offsets [N, D*K, OH, OW]: [N, OH, OW, D*K]."""
+    return offset.transpose([0, 2, 3, 1]).astype("float64") + paddle.to_tensor(positions, dtype="float64")
 
 
 def _neighbors(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -46,7 +46,7 @@ class Convolution(NamedTuple):
 
     @property
     def out(self) -> tuple[int, ...]:
-        """[N, O, H', W']."""
+        """Shape of the output, [N, O, H', W']."""
         extent = [self.dilation * (kernel - 1) + 1 - 2 * self.padding for kernel in self.weight[2:]]
         size = [(length - e) // self.stride + 1 for length, e in zip(self.x[2:], extent, strict=True)]
         return self.x[0], self.weight[0], *size
@@ -106,7 +106,7 @@ def input_gradient(convolution: Convolution) -> Primitive:
 
 @functools.lru_cache(MAX_PRIMITIVES)
 def weight_gradient(convolution: Convolution) -> Primitive:
-    """Return the primitive of the other gradients: (x, gradient of out, gradient of weight[, gradient of bias])."""
+    """Return the primitive of the other gradients, called as (x, gradient of out, of weight[, of bias])."""
     hint, layouts = _describe_forward(convolution), _any_layouts(convolution)
     options = (_engine()[0], _DIRECT, *layouts, *_geometry(convolution), hint, _attributes())
     descriptor = _Object("primitive_desc", "convolution_backward_weights", *options)
@@ -132,7 +132,7 @@ def description() -> str:
 
 
 @functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def _load() -> tuple[ctypes.CDLL | None, str]:  # the library, and the text for the log
     if not runtime.is_enabled("onednn"):
         return None, f"Paddle's own ({runtime.SWITCH} is without onednn)"
     paths = sorted((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*"))
@@ -167,10 +167,10 @@ class _Object:
 
 
 class _Execution:
-    """Runs a primitive with its arguments, given by number. Paddle allocates the scratchpad, only while it runs.
+    """Runs a primitive with its arguments, given by number. Paddle allocates the scratchpad anew for each run.
 
     A scratchpad allocated by oneDNN would belong to the thread that created the primitive: if another thread runs or
-    destroys the primitive, both write to memory that is not theirs.
+    destroys the primitive, both threads corrupt each other's memory.
     """
 
     def __init__(self, descriptor: _Object, arguments: dict[int, _Object]) -> None:
@@ -195,7 +195,7 @@ class _Execution:
 class _Argument:
     """An argument of a primitive: a tensor's memory, and a reordered copy if the primitive requires another layout.
 
-    query, index: select the argument's layout in the primitive's descriptor.
+    number: one of _SRC, ...; query, index: those of the layout that the primitive's descriptor requires.
     """
 
     def __init__(

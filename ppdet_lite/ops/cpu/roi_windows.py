@@ -1,8 +1,8 @@
 """RoIAlign as gathers and matrix products, for exported graphs that run on a CPU.
 
-The samples of a RoI lie in a window of its feature map. Each bin is a weighted sum over the window's cells, and each
-weight is the product of a row weight and a column weight. The cells of the window are gathered with all channels, then
-multiplied by the column weights and by the row weights.
+The samples of a RoI lie in a window, a rectangle of cells of its feature map. Each bin is a weighted sum over the
+window's cells, and each weight is the product of a row weight and a column weight. The cells of the window are gathered
+with all channels, then multiplied by the matrix of column weights and by that of row weights.
 
 Positions are float64, because float32 is too coarse in large maps. Constants are tensors, because oneDNN fuses sums and
 products with Python numbers into operators that are wrong for dtypes other than float32.
@@ -73,11 +73,11 @@ def window_roi_align(
     corners = boxes.astype("float64") * scale - _constant(0.5 if aligned else 0)
     x = _axis(corners[:, 0:1], corners[:, 2:3], last[:, 1:], output_size, sampling_ratio, aligned)
     y = _axis(corners[:, 1:2], corners[:, 3:4], last[:, :1], output_size, sampling_ratio, aligned)
-    large = x.cells * y.cells > MAX_CELLS
+    large = x.cells * y.cells > MAX_CELLS  # pooled by the fallback
     x, y = x.shrink(large), y.shrink(large)
-    side = paddle.where(y.cells > x.cells, y.cells, -x.cells)
-    order = paddle.argsort(side.flatten())  # widest first, tallest last
-    padded = paddle.concat([order[:1].expand([sum(CHUNK_SIZES)]), order])  # so that no chunk is empty
+    extent = paddle.where(y.cells > x.cells, y.cells, -x.cells)
+    order = paddle.argsort(extent.flatten())  # widest first, tallest last
+    padded = paddle.concat([order[:1].expand([sum(CHUNK_SIZES)]), order])  # repeats a RoI: no chunk is empty
     unit = paddle.shape(padded)[0] // sum(CHUNK_SIZES)
     final = paddle.shape(padded)[0] - unit * sum(CHUNK_SIZES[:-1])  # size of the last chunk, with the remainder
     chunks = paddle.split(padded, [*(unit * size for size in CHUNK_SIZES[:-1]), final])
@@ -85,7 +85,7 @@ def window_roi_align(
     bins = paddle.arange(output_size, dtype="float64").reshape([-1, 1])
     constants = _Constants(*map(_constant, (-1, 0, 0.5, 1)), bins)
     pooled = [_pool(table, paddle.gather(rois, chunk), constants) for chunk in chunks]
-    # The large RoIs follow. Box 0 precedes them, because the fallback needs at least one box.
+    # The large RoIs follow in `pooled`. Box 0 precedes them, because the fallback needs at least one box.
     large = large.flatten()
     large_pooled = fallback(paddle.concat([paddle.zeros([1], dtype="int64"), paddle.nonzero(large).flatten()]))
     pooled = paddle.concat([*pooled, large_pooled.transpose([0, 2, 3, 1]).flatten(2)]).flatten(1)
@@ -106,7 +106,7 @@ def _axis(start: Tensor, end: Tensor, last: Tensor, output_size: int, sampling_r
     else:
         whole = bin_size.floor()
         samples = whole + (bin_size > whole).astype("float64")  # the ceiling; 0 in an empty box
-    margin = bin_size / (paddle.maximum(samples, _constant(1)) * _constant(2))  # RoI edge to first sample
+    margin = bin_size / (paddle.maximum(samples, _constant(1)) * _constant(2))  # from the edge to a sample
     first, end = (
         paddle.minimum(paddle.maximum(position, _constant(0)), last).floor()
         for position in (start + margin, start + size - margin)

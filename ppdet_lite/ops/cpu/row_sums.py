@@ -21,7 +21,7 @@ def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 class _SumRows(PyLayer):
-    """The operator of `chunked_row_sums`."""
+    """The operator of `chunked_row_sums`, [sum of B, C]; it keeps rows and taps, not the gathered rows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
@@ -44,20 +44,20 @@ class _SumRows(PyLayer):
         taps_grad = []
         grad = grad.contiguous().unsqueeze(1)
         for index, weight in zip(taps[::2], taps[1::2], strict=True):
-            group_grad, grad = grad[: len(index)], grad[len(index) :]
+            pair_grad, grad = grad[: len(index)], grad[len(index) :]
             weight_grad = []
             for part in _chunks(rows, index):
                 if weights_need_grad:
                     gathered = F.embedding(index[part], rows)
-                    weight_grad.append(paddle.matmul(group_grad[part], gathered, transpose_y=True).squeeze(1))
+                    weight_grad.append(paddle.matmul(pair_grad[part], gathered, transpose_y=True).squeeze(1))
                 if rows_need_grad:
-                    row_grad = paddle.bmm(weight[part].unsqueeze(-1), group_grad[part]).flatten(0, 1)
+                    row_grad = paddle.bmm(weight[part].unsqueeze(-1), pair_grad[part]).flatten(0, 1)
                     paddle.index_add_(rows_grad, index[part].flatten(), 0, row_grad)
             taps_grad += [None, paddle.concat(weight_grad) if weights_need_grad else None]
         return rows_grad, *taps_grad
 
 
 def _chunks(rows: Tensor, index: Tensor) -> list[slice]:
-    """Return slices of the sums that gather about CHUNK_VALUES each; at least one slice."""
+    """Return slices along B whose sums gather about CHUNK_VALUES values each; at least one slice."""
     length = max(1, CHUNK_VALUES // max(1, index.shape[1] * rows.shape[1]))
     return [slice(start, start + length) for start in range(0, max(1, index.shape[0]), length)]
