@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("src", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder or file to write")
-    args = parser.parse_args()
+    args = parser.parse_args(cli.separate_overrides(sys.argv[1:]))
     with runtime.quiet_import():
         import paddle
 

@@ -15,8 +15,21 @@ class ClassMatch(NamedTuple):
     """A detector's arrays whose class layers fit another model's classes."""
 
     arrays: dict[str, np.ndarray]
-    kept: list[str]  # the model's classes whose outputs were copied
+    copied: dict[str, str]  # the model's classes whose outputs were copied -> the source class
     new: list[str]  # its other classes, which keep their initial values
+    layers: list[str]  # names of the converted arrays
+
+
+def with_class_count(shapes: Mapping[str, tuple[int, ...]], old: int, new: int) -> dict[str, tuple[int, ...]]:
+    """Return a detector's shapes with the class layers of `new` classes instead of `old`."""
+
+    def converted(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        layer = name.rpartition(".")[0]
+        if layer in CLASSIFIERS and shape[-1] == old + 1:
+            return (*shape[:-1], new + 1)
+        return (*shape[:-1], 4 * new) if layer == REGRESSOR and shape[-1] == 4 * old else shape
+
+    return {name: converted(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def match_classes(
@@ -30,29 +43,37 @@ def match_classes(
 
     Outputs of the background and of classes in both lists are copied; those of other classes are taken from `initial`,
     the target model's own arrays. renames: name of a source class -> its name in the target; UserError if there is no
-    such class.
+    such class, or if two source classes, one of them perhaps by its own name, become the same target class.
     """
     renames = renames or {}
     for old, new in renames.items():
         if old not in source_classes or new not in target_classes:
             owner, known = ("weights", source_classes) if old not in source_classes else ("data", target_classes)
             raise UserError(f"pretrain_class_map: {old}: {new}: the {owner} have {', '.join(known)}")
-    indices = {renames.get(name, name): i for i, name in enumerate(source_classes)}
+    indices: dict[str, int] = {}
+    for i, name in enumerate(source_classes):
+        target_name = renames.get(name, name)
+        if target_name in indices and target_name in target_classes:
+            both = f"{source_classes[indices[target_name]]} and {name}"
+            raise UserError(f"pretrain_class_map: {both} of the weights both become {target_name}; map only one to it")
+        indices[target_name] = i
     pairs = [(indices[name], i) for i, name in enumerate(target_classes) if name in indices]
     classes = np.array([*pairs, (len(source_classes), len(target_classes))])  # the background is last in both
     coordinates = 4 * np.repeat(np.array(pairs, int).reshape(-1, 1, 2), 4, axis=1) + np.arange(4).reshape(1, 4, 1)
     source, target = len(source_classes), len(target_classes)
-    fitted = dict(arrays)
+    fitted, layers = dict(arrays), []
     for name, array in arrays.items():
         layer, count = name.rpartition(".")[0], array.shape[-1] if array.ndim else 0
         if name not in initial:
             continue
         if layer in CLASSIFIERS and count == source + 1:
             fitted[name] = _copy_outputs(array, initial[name], classes)
+            layers.append(name)
         elif layer == REGRESSOR and count == 4 * source and initial[name].shape[-1] == 4 * target:
             fitted[name] = _copy_outputs(array, initial[name], coordinates.reshape(-1, 2))
-    kept = [target_classes[i] for _, i in pairs]
-    return ClassMatch(fitted, kept, [name for name in target_classes if name not in kept])
+            layers.append(name)
+    copied = {target_classes[i]: source_classes[source_index] for source_index, i in pairs}
+    return ClassMatch(fitted, copied, [name for name in target_classes if name not in copied], layers)
 
 
 def _copy_outputs(array: np.ndarray, initial: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ppdet_lite.assembly.run_files import describe_checkpoint, write_run_files
-from ppdet_lite.assembly.setup import build_uninitialized, detection_arrays, load_config, state_shapes
+from ppdet_lite.assembly.setup import (
+    CLASSIFIER,
+    build_uninitialized,
+    detection_arrays,
+    load_config,
+    read_detector,
+    state_shapes,
+)
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.messages import join_with_or
 from ppdet_lite.core.errors import UserError
@@ -18,7 +25,8 @@ from ppdet_lite.peers.names import PEERS, find_peer
 from ppdet_lite.peers.names.rules import convert_batch_norm_epsilon
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from ppdet_lite.storage.pdparams import write_pdparams
-from ppdet_lite.storage.weights import match_weights, read_weights
+from ppdet_lite.storage.state_dicts import without_wrapper
+from ppdet_lite.storage.weights import match_weights
 
 
 class Classes(NamedTuple):
@@ -61,6 +69,10 @@ def convert_file(
         raise UserError(f"{folder} already contains a run; choose another folder")
     read = read_peer_file(file)
     naming = PEERS[peer]({})
+    arrays = without_wrapper(
+        read.arrays, read.source, lambda names: naming.classifier in names or bool(find_peer(names))
+    )
+    read = read._replace(arrays=arrays)
     if naming.classifier not in read.arrays:
         other = find_peer(read.arrays)
         hint = f"use --from {other}, it is from {PEERS[other]({}).title}" if other else "check the file or --from"
@@ -71,6 +83,7 @@ def convert_file(
     report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)
     if not report.is_complete:
         raise UserError(f"{file}: its weights do not match the config's model: {report.summary()}")
+    report.require_floating_point(read.source)
     meta = {
         "iteration": 0,
         "best": None,
@@ -88,10 +101,10 @@ def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> 
 
     Raises UserError for a model with weights that have no name there, and for a file that cannot be written.
     """
-    read = read_weights(weights)
-    if "predictor.classify.bias" not in read.arrays:
-        raise UserError(f"{read.source}: not a detector of this project: it has no array predictor.classify.bias")
-    names = read.meta.get("class_names") or ["?"] * (len(read.arrays["predictor.classify.bias"]) - 1)
+    read = read_detector(weights)
+    if CLASSIFIER not in read.arrays:
+        raise UserError(f"{read.source}: not a detector of this project: it has no array {CLASSIFIER}")
+    names = read.meta.get("class_names") or ["?"] * (len(read.arrays[CLASSIFIER]) - 1)
     shapes = state_shapes(build_uninitialized(config, names))
     report = match_weights(shapes, detection_arrays(read))
     report.require_complete(read.source)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppdet_lite.assembly.class_layers import CLASSIFIERS, match_classes
+from ppdet_lite.assembly.class_layers import CLASSIFIERS, ClassMatch, match_classes, with_class_count
 from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
@@ -14,6 +14,7 @@ from ppdet_lite.peers.files import read_peer_file
 from ppdet_lite.peers.names import PEERS, find_peer
 from ppdet_lite.peers.names.classifiers import caffe2_classifier, ppdet_classifier
 from ppdet_lite.storage.download import resolve_weights
+from ppdet_lite.storage.state_dicts import log_prefix, prefix_candidates
 from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
 
 TRUNK = ("backbone.", "box_head.res5.")  # the weights in a classifier; a C4 detector has stage 5 in its box head
@@ -35,9 +36,12 @@ def load_pretrained(
     """
     weights = _read(resolve_weights(spec))
     wanted = state_shapes(model)
-    arrays = _match_class_layers(weights, model, class_names, class_map)
-    arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
-    report = max(_reports_by_naming(model, wanted, arrays), key=lambda report: len(report.matched))
+    source_classes = weights.meta.get("class_names")
+    has_other_classes = None not in (source_classes, class_names) and (source_classes != list(class_names) or class_map)
+    if class_map and not has_other_classes:
+        raise UserError(f"pretrain_class_map: {weights.source} has no class names; remove the map")
+    in_file = with_class_count(wanted, len(class_names), len(source_classes)) if has_other_classes else wanted
+    report = _best_report(model, in_file, weights)
     try:
         report.require_any(weights.source)
     except UserError as error:
@@ -45,8 +49,13 @@ def load_pretrained(
     if weights.meta.get("class_names") is None and any(name.startswith(CLASSIFIERS) for name in report.matched):
         message = "%s has no class names: its class layers have the right number of classes and are used in their order"
         get_logger().warning(message, weights.source)
+    match = None
+    if has_other_classes:
+        initial = {name: value.numpy() for name, value in model.state_dict().items()}
+        match = match_classes(report.matched, source_classes, class_names, initial, class_map)
+        report = report._replace(matched=match.arrays)
     report = _copy_to_teacher(report, wanted)
-    get_logger().info("pretrained weights %s: %s", weights.source, report.summary())
+    _log_report(weights.source, report, match)
     not_loaded = (*report.missing, *(array.name for array in report.mismatched))
     if unfilled := [name for name in not_loaded if _is_pretrained(name)]:
         message = (
@@ -63,6 +72,18 @@ def _read(path: Path) -> Weights:
         meta = {} if read.class_names is None else {"class_names": read.class_names}
         return Weights(read.arrays, meta, read.source)
     return read_weights(path)
+
+
+def _best_report(model: FasterRCNN, wanted: Mapping[str, tuple[int, ...]], weights: Weights) -> LoadReport:
+    """Return how the arrays fit under the naming, and without the common prefix, with which most of them fit."""
+    best, best_prefix = None, ""
+    for prefix, arrays in prefix_candidates(weights.arrays):
+        arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
+        for report in _reports_by_naming(model, wanted, arrays):
+            if best is None or len(report.matched) > len(best.matched):
+                best, best_prefix = report, prefix
+    log_prefix(best_prefix, weights.source)
+    return best
 
 
 def _reports_by_naming(
@@ -83,20 +104,15 @@ def _reports_by_naming(
         yield PEERS[peer](wanted).to_ours(wanted, arrays)
 
 
-def _match_class_layers(
-    weights: Weights, model: FasterRCNN, class_names: Sequence[str] | None, class_map: Mapping[str, str] | None
-) -> dict[str, np.ndarray]:
-    """Return the arrays of weights with class layers for `class_names`; log which classes were copied by name."""
-    source_classes = weights.meta.get("class_names")
-    if source_classes is None or class_names is None or (source_classes == list(class_names) and not class_map):
-        if class_map:
-            raise UserError(f"pretrain_class_map: {weights.source} has no class names; remove the map")
-        return weights.arrays
-    initial = {name: value.numpy() for name, value in model.state_dict().items()}
-    match = match_classes(weights.arrays, source_classes, class_names, initial, class_map)
-    kept, new = (", ".join(names) or "none" for names in (match.kept, match.new))
-    get_logger().info("%s has other classes: copied by name: %s; randomly initialized: %s", weights.source, kept, new)
-    return match.arrays
+def _log_report(source: str, report: LoadReport, match: ClassMatch | None) -> None:
+    """Log what was loaded. Class layers with randomly initialized outputs do not count as matched."""
+    if match is not None and match.layers:
+        copied = ", ".join([*(f"{ours} from {theirs}" for ours, theirs in match.copied.items()), "background"])
+        message = "%s has other classes: outputs copied: %s; randomly initialized: %s (in %s)"
+        get_logger().info(message, source, copied, ", ".join(match.new) or "none", ", ".join(match.layers))
+        incomplete = match.layers if match.new else []
+        report = report._replace(matched={n: array for n, array in report.matched.items() if n not in incomplete})
+    get_logger().info("pretrained weights %s: %s", source, report.summary())
 
 
 def _is_pretrained(name: str) -> bool:

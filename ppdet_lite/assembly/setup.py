@@ -23,8 +23,10 @@ from ppdet_lite.data.annotations.training_checks import training_problems
 from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.peers.names import find_peer
+from ppdet_lite.storage.state_dicts import without_wrapper
 from ppdet_lite.storage.weights import Weights, match_weights, read_weights
 
+CLASSIFIER = "predictor.classify.bias"  # a weight that every detector has, with an entry per class and background
 TRAINING_ONLY = "mimic."  # prefix of the weights in a checkpoint that detection does not use
 
 
@@ -148,7 +150,7 @@ def load_trained(config: Config) -> TrainedModel:
     """Load the model in `weights:`. Raises UserError unless the file contains every weight of the model."""
     if config["weights"] is None:
         raise UserError("no weights given; add -o weights=output/NAME or another checkpoint, .safetensors or .pdparams")
-    weights = read_weights(Path(config["weights"]))
+    weights = read_detector(Path(config["weights"]))
     if (peer := find_peer(weights.arrays)) is not None:
         raise UserError(
             f"{weights.source}: weights of another project; convert them: "
@@ -168,6 +170,15 @@ def load_trained(config: Config) -> TrainedModel:
     preprocess = build(config["data"]["preprocess"])
     warn_about_preprocess(preprocess, weights)
     return TrainedModel(model, class_names, category_ids, preprocess, weights.source)
+
+
+def read_detector(path: Path) -> Weights:
+    """Read weights of a detector, of this project or another, without a prefix that wraps all names."""
+    weights = read_weights(path)
+    arrays = without_wrapper(
+        weights.arrays, weights.source, lambda names: CLASSIFIER in names or bool(find_peer(names))
+    )
+    return weights._replace(arrays=arrays)
 
 
 def detection_arrays(weights: Weights) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ppdet_lite.core import log
@@ -48,6 +48,21 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return [text for group in args.override for text in group]
 
 
+def separate_overrides(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments in which -o takes only KEY=VALUE; argparse would give it the paths after it too."""
+    separated: list[str] = []
+    follows_override = False
+    for argument in arguments:
+        if follows_override and "=" in argument and not argument.startswith("-"):
+            if separated[-1] in ("-o", "--override"):
+                separated.pop()
+            separated.append(f"--override={argument}")
+        else:
+            follows_override = argument in ("-o", "--override")
+            separated.append(argument)
+    return separated
+
+
 def handle_print_config(args: argparse.Namespace, config: Any) -> None:
     """With --print-config, print the checked config with the origin of each value and exit; do nothing for None."""
     if config is not None and args.print_config:
@@ -66,7 +81,7 @@ def run(main: Callable[[], None]) -> None:
     except (UserError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR if isinstance(error, UserError) else RUN_FAILED)
-    except Stopped as stopped:  # logged already
+    except Stopped as stopped:  # its message is in the log already
         sys.exit(stopped.code)
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.peers.torch_files import Placeholder, TorchUnpickler, is_legacy, load_torch
+from ppdet_lite.peers.torch_files import Placeholder, TorchUnpickler, UnsupportedTensor, is_legacy, load_torch
 from ppdet_lite.storage.array_pickle import flatten, one_line
+from ppdet_lite.storage.state_dicts import STATES, float32_arrays, select_weights
 from ppdet_lite.storage.weights import read_weights
-
-STATES = ("state_dict", "model", "model_state_dict", "blobs")  # keys under which trainers save the weights
 
 
 class PeerFile(NamedTuple):
@@ -23,9 +22,10 @@ class PeerFile(NamedTuple):
 
 
 def read_peer_file(path: Path) -> PeerFile:
-    """Read the weights and, if present, the class names of another project's file. Executes nothing in the file.
+    """Read the weights, as float32, and, if present, the class names of another project's file.
 
-    Raises UserError for a file that is missing or damaged, or has a weight that is not numeric.
+    Executes nothing in the file. Raises UserError for a file that is missing or damaged or a whole pickled model, and
+    for a weight that is not numeric or not finite.
     """
     path = Path(path)
     if path.suffix in (".pdparams", ".safetensors") or path.is_dir():
@@ -33,12 +33,17 @@ def read_peer_file(path: Path) -> PeerFile:
         return PeerFile(weights.arrays, None, weights.source)
     try:
         content = _load(path)
-        arrays = flatten(_state(content))
+        _refuse_model(path, content)
+        arrays = flatten(_state(content, path))
+    except UserError:
+        raise
+    except UnsupportedTensor as error:
+        raise UserError(f"{path}: {error}, a type that cannot be read; save the weights as float32") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # damaged bytes make an unpickler raise nearly anything
         raise UserError(f"{path}: damaged, or not a weights file ({one_line(error)}); download it again") from error
-    return PeerFile(arrays, _class_names(content), str(path))
+    return PeerFile(float32_arrays(arrays, str(path)), _class_names(content), str(path))
 
 
 def _load(path: Path) -> Any:
@@ -51,11 +56,22 @@ def _load(path: Path) -> Any:
         return TorchUnpickler(file, encoding="latin1").load()
 
 
-def _state(content: Any) -> dict[str, Any]:
+def _refuse_model(path: Path, content: Any) -> None:
+    """Raise UserError for a model pickled as a whole, alone or in a trainer's dict instead of its weights."""
+    entries = [content.get(key) for key in STATES] if isinstance(content, dict) else [content]
+    model = next((entry for entry in entries if isinstance(entry, Placeholder) and _is_class(entry)), None)
+    if model is not None and not any(isinstance(entry, dict) for entry in entries):
+        raise UserError(
+            f"{path}: a whole pickled model ({_type_name(model)}), which only its own code can read; "
+            "there, save its state_dict(): torch.save(model.state_dict(), FILE)"
+        )
+
+
+def _state(content: Any, path: Path) -> dict[str, Any]:
     """Return the weights, arrays and numbers, among the content saved by a trainer."""
     if not isinstance(content, dict):
         raise ValueError(f"a {_type_name(content)} instead of a dict of arrays")
-    state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
+    state = select_weights(content, str(path))
     invalid = next((name for name, value in state.items() if isinstance(value, Placeholder)), None)
     if invalid is not None:
         raise ValueError(f"entry {invalid!r} is a {_type_name(state[invalid])}, not an array")
@@ -75,5 +91,10 @@ def _class_names(content: dict[str, Any]) -> list[str] | None:
     return list(names) if is_list else None
 
 
+def _is_class(value: Placeholder) -> bool:
+    """Return whether a placeholder replaces an object of a class, judged by the name, and not a function's result."""
+    return _type_name(value).rpartition(".")[2].lstrip("_")[:1].isupper()
+
+
 def _type_name(value: Any) -> str:
-    return value.name if isinstance(value, Placeholder) else type(value).__name__
+    return type(value).__name__

@@ -16,9 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ppdet_lite.storage.array_pickle import ArrayUnpickler
+from ppdet_lite.storage.state_dicts import from_bfloat16
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-TYPES = {
+TYPES = {  # torch's storage class without "Storage" -> NumPy dtype; NumPy has no bfloat16
     "Float": "<f4",
     "Double": "<f8",
     "Half": "<f2",
@@ -32,11 +33,15 @@ TYPES = {
 }
 
 
+class UnsupportedTensor(Exception):
+    """A file has tensors whose numbers NumPy does not have."""
+
+
 class Placeholder:
     """Replaces an object of an unknown class. Accepts any call that a pickle makes, and ignores it."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        self.name = type(self).__name__
+        """Ignore the arguments."""
 
     def __setstate__(self, _: Any) -> None:
         """Ignore the state."""
@@ -99,9 +104,16 @@ class TorchUnpickler(ArrayUnpickler):
         """Return a placeholder class with the name of the class that it replaces."""
         return type(name, (Placeholder,), {})
 
-    def persistent_load(self, identity: Any) -> Storage:
-        """Read ("storage", type, key, device, count) and, in legacy files, view metadata, which must be None."""
+    def persistent_load(self, identity: Any) -> Any:
+        """Read ("storage", type, key, device, count) and, in legacy files, view metadata, which must be None.
+
+        Legacy files of whole models also have ("module", class, file, source code), for which the class is returned.
+        """
+        if identity[0] == "module" and isinstance(identity[1], type) and issubclass(identity[1], Placeholder):
+            return identity[1]
         tag, kind, key, _, count = identity[:5]
+        if tag == "storage" and isinstance(kind, type) and issubclass(kind, Placeholder):  # quantized, float8, ...
+            raise UnsupportedTensor(f"has tensors in a {kind.__name__}")
         if tag != "storage" or kind not in TYPES.values() or (len(identity) > 5 and identity[5] is not None):
             raise ValueError(f"not a reference to a storage: {identity!r:.80}")
         return Storage(str(key), kind, int(count))
@@ -157,6 +169,8 @@ def _load_legacy(file: BinaryIO) -> Any:
         TorchUnpickler(file).load()
     content, keys = TorchUnpickler(file).load(), TorchUnpickler(file).load()
     storages = {storage.key: storage for storage in _storages(content)}
+    if not storages:  # such as a whole model, whose tensors are in a placeholder
+        return content
     data = {}
     for key in map(str, keys):
         (count,) = struct.unpack("<q", file.read(8))
@@ -205,8 +219,8 @@ def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 
 def _numbers(data: bytes, kind: str) -> np.ndarray:
-    if kind == "bfloat16":  # the upper half of a float32
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if kind == "bfloat16":
+        return from_bfloat16(np.frombuffer(data, "<u2"))
     return np.frombuffer(data, kind)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.array_pickle import ArrayUnpickler, DisallowedName, flatten, number_array, one_line
 from ppdet_lite.storage.files import output_file
+from ppdet_lite.storage.state_dicts import from_bfloat16, select_weights
 
 NAME_TABLE = "StructuredToParameterName@@"  # structured name -> Paddle's internal name
 CHUNKS = "UnpackBigParamInfor@@"  # protocols 2 and 3 split arrays above 1 GiB into "<name>@@.<i>"
@@ -18,14 +19,18 @@ CHUNKS = "UnpackBigParamInfor@@"  # protocols 2 and 3 split arrays above 1 GiB i
 def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a .pdparams or .pdopt file by name.
 
-    Nested dicts become dotted names and plain numbers 0-d arrays. Paddle's name table is omitted, and its chunks are
-    joined. Raises UserError if the file is missing, damaged, or contains code or anything else but numbers.
+    Nested dicts become dotted names, and plain numbers 0-d arrays. If a trainer saved other states beside the weights,
+    only the weights are read. Paddle's name table is omitted, its chunks are joined, and its uint16 arrays, which hold
+    bfloat16 numbers, become float32.
+    Raises UserError if the file is missing, damaged, or contains code or anything else but numbers.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             content = ArrayUnpickler(file, encoding="latin1").load()
-        arrays = flatten(_joined(content))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} instead of a dict of arrays")
+        arrays = flatten(_joined(select_weights(content, str(path))))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except DisallowedName as error:
@@ -34,7 +39,7 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: damaged, or not a Paddle weights file ({one_line(error)}); download it again"
         ) from error
-    return arrays
+    return {name: from_bfloat16(array) if array.dtype == np.uint16 else array for name, array in arrays.items()}
 
 
 def write_pdparams(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -43,9 +48,8 @@ def write_pdparams(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         pickle.dump({**arrays, NAME_TABLE: {}}, file, protocol=4)
 
 
-def _joined(content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__} instead of a dict of arrays")
+def _joined(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of a file without the name table, with arrays joined that were saved in chunks."""
     entries = {name: value for name, value in content.items() if name not in (NAME_TABLE, CHUNKS)}
     for name, split in content.get(CHUNKS, {}).items():
         pieces = [number_array(piece, entries.pop(piece)) for piece in split["slices"]]

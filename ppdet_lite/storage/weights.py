@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.checkpoint import group_names, is_checkpoint, latest_checkpoint, load_checkpoint
 from ppdet_lite.storage.pdparams import read_pdparams
+from ppdet_lite.storage.state_dicts import float32_arrays, from_bfloat16
 
 
 class Weights(NamedTuple):
@@ -52,35 +53,49 @@ class LoadReport(NamedTuple):
         """Raise UserError unless `is_complete`. `source` begins the message."""
         if groups := self._groups():
             raise UserError(f"{source}: the weights are of another model: {self._counts()}; {_examples(groups)}")
+        self.require_floating_point(source)
 
     def require_any(self, source: str) -> None:
         """Raise UserError if no array matches."""
         if not self.matched:
             raise UserError(f"{source}: no array matches this model: {self._counts()}; {_examples(self._groups())}")
+        self.require_floating_point(source)
+
+    def require_floating_point(self, source: str) -> None:
+        """Raise UserError if a matched array has integers, as in quantized models, or complex numbers."""
+        for name, array in self.matched.items():
+            if array.dtype.kind != "f":
+                raise UserError(f"{source}: {name} is of type {array.dtype}; use weights that are not quantized")
 
     def _counts(self) -> str:
         counts = zip(self._fields, self, strict=True)
         return ", ".join(f"{len(items)} {name}" for name, items in counts)
 
     def _groups(self) -> list[tuple[str, list[str]]]:
-        shapes = [f"{name}: expected {list(want)}, found {list(found)}" for name, want, found in self.mismatched]
+        shapes = [f"{m.name}: expected {list(m.expected)}, found {list(m.found)}" for m in self.mismatched]
         groups = [("missing", self.missing), ("unexpected", self.unexpected), ("mismatched", shapes)]
         return [(title, names) for title, names in groups if names]
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a model's weights from a file or folder. Raises UserError for anything else than the following.
+    """Read a model's weights, with floating-point numbers of any precision as float32.
 
-    A `.pdparams` or `.safetensors` file; a checkpoint folder (its group `ema`, the average of the weights, if present,
-    else `model`); a run's folder or its `checkpoints` folder (the checkpoint `best` if present, else the latest).
+    path: a `.pdparams` or `.safetensors` file; a checkpoint folder (its group `ema`, the average of the weights, if
+        present, else `model`); a run's folder or its `checkpoints` folder (`best` if present, else the latest).
+
+    Raises UserError for any other path, and for numbers that are not finite.
     """
-    path = Path(path)
+    weights = _read(Path(path))
+    return weights._replace(arrays=float32_arrays(weights.arrays, weights.source))
+
+
+def _read(path: Path) -> Weights:
     if is_checkpoint(path):
         group = "ema" if "ema" in group_names(path) else "model"
         groups, meta = load_checkpoint(path, only=[group])
         return Weights(groups[group], meta, str(path))
     if path.is_dir():
-        return read_weights(_best_or_latest(path))
+        return _read(_best_or_latest(path))
     if not path.exists():
         raise UserError(f"{path}: no such weights; give a .pdparams or .safetensors file, a checkpoint or a run folder")
     if path.suffix == ".pdparams":
@@ -134,11 +149,16 @@ def _best_or_latest(folder: Path) -> Path:
 def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            names = sorted(file.keys())
+            bfloat16 = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
+            arrays = {name: file.get_tensor(name) for name in names if name not in bfloat16}
             meta = file.metadata() or {}
+        for name, tensor in deserialize(path.read_bytes()) if bfloat16 else ():
+            if name in bfloat16:
+                arrays[name] = from_bfloat16(np.frombuffer(tensor["data"], "<u2").reshape(tensor["shape"]))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, TypeError) as error:
+    except (SafetensorError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged, or of a type that NumPy does not have ({error})") from error
     return Weights(arrays, meta, str(path))
 

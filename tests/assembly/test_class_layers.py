@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppdet_lite.assembly.class_layers import match_classes
+from ppdet_lite.assembly.class_layers import match_classes, with_class_count
 from ppdet_lite.core.errors import UserError
 
 THEIRS, OURS = ["cat", "dog", "cow"], ["horse", "cow", "cat"]
@@ -28,7 +28,8 @@ def layers(count: int, start: int) -> dict[str, np.ndarray]:
 def test_shared_classes_and_the_background_are_carried_over() -> None:
     theirs, fresh = layers(3, 1000), layers(3, 5000)
     match = match_classes(theirs, THEIRS, OURS, fresh)
-    assert (match.kept, match.new) == (["cow", "cat"], ["horse"])
+    assert (match.copied, match.new) == ({"cow": "cow", "cat": "cat"}, ["horse"])
+    assert set(match.layers) == {name for name in theirs if name.startswith("predictor")}
     old, new = theirs["predictor.classify.bias"], fresh["predictor.classify.bias"]
     assert match.arrays["predictor.classify.bias"].tolist() == [new[0], old[2], old[0], old[3]]
     old, new = theirs["predictor.classify.weight"], fresh["predictor.classify.weight"]
@@ -52,14 +53,14 @@ def test_another_number_of_classes() -> None:
 def test_renamed_classes() -> None:
     match = match_classes(layers(3, 0), THEIRS, ["puppy"], layers(1, 500), {"dog": "puppy"})
     assert (
-        match.kept == ["puppy"]
+        match.copied == {"puppy": "dog"}
         and match.arrays["predictor.classify.bias"][0] == layers(3, 0)["predictor.classify.bias"][1]
     )
 
 
 def test_without_shared_classes_only_the_background_is_copied() -> None:
     match = match_classes(layers(3, 0), THEIRS, ["x"], layers(1, 500))
-    assert (match.kept, match.new) == ([], ["x"])
+    assert (match.copied, match.new) == ({}, ["x"])
     assert match.arrays["predictor.regress.bias"].tolist() == layers(1, 500)["predictor.regress.bias"].tolist()
 
 
@@ -79,3 +80,24 @@ def test_class_agnostic_regression_is_unchanged() -> None:
 def test_renaming_an_unknown_class_is_refused(renames: dict[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         match_classes(layers(3, 0), THEIRS, OURS, layers(3, 500), renames)
+
+
+@pytest.mark.parametrize("renames", [{"dog": "horse", "cow": "horse"}, {"dog": "cow"}, {"dog": "cat"}])
+def test_two_classes_that_become_one_are_refused(renames: dict[str, str]) -> None:
+    """Also if one of them has the target's name already."""
+    with pytest.raises(UserError, match=r"pretrain_class_map: .*dog.* both become (horse|cow|cat); map only one to it"):
+        match_classes(layers(3, 0), THEIRS, OURS, layers(3, 500), renames)
+
+
+def test_a_swap_of_classes_is_no_collision() -> None:
+    match = match_classes(layers(2, 0), ["a", "b"], ["a", "b"], layers(2, 500), {"a": "b", "b": "a"})
+    assert match.copied == {"a": "b", "b": "a"}
+    old = layers(2, 0)["predictor.classify.bias"]
+    assert match.arrays["predictor.classify.bias"].tolist() == [old[1], old[0], old[2]]
+
+
+def test_shapes_for_another_number_of_classes() -> None:
+    shapes = {name: array.shape for name, array in layers(3, 0).items()}
+    assert with_class_count(shapes, 3, 5) == {name: array.shape for name, array in layers(5, 0).items()}
+    agnostic = {"predictor.regress.bias": (4,), "predictor.classify.bias": (4,)}
+    assert with_class_count(agnostic, 3, 5) == {"predictor.regress.bias": (4,), "predictor.classify.bias": (6,)}

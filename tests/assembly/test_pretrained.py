@@ -13,6 +13,7 @@ from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.peers.names.classifiers import caffe2_classifier, ppdet_classifier
+from ppdet_lite.peers.names.mmdet import mmdet
 from ppdet_lite.storage.checkpoint import save_checkpoint
 from tests.oracles import manifest
 
@@ -105,9 +106,72 @@ def test_shared_classes_of_a_detector_are_copied(tmp_path: Path, caplog: pytest.
         report = load_pretrained(model, str(tmp_path / "ckpt"), CLASSES)
     assert not report.mismatched and not report.missing
     assert model.predictor.classify.bias.tolist() == [fresh[0], 1, fresh[2], 3]
-    assert "copied by name: dog; randomly initialized: cat, cow" in caplog.text
-    load_pretrained(model, str(tmp_path / "ckpt"), CLASSES, {"bird": "cow"})
+    assert "outputs copied: dog from dog, background; randomly initialized: cat, cow (in predictor" in caplog.text
+    assert (
+        f"{len(arrays) - 4} matched, 0 missing, 0 unexpected, 0 mismatched" in caplog.text
+    )  # without the class layers
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_pretrained(model, str(tmp_path / "ckpt"), CLASSES, {"bird": "cow"})
     assert model.predictor.classify.bias.tolist() == [fresh[0], 1, 2, 3]
+    assert "outputs copied: dog from dog, cow from bird, background; randomly initialized: cat (" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        load_pretrained(model_of(classes=["dog"]), str(tmp_path / "ckpt"), ["dog"])
+    assert "randomly initialized: none" in caplog.text and f"{len(arrays)} matched" in caplog.text
+
+
+def test_class_outputs_under_other_names_are_copied_by_class_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """mmdetection's file of dog and cat, in the other order or beside a third class."""
+    for classes in (["cat", "dog"], CLASSES):
+        trained, model = model_of(classes=["dog", "cat"]), model_of(classes=classes)
+        ours = {name: value.numpy() for name, value in trained.state_dict().items()}
+        ours["predictor.classify.bias"] = np.array([1, 2, 3], np.float32)
+        ours["predictor.regress.bias"] = np.arange(8, dtype=np.float32)
+        theirs = {f"module.{name}": a for name, a in mmdet(shapes_of(ours)).to_theirs(ours).items()}
+        content = {"meta": {"CLASSES": ("dog", "cat")}, "state_dict": theirs}
+        (tmp_path / "m.pkl").write_bytes(pickle.dumps(content))
+        fresh = model.predictor.classify.bias.numpy()
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            report = load_pretrained(model, str(tmp_path / "m.pkl"), classes)
+        assert not report.missing and not report.unexpected and not report.mismatched
+        assert model.predictor.classify.bias.tolist() == [2, 1, *fresh[2:-1], 3]
+        assert model.predictor.regress.bias.tolist()[:8] == [4, 5, 6, 7, 0, 1, 2, 3]
+        assert "outputs copied: cat from cat, dog from dog, background" in caplog.text
+        assert "the prefix 'module.' is removed from all names" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("prefix", ["", "module.", "_layers.model."])
+@pytest.mark.parametrize("suffix", ["safetensors", "pdparams", "pkl"])
+def test_precision_and_prefix_of_a_classifier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: type, prefix: str, suffix: str
+) -> None:
+    model, path = model_of(), tmp_path / f"w.{suffix}"
+    wanted = {name: array.astype(np.float16).astype(np.float32) for name, array in trunk_of(model).items()}
+    upstream = manifest.read("torchvision", "resnet18")
+    theirs = {f"{prefix}{n}": wanted[f"backbone.{model.backbone.upstream_name(n)}"].astype(dtype) for n in upstream
+              if f"backbone.{model.backbone.upstream_name(n)}" in wanted}  # fmt: skip
+    if suffix == "safetensors":
+        save_file(theirs, path)
+    else:
+        path.write_bytes(pickle.dumps(theirs))
+    with caplog.at_level(logging.INFO):
+        assert_all_loaded(model, path, wanted)
+    assert (f"the prefix '{prefix}' is removed from all names" in caplog.text) == bool(prefix)
+
+
+def test_a_prefix_that_fits_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All names of the trunk begin with "backbone." here."""
+    model = model_of()
+    save_file(trunk_of(model), tmp_path / "w.safetensors")
+    with caplog.at_level(logging.INFO):
+        report = load_pretrained(model, str(tmp_path / "w.safetensors"))
+    assert report.matched.keys() == trunk_of(model).keys() and not report.unexpected
+    assert "is removed from all names" not in caplog.text
 
 
 def test_a_class_map_needs_class_names(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from ppdet_lite.assembly.conversion import peer_config, write_peer_weights
-from ppdet_lite.assembly.setup import build_model, load_trained, state_shapes
+from ppdet_lite.assembly.setup import build_model, load_config, load_trained, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.peers.names import PEERS
 from ppdet_lite.storage.pdparams import read_pdparams, write_pdparams
@@ -79,6 +80,51 @@ def test_there_and_back(place: Path, run: Tool) -> None:
     assert done.returncode == 0, done.stderr
     back = read_pdparams(place / "back.pdparams")
     assert back.keys() == theirs.keys() and all(np.array_equal(back[name], theirs[name]) for name in back)
+
+
+def test_overrides_may_stand_before_the_paths(place: Path, run: Tool) -> None:
+    before = ["-o", "model.rpn.nms_iou=0.6", "runtime.seed=3"]
+    done = run("--from", "ppdet", "--classes", "train.json", *before, "theirs.pdparams", "behind")
+    assert done.returncode == 0, done.stderr
+    assert "seed: 3" in (place / "behind/config.yml").read_text()
+    done = run(*before[:2], "--to", "ppdet", "-o", "runtime.seed=1", "behind", "again.pdparams")
+    assert done.returncode == 0, done.stderr
+    assert "the following arguments are required: DST" in refused(run("--to", "ppdet", *before, "behind"))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("prefix", ["", "module.", "_layers.module."])
+def test_precision_and_prefix_of_a_detector(place: Path, run: Tool, dtype: type, prefix: str) -> None:
+    theirs, name = read_pdparams(place / "theirs.pdparams"), f"{np.dtype(dtype).name}{prefix or '.'}"
+    write_pdparams(place / f"{name}pdparams", {f"{prefix}{key}": a.astype(dtype) for key, a in theirs.items()})
+    done = run("--from", "ppdet", "--classes", "train.json", f"{name}pdparams", name)
+    assert done.returncode == 0, done.stderr
+    assert (f"the prefix '{prefix}' is removed from all names" in done.stdout) == bool(prefix)
+    converted = load_file(place / name / "checkpoints/best/model.safetensors")
+    ours = load_file(place / "ours.safetensors")
+    assert converted.keys() == ours.keys()
+    for key, array in ours.items():
+        np.testing.assert_array_equal(converted[key], array.astype(dtype).astype(np.float32), key, strict=True)
+    trained = load_trained(load_config(place / name / "config.yml", [f"weights={place / name}"]))
+    assert trained.model.predictor.classify.bias.dtype == paddle.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_evaluation_reads_every_precision_and_prefix(place: Path, dtype: type) -> None:
+    ours = load_file(place / "ours.safetensors")
+    save_file({f"module.{key}": array.astype(dtype) for key, array in ours.items()}, place / "wrapped.safetensors")
+    config = peer_config(place / "tiny.yml", "ppdet", [f"weights={place}/wrapped.safetensors"])
+    state = load_trained(config).model.state_dict()
+    assert all(np.array_equal(state[key].numpy(), a.astype(dtype).astype(np.float32)) for key, a in ours.items())
+
+
+def test_numbers_that_are_not_finite_are_refused(place: Path, run: Tool) -> None:
+    arrays = read_pdparams(place / "theirs.pdparams")
+    arrays["rpn_head.rpn_feat.rpn_conv.bias"][1] = np.nan
+    write_pdparams(place / "nan.pdparams", arrays)
+    message = refused(run("--from", "ppdet", "--classes", "train.json", "nan.pdparams", "none"))
+    assert "nan.pdparams: rpn_head.rpn_feat.rpn_conv.bias has 1 values that are not finite" in message
+    assert not (place / "none").exists()
 
 
 def test_what_does_not_fit_is_listed_and_nothing_is_written(place: Path, run: Tool) -> None:

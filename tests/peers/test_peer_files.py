@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -18,7 +19,7 @@ FILES = Path(__file__).parent / "files"
 BASE = (np.arange(24, dtype=np.float32) / 7).reshape(4, 6)
 EXPECTED = {
     "float": BASE,
-    "half": np.array([1.5, -2.0], np.float16),
+    "half": np.array([1.5, -2.0], np.float32),
     "bfloat16": np.array([1.0, 3.140625], np.float32),
     "long": np.array(2**40),
     "bool": np.array([True, False]),
@@ -27,7 +28,7 @@ EXPECTED = {
     "shared": BASE,
     "empty": np.zeros((0, 4), np.float32),
     "parameter": np.array([[2.0]], np.float32),
-    "double": np.array([0.1]),
+    "double": np.array([0.1], np.float32),
     "uint8": np.array([200], np.uint8),
 }
 
@@ -57,6 +58,43 @@ def test_newer_mmdetection_names_its_classes_elsewhere(tmp_path: Path) -> None:
     assert read_peer_file(tmp_path / "m.pkl").class_names == ["a", "b"]
 
 
+@pytest.mark.parametrize("suffix", ["pdparams", "pkl"])
+@pytest.mark.parametrize(
+    ("content", "used", "unused"),
+    [
+        ({"state_dict": {"a.w": 1.0}, "state_dict_ema": {"a.w": 2.0}}, "those in 'state_dict'", "state_dict_ema"),
+        ({"ema_state_dict": {"steps": 9, "module.a.w": 2.0}, "state_dict": {"a.w": 1.0}}, "'state_dict'", "ema_state"),
+        ({"model": {"a.w": 1.0}, "model_ema": {"n_averaged": 9, "module.a.w": 2.0}}, "those in 'model'", "model_ema"),
+        ({"state_dict": {"a.w": 1.0, "ema_a_w": 2.0}}, "those in 'state_dict'", r"ema_\*"),
+        ({"a.w": 1.0, "ema_a_w": 2.0}, "those at its top level", r"ema_\*"),
+        ({"a.w": 1.0, "ema": {"a.w": 2.0}}, "those at its top level", "ema"),
+    ],
+)
+def test_of_plain_and_averaged_weights_the_plain_are_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: dict, used: str, unused: str, suffix: str
+) -> None:
+    """As timm, mmengine, torchvision's reference scripts and mmcv save them."""
+    path = tmp_path / f"m.{suffix}"
+    path.write_bytes(pickle.dumps(content))
+    assert read_peer_file(path).arrays == {"a.w": 1.0}
+    (message,) = caplog.messages
+    assert re.search(
+        rf"m\.{suffix} has both plain and averaged weights: .*{used}.* are used, {unused}.* are not", message
+    )
+
+
+def test_averaged_weights_alone_are_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"epoch": 3, "model_ema": {"a.w": 2.0}}))
+    assert read_peer_file(tmp_path / "m.pkl").arrays == {"a.w": 2.0}
+    assert "m.pkl: the weights in 'model_ema' are used, which are averaged" in caplog.text
+
+
+def test_names_that_only_begin_like_averages_are_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    arrays = {"ema_block.w": 1.0, "ema_b_w": 2.0, "schema.w": 3.0}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(arrays))
+    assert read_peer_file(tmp_path / "m.pkl").arrays == arrays and not caplog.text
+
+
 class Global:
     """Pickles as a name that a file may ask for."""
 
@@ -74,6 +112,13 @@ class _ByName:
     def __call__(self, *_: object) -> None: ...
 
 
+class Called:
+    """Pickles as a call of what a reference gives."""
+
+    def __init__(self, reference: tuple) -> None:
+        self.reference = reference
+
+
 class TorchPickler(pickle._Pickler):
     """Writes names of torch without torch, and `Storage` tuples as persistent references."""
 
@@ -84,6 +129,10 @@ class TorchPickler(pickle._Pickler):
         if isinstance(thing, _ByName):
             module, _, name = thing.name.rpartition(".")
             self.write(b"c" + module.encode() + b"\n" + name.encode() + b"\n")
+            return
+        if isinstance(thing, Called):
+            self.save(thing.reference)
+            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
             return
         super().save(thing, save_persistent_id)
 
@@ -161,6 +210,45 @@ def test_code_does_not_run(tmp_path: Path, where: str, form: str) -> None:
         with pytest.raises(UserError, match=r"posix\.system"):
             read_peer_file(path)
     assert not mark.exists()
+
+
+def whole_model(name: str) -> bytes:
+    """The pickle of an object of a class, protocol 2, in a dict under "model": the class is called by NEWOBJ."""
+    module, _, cls = name.rpartition(".")
+    return b"\x80\x02}X\x05\x00\x00\x00model" + f"c{module}\n{cls}\n".encode() + b")\x81}X\x01\x00\x00\x00aK\x01sbs."
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "alone", "trainer"])
+def test_a_whole_pickled_model_is_refused_with_the_remedy(tmp_path: Path, form: str) -> None:
+    model, path = Global("nets.Detector", ("resnet",)), tmp_path / "m.pth"
+    if form == "zip":
+        zip_file(path, model)
+    elif form == "legacy":  # torch references the class, with its source code
+        reference = ("REFERENCE", "module", _ByName("nets.Detector"), "nets.py", "class Detector: ...")
+        heads = [dumped(part) for part in (LEGACY_MAGIC, 1001, {"little_endian": True})]
+        path.write_bytes(b"".join([*heads, dumped(Called(reference)), dumped([])]))
+    elif form == "alone":
+        path.write_bytes(dumped(model))
+    else:
+        path.write_bytes(whole_model("nets.Detector"))
+    with pytest.raises(UserError) as caught:
+        read_peer_file(path)
+    assert f"{path}: a whole pickled model (nets.Detector)" in str(caught.value)
+    assert "save its state_dict(): torch.save(model.state_dict(), FILE)" in str(caught.value)
+
+
+@pytest.mark.parametrize("storage", ["torch.QInt8Storage", "torch.storage.UntypedStorage"])
+def test_a_tensor_of_another_type_is_refused(tmp_path: Path, storage: str) -> None:
+    reference = ("REFERENCE", "storage", _ByName(storage), "0", "cpu", 4)
+    path = zip_file(tmp_path / "m.pth", {"w": Global("torch._utils._rebuild_qtensor", (reference,))})
+    with pytest.raises(UserError, match=rf"m\.pth: has tensors in a {storage}, a type that cannot be read"):
+        read_peer_file(path)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    data = np.array([0, 1, np.nan, 3], np.float32).tobytes()
+    with pytest.raises(UserError, match=r"m\.pth: b\.w has 1 values that are not finite"):
+        read_peer_file(zip_file(tmp_path / "m.pth", {"a": tensor(shape=(2,), strides=(1,)), "b.w": tensor()}, data))
 
 
 def test_other_names_become_placeholders(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_run_gives_its_best_else_its_latest(tmp_path, given):
     found = read_weights(tmp_path / given)
     assert (found.source, found.meta["iteration"]) == (str(checkpoints / "best"), 20)
     (checkpoints / "best" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"best: incomplete: model\.safetensors is 0 bytes"):  # not silently the latest
+    with pytest.raises(UserError, match=r"best: incomplete: model\.safetensors has 0 bytes"):  # not silently the latest
         read_weights(tmp_path / given)
 
 
@@ -63,19 +63,61 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "w.bin").write_bytes(b"")
     (tmp_path / "w.pth").write_bytes(b"")
     (tmp_path / "cut.safetensors").write_bytes(b"abc")
-    header = json.dumps({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
-    (tmp_path / "bf16.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    (tmp_path / "f8.safetensors").write_bytes(safetensors_file("F8_E4M3", bytes(2)))
     (tmp_path / "folder.pdparams").mkdir()
     for name, text in [
         ("none.pdparams", "no such weights; give a .pdparams or .safetensors file"),
         ("w.bin", "unknown file type"),
         ("w.pth", "a file of another project; convert it with tools/convert_weights.py"),
         ("cut.safetensors", "damaged, or of a type that NumPy"),
-        ("bf16.safetensors", "damaged, or of a type that NumPy does not have .*bfloat16"),
+        ("f8.safetensors", "damaged, or of a type that NumPy does not have .*float8"),
         ("folder.pdparams", "contains no intact checkpoint"),
     ]:
         with pytest.raises(UserError, match=f"{name}: {text}"):
             read_weights(tmp_path / name)
+
+
+def safetensors_file(dtype: str, data: bytes) -> bytes:
+    """A file with one array "x" of two numbers."""
+    header = json.dumps({"x": {"dtype": dtype, "shape": [2], "data_offsets": [0, len(data)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def test_every_precision_is_read_as_float32(tmp_path):
+    """1 and -2.5 as float16, float64 and bfloat16, which Paddle saves as uint16; integers stay as they are."""
+    values = np.array([1, -2.5], np.float32)
+    bfloat16 = np.array([0x3F80, 0xC020], np.uint16)  # the upper halves of 0x3F800000 and 0xC0200000
+    (tmp_path / "bf16.safetensors").write_bytes(safetensors_file("BF16", bfloat16.tobytes()))
+    (tmp_path / "bf16.pdparams").write_bytes(pickle.dumps({"x": bfloat16}))
+    for dtype in (np.float16, np.float32, np.float64):
+        save_file({"x": values.astype(dtype), "n": np.array(3)}, tmp_path / f"{dtype.__name__}.safetensors")
+        (tmp_path / f"{dtype.__name__}.pdparams").write_bytes(pickle.dumps({"x": values.astype(dtype)}))
+        save_checkpoint(tmp_path / dtype.__name__, {"model": {"x": values.astype(dtype)}}, {})
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 11
+    for file in files:
+        np.testing.assert_array_equal(read_weights(file).arrays["x"], values, err_msg=str(file), strict=True)
+    assert read_weights(tmp_path / "float16.safetensors").arrays["n"].dtype == np.int64
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_refused(tmp_path, value):
+    """1e39 is finite as float64, but not as float32."""
+    arrays = {"a": np.ones(2), "b.w": np.array([1, value]), "c": np.array([value, value])}
+    save_checkpoint(tmp_path / "folder", {"model": arrays}, {})
+    save_file(arrays, tmp_path / "w.safetensors")
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps(arrays))
+    for file in tmp_path.iterdir():
+        with pytest.raises(UserError, match=rf"{file.name}: b\.w has 1 values that are not finite"):
+            read_weights(file)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.complex64])
+def test_quantized_weights_are_refused(dtype):
+    found = match_weights({"w": (2,)}, {"w": np.ones(2, dtype)})
+    for check in (found.require_complete, found.require_any):
+        with pytest.raises(UserError, match=f"q: w is of type {np.dtype(dtype)}; use weights that are not quantized"):
+            check("q")
 
 
 WANTED = {"conv.w": (2, 3), "conv.b": (2,), "fc.w": (4, 5), "scale": ()}
