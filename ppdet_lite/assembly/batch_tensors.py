@@ -25,7 +25,7 @@ def training_arguments(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor
 
 
 def _targets(part: Mapping[str, np.ndarray]) -> Targets:
-    """Convert the targets of one image. Crowds are separated on the host: on a GPU this would synchronize."""
+    """Convert the targets of one image. Crowds are separated on the host, since on a GPU that would synchronize."""
     is_crowd = np.asarray(part["is_crowd"], bool)
     boxes = np.asarray(part["boxes"], np.float32).reshape(-1, 4)
     classes = np.asarray(part["classes"], np.int64)

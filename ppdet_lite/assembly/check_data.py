@@ -1,4 +1,4 @@
-"""The check of a config's data sets, with the options that its training would use."""
+"""The check of a config's datasets, with the options that its training would use."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,17 +11,17 @@ from ppdet_lite.data.checking.check import Check, check, check_set, print_check
 def check_config(config: Config) -> Check:
     """Check the training and the validation set of a config, print the problems and return them.
 
-    The data is refused if training would refuse it, with the config's data set options and classes.
+    `Check.refusal` is the error with which training would refuse the data, under the config's options and classes.
     """
 
-    def training() -> None:
+    def check_for_training() -> None:
         train = build_dataset(config, "train")
         check_training_data(config, train, build_dataset(config, "val", train.class_names))
 
     sets = [check_set(*source) for source in dataset_files(config["data"])]
-    found = check(sets, training, config["data"]["loader"]["on_bad_image"] == "skip")
-    print_check(found)
-    return found
+    result = check(sets, check_for_training, config["data"]["loader"]["on_bad_image"] == "skip")
+    print_check(result)
+    return result
 
 
 def dataset_files(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -1,6 +1,6 @@
 """The layers and components of the detector; importing the package registers the components.
 
-May import ops, config and core, and never data.
+May import ops, structures, config and core, and never data.
 """
 
 from ppdet_lite.modeling import box_head, faster_rcnn, fpn, neck, resnet, roi_pool

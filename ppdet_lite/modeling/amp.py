@@ -2,8 +2,8 @@
 
 On a GPU, Paddle's auto_cast runs convolutions and matrix products in bfloat16 or float16; weights and all other
 operators stay float32. On a CPU, Paddle 3.3 has no bfloat16 kernels. There the inputs, weights and outputs of the same
-layers are rounded to bfloat16 and computed in float32, similar to the matrix units of a GPU. This shows the effect of
-bfloat16 on training and saves no time.
+layers are rounded to bfloat16, and the layers compute in float32, similar to the matrix units of a GPU. This shows the
+effect of bfloat16 on training and saves no time.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class LossScale(NamedTuple):
     """Factor of the loss in the backward pass, which keeps small gradients from underflowing in float16."""
 
     value: float = 2.0**16
-    steps: int = 0  # without an overflow since the value changed
+    steps: int = 0  # number of steps without an overflow since the value changed
 
     def after(self, overflowed: bool) -> "LossScale":
         """Return the scale of the next step: halved after an overflow, doubled after many steps without one."""
@@ -37,7 +37,7 @@ class LossScale(NamedTuple):
 
 
 def require_amp_support(dtype: AmpDtype | None, location: str) -> None:
-    """Raise UserError, with the location in the config, if the current device cannot compute in this dtype."""
+    """Raise UserError if the current device cannot compute in this dtype. location: file:line of `train.amp`."""
     if dtype is None or (dtype == "bfloat16" and _on_cpu()):
         return
     if _on_cpu():
@@ -68,9 +68,9 @@ def rounded_layers(network: nn.Layer, dtype: AmpDtype | None) -> Iterator[None]:
         yield
         return
     offset_layers = [layer for layer in network.sublayers() if isinstance(layer, DeformConv2D | RoIPool)]
-    float32 = {id(part) for layer in offset_layers for part in layer.sublayers()}
+    unrounded = {id(part) for layer in offset_layers for part in layer.sublayers()}
     layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D | nn.Linear)]
-    layers = [layer for layer in layers if id(layer) not in float32]
+    layers = [layer for layer in layers if id(layer) not in unrounded]
     weights = {id(layer): layer.weight for layer in layers}
 
     def before(layer: nn.Layer, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -15,25 +15,25 @@ from ppdet_lite.structures import Rois
 class Backbone(nn.Layer):
     """images [N, 3, H, W] -> list of features [N, C_l, H/s_l, W/s_l], fine to coarse."""
 
-    out_channels: Sequence[int]
-    out_strides: Sequence[int]
-    frozen_stages: int = 0
+    out_channels: Sequence[int]  # C_l of each level
+    out_strides: Sequence[int]  # s_l of each level
+    frozen_stages: int = 0  # number of stages that are not trained
 
     @staticmethod
     def upstream_name(name: str) -> str:
-        """Return this backbone's name for the weight `name` of a pretrained classifier's file."""
+        """Return this backbone's name for the weight `name` in the file of a pretrained image classifier."""
         return name
 
 
 class Neck(nn.Layer, ABC):
-    """Backbone features -> features with equal numbers of channels, fine to coarse, from which RoIs are pooled.
+    """Backbone features -> the levels from which RoIs are pooled, fine to coarse, all with `out_channels` channels.
 
-    They are also the input of the RPN, unless a subclass overrides the `rpn_*` methods.
+    The levels are also the input of the RPN, unless a subclass overrides the `rpn_*` methods.
     """
 
     out_channels: int
     out_strides: Sequence[int]
-    size_divisor: int = 1  # image height and width must be multiples of it
+    size_divisor: int = 1  # height and width of the padded images must be multiples of it
 
     @property
     def rpn_channels(self) -> int:
@@ -58,7 +58,7 @@ class RoIPool(nn.Layer, ABC):
     """(features, Rois) -> [R, C, P, P], P = `output_size`."""
 
     output_size: int
-    out_channels: int | None = None  # C; None where it is that of the features
+    out_channels: int | None = None  # C; None if it is that of the features
 
     @abstractmethod
     def level(self, boxes: Tensor) -> Tensor:
@@ -77,6 +77,6 @@ class RoIPool(nn.Layer, ABC):
 
 
 class BoxHead(nn.Layer):
-    """Pooled features [R, C, P, P] -> embedding [R, D], D = `out_features`."""
+    """Pooled features [R, C, P, P] -> embedding [R, E], E = `out_features`."""
 
     out_features: int

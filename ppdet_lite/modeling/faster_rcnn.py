@@ -21,10 +21,10 @@ from ppdet_lite.structures import Originals, PackedDetections, Patches, Rois, Sa
 
 
 class TrainingOutput(NamedTuple):
-    """The result of `FasterRCNN.forward` in training."""
+    """The result of `FasterRCNN.forward` with targets."""
 
-    losses: dict[str, Tensor]  # their sum is minimized
-    metrics: dict[str, Tensor]  # for logs only
+    losses: dict[str, Tensor]  # scalars whose sum is minimized
+    metrics: dict[str, Tensor]  # scalars for logs; they have no gradient
     patches: Patches | None = None  # the input of the R-CNN teacher; None without a teacher or without sampled RoIs
 
 
@@ -33,7 +33,7 @@ class FasterRCNN(nn.Layer):
     """Faster R-CNN (Ren et al. 2015), with a feature pyramid (Lin et al. 2017) or without.
 
     Args:
-        neck: null if RPN and RoIs use the single feature map of the backbone.
+        neck: null if the RPN and the RoI pooling use the single feature map of the backbone.
         mimic: R-CNN teacher whose features the detector mimics; null for none. It is used in training only.
     """
 
@@ -145,7 +145,7 @@ class FasterRCNN(nn.Layer):
         return self.mimic(sampled, embedding, originals, image_sizes, scales, self._embed_patches, iteration)
 
     def _embed_patches(self, patches: Tensor) -> Tensor:
-        """Return the embedding of each whole patch as one RoI: [B, 3, S, S] -> [B, D].
+        """Return the embedding of each whole patch as one RoI: [B, 3, S, S] -> [B, E].
 
         Batch norms in training mode normalize patches by the statistics of the patches. The running statistics are not
         updated, because inference uses them for images only.
@@ -155,7 +155,7 @@ class FasterRCNN(nn.Layer):
         whole = Rois(paddle.to_tensor([[0.0, 0.0, size, size]] * count), paddle.ones([count], dtype="int32"))
         backbone = self.backbone if self.mimic.backbone is None else self.mimic.backbone
         with frozen_running_statistics(self):
-            # skipping the finer levels saves a third of the work; coarser levels are not pooled from
+            # skipping finer levels saves a third of the work; no RoI is pooled from coarser levels
             features = self.neck(backbone(patches), finest=level)[:1]
             return self.box_head(self._pool(features, whole, finest=level))
 

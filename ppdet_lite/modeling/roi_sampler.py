@@ -18,7 +18,7 @@ class RoISampler:
     """Matches proposals with the ground truth and samples foreground and background (Fast R-CNN, section 2.3).
 
     Args:
-        append_ground_truth: add the ground-truth boxes to the proposals, so that early training has foreground.
+        append_ground_truth: add the ground-truth boxes to the proposals, so that there is foreground from the start.
     """
 
     matcher: Matcher = Matcher(0.5, 0.5)

@@ -1,4 +1,4 @@
-"""The training loop: a run's plan, its steps, its state, and what it tells.
+"""The training loop: a run, its steps, its state in checkpoints, and the records of its measurements.
 
-May import inspection and below; the tools alone import it.
+May import reporting and below.
 """

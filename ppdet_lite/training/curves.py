@@ -14,14 +14,14 @@ from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.sinks import Sink
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito's
-INK = "#222222"
+INK = "#222222"  # of text and of the total loss
 METRICS = ("AP", "AP50", "AP75")
-SMOOTHED_OVER = 1 / 30  # of the recorded iterations
+SMOOTHED_OVER = 1 / 30  # window of the running median, relative to the number of recorded iterations
 Series = tuple[np.ndarray, np.ndarray]  # iterations, values
 
 
 class CurvesPlot(Sink):
-    """Draws the metrics.jsonl of a run's folder into curves.png. A failure is logged and does not end the run."""
+    """Draws curves.png from the metrics.jsonl of a run's folder. A failure is logged and does not end the run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,10 +64,10 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> No
     axes[-1].set_xlabel("iteration", color=INK)
     axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
     with output_file(path) as file:
-        file.write(picture.getvalue())
+        file.write(png.getvalue())
 
 
 def _draw_losses(ax: Any, losses: Mapping[str, Series], validation: Series) -> None:
@@ -124,15 +124,15 @@ def _loss_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str, least: float | None = None) -> Series:
-    """The values of one name, null as NaN, without those below `least` (COCO reports -1 where there are no objects)."""
-    found = [(row["iteration"], np.nan if row[name] is None else row[name]) for row in rows if name in row]
-    iterations, values = np.array(found, float).reshape(-1, 2).T
+    """Return the values of one name, null as NaN, without those below `least` (COCO reports -1 without objects)."""
+    pairs = [(row["iteration"], np.nan if row[name] is None else row[name]) for row in rows if name in row]
+    iterations, values = np.array(pairs, float).reshape(-1, 2).T
     kept = np.ones(len(values), bool) if least is None else values >= least
     return iterations[kept], values[kept]
 
 
 def _total(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Series:
-    """The sum of all losses in each row."""
+    """Return the sum of all losses in each row."""
     summed = []
     for row in rows:
         if parts := [row[name] for name in names if name in row]:
@@ -141,7 +141,7 @@ def _total(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Series:
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """The running median of values; near the ends the window is smaller."""
+    """Return the running median of values; near the ends the window is smaller."""
     reach = int(len(values) * SMOOTHED_OVER / 2)
     around = np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, constant_values=np.nan), 2 * reach + 1)
     with warnings.catch_warnings():

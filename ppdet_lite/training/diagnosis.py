@@ -1,4 +1,4 @@
-"""The search for the first value in a training step that is not finite."""
+"""The search for the first value in a training step that is not finite (NaN or infinite)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,15 +19,15 @@ class StepInput(NamedTuple):
 
     batches: Sequence[Mapping[str, Any]]  # from the loader; their gradients are averaged
     iteration: int  # number of steps done before
-    seeds: Sequence[int]  # of the sampling in each batch
+    seeds: Sequence[int]  # seed of the random sampling in each batch
 
 
 class Diagnosis(NamedTuple):
-    """The results of a repeated step."""
+    """The results of a step that was repeated by `diagnose`."""
 
     losses: list[dict[str, float]]  # of each batch
-    gradient_norms: dict[str, float]  # of each trained part of the model
-    first: str | None  # the first value, in the order of computation, that is not finite; None: all are finite
+    gradient_norms: dict[str, float]  # of each direct sub-layer of the model that has gradients
+    first: str | None  # description of the first value that is not finite, in computing order; None: all are finite
 
     @property
     def is_finite(self) -> bool:
@@ -48,7 +48,7 @@ def diagnose(model: FasterRCNN, step: StepInput, amp: AmpDtype | None = None) ->
     watch.found += [f"weight {name}" for name, value in weights if not _is_finite(value)]
     losses = []
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
-        watch.found += [f"{what} of batch {number}" for what in _inputs(batch)]
+        watch.found += [f"{name} of batch {number}" for name in _bad_inputs(batch)]
         paddle.seed(seed)
         with rounded_layers(model, amp):
             with autocast_forward(amp):
@@ -64,10 +64,10 @@ def diagnose(model: FasterRCNN, step: StepInput, amp: AmpDtype | None = None) ->
 
 
 class _Watch:
-    """Records outputs of a model's layers, and gradients at them, that are not finite."""
+    """Records outputs of a model's layers, and gradients with respect to them, that are not finite."""
 
     def __init__(self, model: nn.Layer) -> None:
-        self.found: list[str] = []
+        self.found: list[str] = []  # descriptions of such values, in computing order
         self._hooks = [
             layer.register_forward_post_hook(self._hook(f"{name} ({type(layer).__name__})"))
             for name, layer in model.named_sublayers()
@@ -94,7 +94,7 @@ class _Watch:
         return check_outputs
 
 
-def _inputs(batch: Mapping[str, Any]) -> Iterator[str]:
+def _bad_inputs(batch: Mapping[str, Any]) -> Iterator[str]:
     """Yield the images and boxes of a batch that are not finite."""
     for key in ("images", "original_images"):
         for image_id, image in zip(batch["image_ids"], batch.get(key, ())):

@@ -13,8 +13,8 @@ from ppdet_lite.optimization.optimizer import Average
 class WeightAverage:
     """The average over all steps, in float32. Running statistics of norms are averaged too.
 
-    At step t, counted from 1, the average keeps the share min(decay, (1 + t) / (10 + t)) of its value, so that early
-    weights are forgotten quickly.
+    At step t, counted from 1, the previous average has the weight min(decay, (1 + t) / (10 + t)), so that early weights
+    are forgotten quickly.
     """
 
     def __init__(self, model: nn.Layer, settings: Average, arrays: Mapping[str, np.ndarray] | None = None) -> None:
@@ -28,9 +28,9 @@ class WeightAverage:
     @paddle.no_grad()
     def update(self, model: nn.Layer, steps: int) -> None:
         """Add the weights after step number `steps`."""
-        share = min(self._decay, (1 + steps) / (10 + steps))
+        decay = min(self._decay, (1 + steps) / (10 + steps))
         for name, value in _state(model).items():
-            self._average[name] = paddle.lerp(self._average[name], value.astype("float32"), 1 - share)
+            self._average[name] = paddle.lerp(self._average[name], value.astype("float32"), 1 - decay)
 
     @contextlib.contextmanager
     def applied(self, model: nn.Layer) -> Iterator[None]:

@@ -31,7 +31,7 @@ from ppdet_lite.training.state import clear_folder, lock_folder
 
 
 def train(config: Config, folder: Path, resume: str | None = None, evaluate_at_end: bool = False) -> None:
-    """Train as a config says, writing into the run's folder.
+    """Train the model of a config, and write all results into the run's folder.
 
     resume: None for a new run; "auto" to resume from the latest checkpoint in the folder, if there is one; or a
         checkpoint's folder. Batches and sampling depend on the seed and the iteration alone, so the result equals that

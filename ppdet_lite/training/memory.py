@@ -16,7 +16,7 @@ REMEDIES = (
 
 
 def peak_memory_mb() -> float:
-    """The peak memory so far in MiB: of tensors on a GPU, otherwise the resident memory of this process."""
+    """Return the peak memory so far in MiB: of tensors on a GPU, otherwise the resident memory of this process."""
     if paddle.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated() / 2**20
     return runtime.peak_rss_mb()
@@ -24,7 +24,7 @@ def peak_memory_mb() -> float:
 
 @contextlib.contextmanager
 def memory_errors_reported(where: str) -> Iterator[None]:
-    """Raise RunFailed, one line with remedies, when memory runs out inside this block."""
+    """Raise RunFailed, one line with remedies, when memory runs out inside this block. where: names the block."""
     try:
         yield
     except (MemoryError, RuntimeError, SystemError, OSError) as error:

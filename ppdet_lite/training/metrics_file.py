@@ -22,13 +22,13 @@ class MetricsFile(Sink):
         self._path = Path(path)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._tidy(resume_iteration)
+            self._remove_lines(resume_iteration)
             self._file: TextIO = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._failure(error) from error
 
     def scalars(self, group: str, iteration: int, values: Mapping[str, Any]) -> None:
-        """Write training numbers as they are, validation losses as `val_NAME`; others are for VisualDL alone."""
+        """Write the groups "train" and "val". Names of validation losses get the prefix val_, metrics (A...) do not."""
         if group == "train":
             self.write(iteration, values)
         elif group == "val":
@@ -53,7 +53,7 @@ class MetricsFile(Sink):
         except OSError as error:
             raise self._failure(error) from error
 
-    def _tidy(self, resume_iteration: int | None) -> None:
+    def _remove_lines(self, resume_iteration: int | None) -> None:
         if not self._path.exists():
             return
         before = self._path.read_bytes()

@@ -1,9 +1,9 @@
-"""The dump of a step whose loss or gradient is not finite: what is needed to repeat it, and its first bad value.
+"""The dump of a step whose loss or gradient is not finite: what is needed to repeat it, and what `diagnosis` found.
 
 nan/iter_00000012/
-  model.safetensors, batch.safetensors, checkpoint.json   a checkpoint: the weights before the step, and its batches
-  config.yml                                              the run's config, which the replay follows
-  report.txt                                              the findings
+  model.safetensors, batch.safetensors, checkpoint.json   a checkpoint: weights before the step, its batches and seeds
+  config.yml                                              the run's config, used by the replay
+  report.txt                                              the first value that is not finite, losses, gradient norms
 """
 
 import traceback
@@ -64,13 +64,13 @@ def dump_step(
         write_text(folder / "report.txt", "\n".join([message, *report, f"repeat: {command}", ""]))
     except UserError as failure:
         return RunFailed(f"{message}; not saved for a replay: {failure}")
-    except (MemoryError, RuntimeError) as failure:  # the step is saved nevertheless
+    except (MemoryError, RuntimeError) as failure:  # in the search; the step is already saved
         return RunFailed(f"{message}; the search for the cause failed too ({type(failure).__name__}); {command}")
     return RunFailed(f"{message}; {report[0]}; repeat it with {command}")
 
 
 def _synchronizes_ranks(model: FasterRCNN) -> bool:
-    """Whether a forward pass waits for other ranks, which do not take part in the search."""
+    """Return whether a forward pass waits for other ranks, which do not take part in the search."""
     return dist.get_world_size() > 1 and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers())
 
 
@@ -100,15 +100,15 @@ def replay(config: Config, folder: Path) -> None:
 
 
 def _report(found: Diagnosis) -> list[str]:
-    """The findings as lines. The first one names the first value that is not finite."""
+    """Return the findings as lines. The first line names the first value that is not finite."""
     return [
         "everything is finite when the step is repeated" if found.first is None else f"first not finite: {found.first}",
-        *(f"losses of batch {i}: {_shown(losses)}" for i, losses in enumerate(found.losses, 1)),
-        f"gradient norms: {_shown(found.gradient_norms)}",
+        *(f"losses of batch {i}: {_format(losses)}" for i, losses in enumerate(found.losses, 1)),
+        f"gradient norms: {_format(found.gradient_norms)}",
     ]
 
 
-def _shown(values: Mapping[str, float]) -> str:
+def _format(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 

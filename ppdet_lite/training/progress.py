@@ -34,8 +34,8 @@ class SmoothedMeters:
 class Progress(Sink):
     """Shows a line every `log_every` iterations. On a terminal there is a bar, and the lines go to the log file only.
 
-    Iterations count from 1 to `total`; a resumed run has done `start` of them. Losses and seconds are medians over the
-    last `window` iterations. A line is also shown after the fifth step, when the ETA becomes useful, and at the end.
+    Iterations count from 1 to `total`; a resumed run begins after `start`. Losses and seconds are medians over the last
+    `window` iterations. A line is also shown after the fifth step, when the ETA becomes useful, and at the end.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Progress(Sink):
     ) -> None:
         self._total, self._start, self._log_every = total, start, log_every
         self._losses, self._times = SmoothedMeters(window), SmoothedMeters(window)
-        self._stream = stream  # None: the standard output of the moment
+        self._stream = stream  # None: write through the logger
         self._bar = None
         if (stream or sys.stdout).isatty():
             from tqdm import tqdm
@@ -76,10 +76,10 @@ class Progress(Sink):
         if self._stream is None:
             get_logger().info("%s", line)
         else:
-            print_above_bars(line, self._stream or sys.stdout)
+            print_above_bars(line, self._stream)
 
     def close(self) -> None:
-        """Leave the bar as it is and end its line."""
+        """Leave the bar on the terminal and end its line."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""The recorder of a training run."""
+"""The recorder of a training run, which passes measurements and images to the log, files and VisualDL."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,13 +22,13 @@ from ppdet_lite.training.progress import Progress
 from ppdet_lite.training.sinks import Sink, StepRecord
 from ppdet_lite.training.visualdl_log import VisualDLLog
 
-SHOWN_PATCHES = 16
+SHOWN_PATCHES = 16  # maximum number of patches in an image
 
 
 class Recorder:
     """Passes the measurements of a run on to its sinks: the progress display, metrics.jsonl, VisualDL and curves.png.
 
-    Every `log_every`-th of `total` iterations is recorded, and the last one. A resumed run has done `start` of them.
+    Every `log_every`-th of `total` iterations is recorded, and the last one. A resumed run begins after `start`.
     `visualdl --logdir FOLDER/vdl` shows the scalars and images in a browser.
     """
 
@@ -49,7 +49,7 @@ class Recorder:
             self._scalars("train", record.iteration, record.scalars())
 
     def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
-        """Record the metrics on the validation images: all that begin with A, and the losses if they were computed."""
+        """Record the COCO metrics (all names that begin with A) and, if they were computed, the validation losses."""
         metrics = {name: value for name, value in results.items() if name.startswith("A")}
         losses = {name: results[name] for name in ("loss",) if name in results} | results.get("losses", {})
         self._scalars("val", iteration, metrics | losses)
@@ -65,9 +65,9 @@ class Recorder:
         """Record the first `count` images of a dataset with ground truth and predicted boxes."""
         for index in range(min(count, len(dataset))):
             image, image_id = dataset.load(index), dataset.info(index).id
-            (found,) = detect(TrainedNetwork(model), [collate([image_sample(image, preprocess, image_id)], preprocess)])
-            picture = draw_comparison(image, dataset.annotations(index), found, dataset.class_names)
-            self._image(f"val/{image_id}", iteration, picture)
+            (boxes,) = detect(TrainedNetwork(model), [collate([image_sample(image, preprocess, image_id)], preprocess)])
+            drawing = draw_comparison(image, dataset.annotations(index), boxes, dataset.class_names)
+            self._image(f"val/{image_id}", iteration, drawing)
 
     def offsets(self, iteration: int, model: FasterRCNN, dataset: CocoDataset, preprocess: Preprocess) -> None:
         """Record how far the deformable parts, if there are any, move their samples in the first image of a dataset."""

@@ -1,4 +1,4 @@
-"""The rehearsal of the largest batch: a run that does not fit into memory fails in its first minute."""
+"""The rehearsal of a step on the largest batch: a run that does not fit into memory fails in its first minute."""
 
 import contextlib
 import time
@@ -23,41 +23,41 @@ def rehearse(
     gradient_copies: int = 0,
     amp: AmpDtype | None = None,
 ) -> None:
-    """Run forward and backward on a batch, with the memory allocated that later steps need beside it; log the peak.
+    """Run forward and backward on a batch, while the other memory of a training step is allocated; log the peak.
 
     The model, its optimizer and the random state are restored afterwards.
 
-    gradient_copies: how many times a step stores all gradients beside those of the batch, such as accumulated ones.
+    gradient_copies: number of copies of all gradients that a step stores in addition, such as accumulated gradients.
     amp: see `modeling.amp`.
 
     Raises RunFailed when memory runs out.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     count, _, height, width = batch["images"].shape
     objects = max(len(target["boxes"]) for target in batch["targets"])
-    what = f"a step of {count} images of {height}x{width} (height x width) with {objects} objects each"
-    with memory_errors_reported(f"the rehearsal of {what}"), _unchanged(model):
+    description = f"a step of {count} images of {height}x{width} (height x width) with {objects} objects each"
+    with memory_errors_reported(f"the rehearsal of {description}"), _unchanged(model):
         copies = gradient_copies + (0 if optimizer.state_dict() else _moments(optimizer))
         trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
-        held = [paddle.zeros_like(parameter) for parameter in trained for _ in range(copies)]
+        reserved = [paddle.zeros_like(parameter) for parameter in trained for _ in range(copies)]
         model.train()
         with rounded_layers(model, amp):
             with autocast_forward(amp):
                 losses = model(*training_arguments(batch)).losses
             sum(losses.values()).backward()
-        del held
-    seconds, memory = time.perf_counter() - began, peak_memory_mb() / 1024
-    get_logger().info("rehearsed %s, the largest possible: %.1f s, peak memory %.2f GiB", what, seconds, memory)
+        del reserved
+    seconds, memory = time.perf_counter() - start, peak_memory_mb() / 1024
+    get_logger().info("rehearsed %s, the largest possible: %.1f s, peak memory %.2f GiB", description, seconds, memory)
 
 
 def _moments(optimizer: paddle.optimizer.Optimizer) -> int:
-    """The number of values that an optimizer stores per weight after its first step."""
+    """Return the number of values that an optimizer stores per weight after its first step."""
     return sum(not name.endswith("_pow_acc") for name in ACCUMULATORS[type(optimizer)])
 
 
 @contextlib.contextmanager
 def _unchanged(model: FasterRCNN) -> Iterator[None]:
-    """Restore what forward and backward change: running statistics, gradients and the random state."""
+    """Restore running statistics and the random state after the block, and clear the gradients."""
     statistics = {name: value for name, value in model.state_dict().items() if name.endswith(STATISTICS_SUFFIXES)}
     before = {name: value.clone() for name, value in statistics.items()}
     states = paddle.get_rng_state()

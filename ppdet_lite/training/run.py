@@ -42,11 +42,11 @@ from ppdet_lite.training.step import batch_seed, train_step, updating
 
 
 class Run:
-    """A training run in progress: its parts, how far it is (`state`), and the actions that the loop takes.
+    """A training run in progress: its parts, its progress (`state`), and the actions that `loop` calls.
 
     data: its `val` is None in a run without evaluations.
-    start: the checkpoint to resume from.
-    In a distributed run all ranks call the same methods, and rank 0 alone writes files.
+    start: the checkpoint to resume from; None for a new run.
+    In a distributed run all ranks call the same methods, and only rank 0 writes files.
     """
 
     def __init__(self, config: Config, folder: Path, data: Data, model: FasterRCNN, start: Path | None) -> None:
@@ -101,7 +101,7 @@ class Run:
         self.patches = None  # the input of the R-CNN teacher in the latest step
 
     def _rehearse(self) -> float:
-        """Run the largest batch on this rank to see whether it fits into memory. Returns the peak memory in MiB."""
+        """Run a step on the largest batch, to check that it fits into memory. Returns the peak memory in MiB."""
         data, keep_original = self.data, self.model.needs_originals
         batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
         rehearse(self.model, self.optimizer, batch, self.accumulate > 1, self.amp)
@@ -109,7 +109,7 @@ class Run:
 
     @property
     def position(self) -> int:
-        """The number of iterations done, in iterations of the present batch size (see `RunState.offset`)."""
+        """The progress of the run in steps of the current size (see `RunState.offset`)."""
         return self.state.iteration - self.state.offset
 
     @property
@@ -119,7 +119,7 @@ class Run:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the last `train.early_stop` evaluations brought no improvement."""
+        """Whether the last `train.early_stop` evaluations brought no improvement, so that training stops early."""
         return self.plan.early_stop is not None and self.state.stale >= self.plan.early_stop
 
     @property
@@ -138,16 +138,16 @@ class Run:
         return self.plan.due(self.plan.checkpoint_every, self.position) or self.is_stale
 
     def step(self, stop: StopRequest) -> None:
-        """Train on the next batches and record the results. All ranks agree on whether to stop after it.
+        """Train on the next batches and record the results. All ranks agree on whether to stop after this step.
 
-        If it fails before the weights are updated, on this rank or another, the model stays as it was.
+        If the step fails before the weights are updated, on any rank, the model is unchanged.
         """
-        began, iteration, position = time.perf_counter(), self.state.iteration, self.position
+        start, iteration, position = time.perf_counter(), self.state.iteration, self.position
         with _statistics_restored_on_failure(self.model):
             batches, memory = self._next_batches(stop)
-            data_seconds = time.perf_counter() - began
-            first = position * self.accumulate
-            seeds = [batch_seed(self.seed, (first + i) * self.world + self.rank) for i in range(self.accumulate)]
+            data_seconds = time.perf_counter() - start
+            first_batch = position * self.accumulate
+            seeds = [batch_seed(self.seed, (first_batch + i) * self.world + self.rank) for i in range(self.accumulate)]
             rate = self.full_rate * self.schedule.factor(position, self.plan.total, self.plan.per_epoch)
             self.optimizer.set_lr(rate)
             self.model.train()
@@ -158,7 +158,7 @@ class Run:
             except NotFinite as error:
                 inputs = StepInput(batches, iteration, seeds)
                 failure = dump_step(self.folder, inputs, error, self.model, self.config, self.data.train)
-                ranks.on_all_ranks(lambda: None)  # a rank that exits earlier would end those that still write
+                ranks.on_all_ranks(lambda: None)  # wait: a rank that exits would end others that still write their dump
                 raise failure from error
         self.patches = step.patches
         self.state = self.state._replace(iteration=iteration + 1)
@@ -172,7 +172,7 @@ class Run:
             with updating("the average of weights"):
                 self.average.update(self.model, self.state.iteration)
         if self.recorder:
-            epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - began
+            epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - start
             memory = (peak_memory_mb(), *memory[1:])  # the other ranks reported theirs before this step
             numbers = (step.losses, step.metrics, seconds, data_seconds, memory)
             self.recorder.step(StepRecord(self.state.iteration, epoch, rate, *numbers))
@@ -190,23 +190,23 @@ class Run:
         return batches, memory
 
     def evaluate(self, check: Callable[[], None]) -> None:
-        """Evaluate the model, or the average of its weights, on the validation images, and keep the best one so far.
+        """Evaluate the model, or the average of its weights, on the validation images; save it if it is the best.
 
-        check: see `evaluation.evaluate`.
+        check: called after every image in a distributed run, see `evaluation.evaluate`.
         """
         self.bad_images.log_summary()
         with self.average.applied(self.model) if self.average else contextlib.nullcontext():
             self._evaluate(check if self.world > 1 else None)
 
     def _evaluate(self, check: Callable[[], None] | None) -> None:
-        data, how = self.data, build(self.config["eval"])
+        data, settings = self.data, build(self.config["eval"])
         classes = data.val.class_names, data.val.category_ids.tolist()
         detector = Detector.from_trained(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
-        results = evaluate(detector, data.val, data.loader, self.folder, how, check)
+        results = evaluate(detector, data.val, data.loader, self.folder, settings, check)
         metric = self.config["train"]["best_metric"]
-        before = (self.state.best or {}).get(metric)
+        best = (self.state.best or {}).get(metric)
         sign = -1 if metric == "loss" else 1
-        is_best = before is None or sign * results[metric] > sign * before
+        is_best = best is None or sign * results[metric] > sign * best
         self.state = self.state._replace(evaluated=self.state.iteration, stale=0 if is_best else self.state.stale + 1)
         if is_best:
             self.state = self.state._replace(best={metric: results[metric], "iteration": self.state.iteration})
@@ -235,7 +235,7 @@ class Run:
     def saved_on_failure(self) -> Iterator[None]:
         """Write a checkpoint of the finished iterations when a step or an evaluation inside fails.
 
-        Not after a number that is not finite, whose cause may be in the weights, nor after an interrupted update.
+        Not after NotFinite, whose cause may be in the weights, nor after InterruptedUpdate.
         """
         try:
             yield
@@ -246,7 +246,7 @@ class Run:
             raise
 
     def _save_after_failure(self) -> None:
-        """Write a checkpoint, unless there is one of this iteration."""
+        """Write a checkpoint, unless one of this iteration exists. Log a warning if that fails too."""
 
         def save() -> None:
             name = f"iter_{self.state.iteration:08d}"
@@ -280,7 +280,7 @@ class Run:
 
 @contextlib.contextmanager
 def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[None]:
-    """Restore the running statistics of batch norms, which a forward pass changes, when an error is raised inside."""
+    """Restore the running statistics of batch norms, which a forward pass changes, if the block raises an error."""
     before = [(value, value.clone()) for value in running_statistics(model)]
     try:
         yield
@@ -291,7 +291,7 @@ def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[None]:
 
 
 def _full_rate(settings: Optimizer, batch_size: int, devices: int, batches: int) -> float:
-    """The learning rate after the warm-up. The log shows how it is computed."""
+    """Return the learning rate after the warm-up, and log how it is computed."""
     rate = settings.scaled_lr(batch_size * devices * batches)
     images = f"{batch_size} images x {devices} devices" + (f" x {batches} batches" if batches > 1 else "")
     arithmetic = f"base_lr {settings.base_lr:g} x ({images}) / base_batch {settings.base_batch}"

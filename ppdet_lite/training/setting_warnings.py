@@ -16,14 +16,14 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
     counts = Counter((type(layer).__name__, not layer.weight.stop_gradient) for layer in norms)
     states = [f"{count} {name} {'trained' if trained else 'frozen'}" for (name, trained), count in counts.items()]
     get_logger().info("norms: %s", ", ".join(states) or "none")
-    if gathering := sum(counts[name, False] for name in ("BatchNorm2D", "SyncBatchNorm")):
+    if updated := sum(counts[name, False] for name in ("BatchNorm2D", "SyncBatchNorm")):
         get_logger().warning(
             "train.freeze freezes the weights of %d batch norms, but their running statistics still change with every "
             "batch; frozen_bn freezes both",
-            gathering,
+            updated,
         )
-    own = None if model.mimic is None else model.mimic.backbone
-    for name, backbone in {"model.backbone": model.backbone, "model.mimic.backbone": own}.items():
+    teacher = None if model.mimic is None else model.mimic.backbone
+    for name, backbone in {"model.backbone": model.backbone, "model.mimic.backbone": teacher}.items():
         if from_random and backbone is not None and backbone.frozen_stages:
             get_logger().warning(
                 "the frozen stages of a randomly initialized backbone never learn: set %s.frozen_stages=0, "
@@ -42,18 +42,18 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
 
 
 def warn_about_batch(images: int, batch_size: int, devices: int, batches: int) -> None:
-    """Warn when a step has more images than the dataset: the learning rate is scaled for images that repeat."""
-    taken = batch_size * devices * batches
-    if taken > images:
+    """Warn if a step has more images than the dataset. batches: number of accumulated batches per step and device."""
+    total = batch_size * devices * batches
+    if total > images:
         get_logger().warning(
-            f"a step has {taken} images ({batch_size} x {devices} devices x {batches} batches), but the dataset only "
-            f"{images}: they are repeated within the step, while the learning rate is scaled for {taken} different "
+            f"a step has {total} images ({batch_size} x {devices} devices x {batches} batches), but the dataset only "
+            f"{images}: they are repeated within the step, while the learning rate is scaled for {total} different "
             f"ones; set data.loader.batch_size to {max(images // (devices * batches), 1)} or less"
         )
 
 
 def warn_about_sizes(trained: Sequence[int] | None, evaluated: int) -> None:
-    """Warn when images are evaluated at a size outside of the range of training, as when a config changes one alone."""
+    """Warn if the short side in evaluation is outside of the range in training: often only one of them was changed."""
     if trained is not None and not min(trained) <= evaluated <= max(trained):
         get_logger().warning(
             f"training resizes short sides to {min(trained)}..{max(trained)} (data.augment.short_sides), evaluation to "

@@ -32,33 +32,33 @@ from ppdet_lite.storage.checkpoint import (
 from ppdet_lite.storage.files import folder_lock
 from ppdet_lite.storage.weights import match_weights
 
-# What a run leaves that ended before its first checkpoint, or whose checkpoints are all incomplete.
+# Files of a run that may exist without any complete checkpoint. A new run moves them aside.
 LEFTOVERS = ("train.log", "metrics.jsonl", "vdl", "nan", "curves.png", "checkpoints", "bbox.json", "metrics.json")
 
 
 class RunState(NamedTuple):
-    """The state of a run beside weights and optimizer. Random streams have none: they depend on seed and iteration."""
+    """The state of a run beside weights and optimizer. Random numbers depend only on seed and iteration."""
 
     iteration: int = 0  # number of finished iterations
     best: dict[str, float] | None = None  # {"AP": ..., "iteration": ...} of the best evaluation
     stale: int = 0  # number of evaluations since the best one
     evaluated: int = 0  # the iteration of the latest evaluation
     loss_scale: LossScale = LossScale()  # for float16
-    offset: int = 0  # iteration - offset iterations of the present batch size make the epochs done so far
+    offset: int = 0  # iteration - offset is the progress in steps of the current size; see `convert_progress`
 
 
 def lock_folder(folder: Path, resources: contextlib.ExitStack, resume: str | None) -> Path | None:
     """Lock a run's folder until `resources` closes. Returns the checkpoint to resume from, None for a new run.
 
-    resume: None; "auto", the latest checkpoint of the folder, else the best one; or the folder of a checkpoint.
+    resume: None; "auto" for the folder's latest checkpoint or, without one, its best one; or a checkpoint's folder.
 
     Raises UserError when another run uses the folder, and when a new run, or one that resumes from a checkpoint of
     another folder, would overwrite the run in this one.
     """
     resources.enter_context(folder_lock(folder))
     if resume is not None and resume != "auto":
-        start, own = Path(resume), folder / "checkpoints"
-        if start.resolve().parent != own.resolve() and latest_checkpoint(own) is not None:
+        start, checkpoints = Path(resume), folder / "checkpoints"
+        if start.resolve().parent != checkpoints.resolve() and latest_checkpoint(checkpoints) is not None:
             raise UserError(f"{folder} contains another run than {start}; choose another folder with -o output=FOLDER")
         return start
     latest, best = latest_checkpoint(folder / "checkpoints"), folder / "checkpoints/best"
@@ -73,44 +73,44 @@ def lock_folder(folder: Path, resources: contextlib.ExitStack, resume: str | Non
 
 
 def clear_folder(folder: Path, start: Path | None, resume: str | None) -> str | None:
-    """Move files of an earlier attempt in a run's folder aside. Returns a line about what was moved, or None.
+    """Move obsolete files in a run's folder aside. Returns a message about what was moved, or None.
 
     These are the files of a run without a checkpoint and, when the user resumes from an earlier checkpoint, the later
-    checkpoints. Raises UserError when they cannot be moved.
+    checkpoints. start: the checkpoint to resume from. Raises UserError when they cannot be moved.
     """
     if start is None:
-        left, what = [folder / name for name in LEFTOVERS], "the files of an earlier run without a checkpoint were"
+        obsolete, what = [folder / name for name in LEFTOVERS], "the files of an earlier run without a checkpoint were"
     elif resume == "auto" or start.resolve().parent != (folder / "checkpoints").resolve():
         return None
     else:
-        left, what = _later_than(start), f"checkpoints after {start.name} were"
-    aside = _set_aside(folder, [path for path in left if path.exists()])
+        obsolete, what = _later_than(start), f"checkpoints after {start.name} were"
+    aside = _set_aside(folder, [path for path in obsolete if path.exists()])
     return aside and f"{what} moved to {aside}"
 
 
 def _later_than(start: Path) -> list[Path]:
-    """The checkpoints in the same folder with more iterations, also the best one and incomplete ones."""
+    """Return the checkpoints in the same folder with more iterations, including the best one and incomplete ones."""
     done = checkpoint_meta(start)["iteration"]
     return [path for path in sorted(start.parent.iterdir()) if path.name[0] != "." and _iterations(path) > done]
 
 
 def _iterations(path: Path) -> int:
-    """The iterations of a checkpoint, taken from its name if it is incomplete; -1 if that has no number."""
+    """Return a checkpoint's number of iterations, read from its name if it is incomplete; -1 if that has none."""
     if is_complete_checkpoint(path):
         return checkpoint_meta(path)["iteration"]
     number = path.name.removeprefix("iter_")
     return int(number) if number.isdecimal() else -1
 
 
-def _set_aside(folder: Path, left: Sequence[Path]) -> Path | None:
-    """Move files into a new folder aborted-N of the run's folder; None if there are no files."""
-    if not left:
+def _set_aside(folder: Path, paths: Sequence[Path]) -> Path | None:
+    """Move files into a new folder aborted-N of the run's folder and return it; None if there are no files."""
+    if not paths:
         return None
     number = next(n for n in itertools.count(1) if not (folder / f"aborted-{n}").exists())
     aside = folder / f"aborted-{number}"
     try:
         aside.mkdir()
-        for path in left:
+        for path in paths:
             path.rename(aside / path.name)
     except OSError as error:
         raise UserError(f"{aside}: cannot be written: {error.strerror}; choose another output") from error
@@ -177,7 +177,7 @@ def restore_state(
 
 
 class StepSize(NamedTuple):
-    """What determines the number of images in a training step."""
+    """The settings that determine the number of images in a training step."""
 
     batch_size: int
     devices: int
@@ -203,9 +203,9 @@ class StepSize(NamedTuple):
 
 
 def convert_progress(state: RunState, before: StepSize, now: StepSize, epoch_length: int) -> RunState:
-    """Keep the epochs done so far when steps have another number of images than those of the checkpoint.
+    """Keep the number of epochs done when a resumed run has another number of images per step than its checkpoint.
 
-    Iterations continue to be counted; `offset` changes, so that length, schedule and evaluations follow the epochs.
+    `iteration` continues to count; `offset` changes, so that length, schedule and evaluations follow the epochs.
     """
     if before.images == now.images:
         if before != now:
@@ -221,7 +221,7 @@ def convert_progress(state: RunState, before: StepSize, now: StepSize, epoch_len
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The differences between two configs, each as "a.b: old -> new"."""
+    """Return the differences between two configs, each as "a.b: old -> new"."""
     if old == new:
         return []
     if isinstance(old, dict) and isinstance(new, dict):

@@ -25,7 +25,7 @@ class Step(NamedTuple):
 
     losses: dict[str, float]
     metrics: dict[str, float]
-    patches: Patches | None = None  # the input of the R-CNN teacher, where there is one
+    patches: Patches | None = None  # the input of the R-CNN teacher, if there is one
     overflowed: bool = False  # a gradient exceeded float16's range, and no weight was updated
 
 
@@ -39,18 +39,18 @@ def train_step(
     amp: AmpDtype | None = None,
     loss_scale: float = 1.0,
 ) -> Step:
-    """Take one training step on a batch of the loader, or on several whose gradients, losses and metrics are averaged.
+    """Take one training step on a batch of the loader, or on several, which are accumulated.
 
-    The ranks of a distributed run average theirs too.
+    Gradients, losses and metrics are averaged over the batches and, in a distributed run, over the ranks.
 
-    iteration: the number of steps done before, see `FasterRCNN.forward`.
-    seeds: of the sampling in each batch.
+    iteration: number of completed steps, see `FasterRCNN.forward`.
+    seeds: seed of the random sampling in each batch; by default the generator is not seeded.
     amp: see `modeling.amp`.
-    loss_scale: multiplies the loss of the backward pass. Above 1, gradients that are not finite skip the step, on all
-        ranks together, since they share their gradients.
+    loss_scale: multiplies the loss of the backward pass. Above 1, gradients that are not finite skip the update, on all
+        ranks alike, since their averaged gradients are equal.
 
-    Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. The losses alone would not
-    show it: on a CPU Paddle's ReLU turns NaN into 0, so a network with NaN weights can have finite losses. Raises
+    Raises NotFinite, before any weight is updated, when a loss or a gradient is not finite. Checking losses alone would
+    miss cases: on a CPU Paddle's ReLU turns NaN into 0, so a network with NaN weights can have finite losses. Raises
     InterruptedUpdate when some weights may be updated and others not.
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
@@ -87,7 +87,7 @@ def train_step(
 
 @contextlib.contextmanager
 def updating(what: str) -> Iterator[None]:
-    """Raise InterruptedUpdate for any error inside, which leaves `what` partly updated."""
+    """Raise InterruptedUpdate for any error inside the block, which may leave `what` partly updated."""
     try:
         with memory_errors_reported(f"the update of {what}"):
             yield
@@ -96,7 +96,7 @@ def updating(what: str) -> Iterator[None]:
 
 
 def _read(outputs: Sequence[TrainingOutput], squares: Tensor) -> tuple[list[Step], float]:
-    """Read losses and metrics of each batch and the norm of all gradients, in one transfer from the device."""
+    """Read losses and metrics of each batch and the joint norm of all gradients, in one transfer from the device."""
     scalars = [value for output in outputs for value in (*output.losses.values(), *output.metrics.values())]
     stacked = paddle.stack([value.detach().astype("float32") for value in scalars])
     numbers = iter(paddle.concat([stacked, squares]).tolist())
@@ -110,7 +110,7 @@ def _read(outputs: Sequence[TrainingOutput], squares: Tensor) -> tuple[list[Step
 def _finite_means(
     parts: Sequence[Step], batches: Sequence[Mapping[str, Any]], clip_norm: float | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The mean losses and metrics of this rank's batches. Raises NotFinite."""
+    """Return the mean losses and metrics of this rank's batches. Raises NotFinite if a loss is not finite."""
     for part, batch in zip(parts, batches, strict=True):
         _require_finite("a loss", part.losses, part.losses, [batch], clip_norm)
     return _means(parts)
@@ -121,30 +121,30 @@ def _means(parts: Sequence[Step]) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each number over the parts that contain it."""
+    """Return the mean of each number over the parts that contain it."""
     names = dict.fromkeys(name for part in parts for name in part)
-    found = {name: [part[name] for part in parts if name in part] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    by_name = {name: [part[name] for part in parts if name in part] for name in names}
+    return {name: sum(values) / len(values) for name, values in by_name.items()}
 
 
 def _average_over_ranks(network: nn.Layer) -> None:
     """Average the gradients and the running statistics of norms over all ranks, so that their models stay equal.
 
-    A gradient that some ranks lack counts as 0 there. A parameter without a gradient on any rank stays without.
+    A gradient that some ranks lack counts as 0 there. A parameter that has no gradient on any rank gets none.
     """
     if ranks.world() == 1:
         return
     trained = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
-    without = ranks.on_all_ranks(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
-    shared = [parameter for name, parameter in trained.items() if name not in set.intersection(*without)]
-    for parameter in shared:
+    missing = ranks.on_all_ranks(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
+    averaged = [parameter for name, parameter in trained.items() if name not in set.intersection(*missing)]
+    for parameter in averaged:
         if parameter.grad is None:
             parameter.grad = paddle.zeros_like(parameter)
-    ranks.average_tensors([*(parameter.grad for parameter in shared), *running_statistics(network)])
+    ranks.average_tensors([*(parameter.grad for parameter in averaged), *running_statistics(network)])
 
 
 def batch_seed(seed: int, number: int) -> int:
-    """The seed of the sampling in a batch. It depends on the batch's number in the run alone, not on the rank."""
+    """Return the seed of the random sampling in a batch, which depends only on the batch's number in the whole run."""
     return int(np.random.SeedSequence((seed, number, 0)).generate_state(1)[0])
 
 

@@ -16,10 +16,10 @@ from ppdet_lite.training.sinks import Sink
 class VisualDLLog(Sink):
     """Writes scalars and images for `visualdl --logdir FOLDER`, each call immediately.
 
-    VisualDL shows one record file per folder. A resumed run therefore continues the record: its first call copies what
-    earlier files contain up to iteration `start` into a new file, which replaces them. Without a call nothing changes.
+    VisualDL shows only one record file per folder. In a resumed run, the first record written copies those of earlier
+    files, up to iteration `start`, into a new file, which replaces them.
 
-    VisualDL's own LogWriter writes in a thread. On a full disk that thread dies, and closing the writer hangs.
+    VisualDL's own LogWriter is not used: it writes in a thread, which ends on a full disk, and closing it then hangs.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -56,7 +56,7 @@ class VisualDLLog(Sink):
             raise self._failure(error) from error
 
     def _open(self) -> BinaryIO:
-        """Create the file with the earlier record, and remove the files that it replaces."""
+        """Create the file with the earlier records, and remove the files that it replaces."""
         self._folder.mkdir(parents=True, exist_ok=True)
         earlier = sorted(self._folder.glob("vdlrecords.*.log"))
         meta = self._records.meta_data(walltime=_now()).SerializeToString()
@@ -74,25 +74,25 @@ class VisualDLLog(Sink):
 
 
 def _now() -> int:
-    """Milliseconds, as VisualDL counts."""
+    """Return the time in milliseconds, the unit of VisualDL."""
     return round(time.time() * 1000)
 
 
 def _framed(content: bytes) -> bytes:
-    """A record as VisualDL's files contain it: its length in 8 bytes, then its content."""
+    """Return a record in the format of VisualDL's files: its length in 8 bytes, then its content."""
     return struct.pack("<Q", len(content)) + content
 
 
 def _earlier_records(paths: Sequence[Path], last: int) -> Iterator[bytes]:
-    """Yield the records of files up to iteration `last`, of several with the same tag and iteration the latest."""
+    """Yield the records of files up to iteration `last`; of those with equal tag and iteration, only the latest."""
     from visualdl.proto.record_pb2 import Record
 
     records: dict[tuple[str, int], bytes] = {}
     for path in paths:
-        content, at = path.read_bytes(), 0
-        while at + 8 <= len(content):
-            (length,) = struct.unpack_from("<Q", content, at)
-            data, at = content[at + 8 : at + 8 + length], at + 8 + length
+        content, start = path.read_bytes(), 0
+        while start + 8 <= len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            data, start = content[start + 8 : start + 8 + length], start + 8 + length
             if len(data) < length:  # the run was killed while it wrote
                 break
             value = Record.FromString(data).values[0]
