@@ -1,4 +1,4 @@
-"""Check data sets: python tools/check_data.py -c CONFIG | ANNOTATIONS IMAGES [--fix F] [--report DIR]"""
+"""Check datasets: python tools/check_data.py -c CONFIG | ANNOTATIONS IMAGES [--fix F] [--report DIR]"""
 
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ from ppdet_lite.core.errors import UserError
 def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     add = parser.add_argument
-    add("paths", nargs="*", metavar="ANNOTATIONS IMAGES", help="a COCO training set: file and image folder")
+    add("paths", nargs="*", metavar="ANNOTATIONS IMAGES", help="a COCO file to check as a training set, its images")
     add("--fix", metavar="FILE", type=Path, help="write the annotations with all possible repairs to this file")
-    add("--corners", action="store_true", help="with --fix: convert boxes from x1, y1, x2, y2 to x, y, width, height")
+    add("--corners", action="store_true", help="with --fix: the boxes are x1, y1, x2, y2; convert them to COCO's")
     add("--report", metavar="DIR", type=Path, help="folder for a report: HTML, statistics as JSON, problems as CSV")
     args = parser.parse_args()
     if len(args.paths) != (0 if args.config else 2) or (args.override and not args.config):
@@ -28,17 +28,17 @@ def main() -> None:
             from ppdet_lite.assembly.setup import load_config
         config = load_config(args.config, cli.overrides(args))
         cli.handle_print_config(args, config)
-        found = check_config(config)
+        check = check_config(config)
     else:
         from ppdet_lite.data.checking.fix import check_file
 
-        found = check_file(*args.paths, args.fix, args.corners)
+        check = check_file(*args.paths, args.fix, args.corners)
     if args.report:
         with runtime.quiet_import():
             from ppdet_lite.reporting.data_page import write_report
-        write_report(found, args.report)
-    if found.refusal is not None:
-        raise UserError(f"training would refuse: {found.refusal}")
+        write_report(check, args.report)
+    if check.refusal is not None:
+        raise UserError(f"training would refuse: {check.refusal}")
     print("training would accept it")
 
 

@@ -1,6 +1,6 @@
 """Evaluate with the COCO metric: python tools/eval.py -c CONFIG -o weights=PATH [--report DIR]
 
-Also: --model DIR|FILE.onnx evaluates an export, --results FILE scores existing results, --compare A B two of them.
+--model DIR|FILE.onnx evaluates an exported model; --results FILE scores existing results; --compare A B compares two.
 """
 
 import sys

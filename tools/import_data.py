@@ -12,7 +12,7 @@ from ppdet_lite.core import cli, log
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("source", metavar="SRC", type=Path, help="folder of the data set; csv: a file; yolo: a folder or a data.yaml")
+    add("source", metavar="SRC", type=Path, help="folder of the dataset; csv: a file; yolo: a folder or a data.yaml")
     add("--from", dest="source_format", required=True, choices=("voc", "yolo", "labelme", "csv"), help="format of SRC")
     add("--output", required=True, metavar="DIR", type=Path, help="folder to write, new or empty")
     add("--images", metavar="DIR", type=Path, help="image folder, if not the format's usual one")
@@ -22,7 +22,7 @@ def main() -> None:
         "--splits", metavar="FILE", type=Path, nargs="+", default=[], help="lists of images, named after their splits"
     )
     add("--seed", type=int, default=None, metavar="N", help="seed of --split (0)")
-    add("--transfer", choices=("copy", "link", "leave"), default="copy", help="how to transfer the images (copy)")
+    add("--transfer", choices=("copy", "link", "leave"), default="copy", help="what to do with images (copy)")
     add("--classes", metavar="FILE", type=Path, help="class names in order, one per line")
     add(
         "--difficult",

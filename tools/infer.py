@@ -19,8 +19,8 @@ def main() -> None:
     sources = "an image, a folder of images (with its subfolders), a video, or camera:0"
     parser.add_argument("--input", metavar="PATH", type=Path, help=sources)
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for visualizations and detections as JSON")
-    parser.add_argument("--score", metavar="S", type=float, default=0.5, help="lowest score of detections (0.5)")
-    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="COCO annotations to draw on the left")
+    parser.add_argument("--score", metavar="S", type=float, default=0.5, help="minimum score of the detections (0.5)")
+    parser.add_argument("--side-by-side", metavar="FILE", type=Path, help="draw these COCO annotations on the left")
     args = parser.parse_args()
     if (args.config is None) == (args.model is None) or (args.config is None and args.override):
         parser.error("give either -c CONFIG with -o weights=..., or --model")

@@ -1,4 +1,4 @@
-"""Generate the synthetic shapes data set, unless it exists: python tools/make_shapes.py"""
+"""Generate the synthetic shapes dataset, unless it exists: python tools/make_shapes.py"""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from ppdet_lite.core.cli import run
 
 
 def main() -> None:
-    """Parse the command line and generate the data set."""
+    """Parse the command line and generate the dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", default="dataset/shapes", help="folder to write")
     parser.add_argument("--train", type=int, default=400, help="number of training images")

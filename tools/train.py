@@ -1,6 +1,6 @@
 """Train a detector: python tools/train.py -c CONFIG [-o KEY=VALUE ...] [--resume auto|DIR] [--eval]
 
---replay DIR repeats a step with a non-finite loss or gradient from the folder that the run wrote for it.
+--replay DIR repeats a step whose loss or gradient was not finite, from the files that its run saved in DIR.
 """
 
 import sys
@@ -14,8 +14,8 @@ from ppdet_lite.core import cli, log, runtime
 def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     parser.add_argument("--resume", metavar="auto|DIR", help="resume from the run's latest checkpoint or from this one")
-    parser.add_argument("--eval", action="store_true", help="evaluate the final model in every case")
-    parser.add_argument("--replay", metavar="DIR", type=Path, help="repeat the step in output/NAME/nan/DIR")
+    parser.add_argument("--eval", action="store_true", help="evaluate the final model even if evaluate_every is null")
+    parser.add_argument("--replay", metavar="DIR", type=Path, help="repeat the step in output/NAME/nan/iter_*")
     args = parser.parse_args()
     if (args.config is None) == (args.replay is None):
         parser.error("give either -c CONFIG or --replay DIR")

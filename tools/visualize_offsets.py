@@ -1,4 +1,4 @@
-"""Draw deformable sampling: python tools/visualize_offsets.py -c CONFIG -o weights=PATH --input IMG --output DIR"""
+"""Draw sampling points: python tools/visualize_offsets.py -c CONFIG -o weights=PATH --input IMG --output DIR"""
 
 import sys
 from pathlib import Path

@@ -52,12 +52,12 @@ class Result(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Return whether the difference is within the tolerance."""
+        """Whether the difference is within the tolerance."""
         return self.difference <= self.tolerance  # False for NaN
 
 
 def compare(name: str, device: str, reference: str = "cpu") -> Result:
-    """Run one of CHECKS on both devices, and restore the current device."""
+    """Run one of CHECKS on both devices; return the largest difference. The current device is restored."""
     check, current = CHECKS[name], paddle.device.get_device()
     results = []
     try:

@@ -1,4 +1,4 @@
-"""A report of the environment for bug reports. Paddle is imported late: if it is missing, the report says so."""
+"""A report of the environment for bug reports. Paddle is imported late: most of the report does not need it."""
 
 import os
 import platform

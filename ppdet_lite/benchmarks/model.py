@@ -73,7 +73,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
             patch_counts.append(output.metrics["mimic_rois"].item())
         return marks
 
-    marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]
+    marks = np.array([step() for _ in range(WARM_UP + iterations)])[WARM_UP:]  # [iterations, len(PHASES) + 1] seconds
     phases = dict(zip(PHASES, np.diff(marks, axis=1).T, strict=True))
     return {
         "step_seconds": summary(marks[:, -1] - marks[:, 0]),
@@ -86,9 +86,9 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
 def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
     """Time detection with a model in Paddle, exported, and exported as ONNX, all on the CPU; size is (h, w).
 
-    The measurements alternate, so that other load on the machine affects all. Returns `training_side`, `exported` and
-    `onnx`, each with `step_seconds`; `ratio` and `onnx_ratio`, their medians relative to `training_side`; and the peak
-    memory of the process. If packages for ONNX are missing, `onnx` is a message that names them.
+    The measurements alternate, so that other load on the machine affects all. Returns `training_side` (the model in
+    Paddle), `exported` and `onnx`, each with `step_seconds`; `ratio` and `onnx_ratio`, their medians relative to
+    `training_side`; and the peak memory. If packages for ONNX are missing, `onnx` is a message that names them.
     """
     paddle.set_device("cpu")
     if config["weights"] is None:

@@ -47,7 +47,7 @@ def run(repeats: int) -> Report:
 
 
 def conv_cases() -> dict[str, Case]:
-    """Return forward and backward passes of deformable 3x3 convolutions, v1 and v2, 128 -> 128 channels on 1x64x64."""
+    """Return passes of deformable 3x3 convolutions, v1 and v2, 128 -> 128 channels on 1x64x64; native is Paddle's."""
     rng = np.random.default_rng(0)
     x, offset, weight, mask, upstream = (
         _leaf(rng.normal(0, scale, shape))
@@ -76,7 +76,10 @@ def conv_cases() -> dict[str, Case]:
 
 
 def pool_cases() -> dict[str, Case]:
-    """Return forward and backward passes of pooling 512 RoIs of 1x256x50x84 into 7x7 bins, 2x2 or adaptive samples."""
+    """Return passes of pooling 512 RoIs of 1x256x50x84 into 7x7 bins; plain and deformable are our operator.
+
+    A bin has 2x2 samples or, in the adaptive cases, a number that depends on the size of the RoI.
+    """
     rng = np.random.default_rng(0)
     size = np.exp(rng.uniform(np.log(60), np.log(500), (512, 2)))
     corner = rng.random((512, 2)) * ([1333, 800] - size)

@@ -14,9 +14,9 @@ def time_alternately(
     now: Callable[[], float] = time.perf_counter,
     pause: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Return run times in seconds per function. They alternate, so that other load on the machine affects all alike.
+    """Return run times in seconds per function. The functions alternate, so that other load affects them equally.
 
-    pause: seconds of sleep before each call.
+    now: returns the time in seconds. pause: seconds of sleep before each call.
     """
     seconds = {name: [] for name in functions}
     for _ in range(WARM_UP + repeats):

@@ -7,13 +7,12 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ppdet_lite.config.checked_config import Config
+from ppdet_lite.config.foreign_keys import NUM_CLASSES, suggest
 from ppdet_lite.config.messages import did_you_mean, format_value, join_with_or
 from ppdet_lite.config.registry import Parameter, Slot, parameters, slot_of
 from ppdet_lite.config.type_hints import find_mistakes
 from ppdet_lite.config.yaml_nodes import Node, plain
 from ppdet_lite.core.errors import UserError
-
-UNSUPPORTED = {"num_classes": "is derived from the categories in the annotations, remove it"}  # keys of other tools
 
 
 def check(tree: Node, root: type) -> Config:
@@ -32,7 +31,7 @@ def check(tree: Node, root: type) -> Config:
 
 
 class _Default(NamedTuple):
-    """The default value of an argument, its origin, and the argument's name for a developer's error."""
+    """The default value of an argument, its origin, and its name for the TypeError of an unsupported default."""
 
     value: Any
     origin: str
@@ -49,7 +48,7 @@ class _Checker:
         self.errors.append(": ".join(part for part in (node.origin, path, message) if part))
 
     def value(self, node: Node, hint: Any, path: str, default: _Default | None = None) -> Any:
-        """Check the value of one parameter."""
+        """Check a value against its type hint; return it as a Config stores it, or None for an invalid component."""
         slot = slot_of(hint)
         if slot is None:
             for location, message in find_mistakes(hint, plain(node)).items():
@@ -70,8 +69,8 @@ class _Checker:
     def component(self, node: Node, slot: Slot, path: str, default: _Default | None = None) -> Config | None:
         """Check a mapping that describes a component. Return None if its class cannot be determined.
 
-        default: what the owner uses without the mapping. The class and the arguments that the mapping does not contain
-        are those of this instance, unless `type` selects another class.
+        default: the instance that the owner uses if the config has no such mapping. It provides the class and the
+        arguments that the mapping does not contain, unless `type` selects another class.
         """
         if not isinstance(node.value, dict):
             cls = slot.default_class
@@ -100,17 +99,17 @@ class _Checker:
         return None
 
     def arguments(self, node: Node, cls: type, path: str, instance: _Default | None = None) -> Config:
-        """Check a component's keys and values against its constructor. The Config has the constructor's order.
+        """Check a component's keys and values against its constructor. Keys of the Config have the constructor's order.
 
-        instance: has the values of arguments that are not given, instead of the constructor's defaults.
+        instance: provides the arguments that the mapping does not contain; None: the constructor's defaults do.
         """
         known = parameters(cls)
         for key, child in node.value.items():
-            if key in UNSUPPORTED:
-                self.fail(child, _join(path, key), UNSUPPORTED[key])
+            if key.lower() == "num_classes":
+                self.fail(child, _join(path, key), NUM_CLASSES)
             elif key not in known and key != "type":
                 names = [name for name, parameter in known.items() if not parameter.derived]
-                hint = did_you_mean(key, names) or f"; valid keys: {', '.join(names) or 'none'}"
+                hint = suggest(key, path, names) or f"; valid keys: {', '.join(names) or 'none'}"
                 self.fail(child, _join(path, key), f"unknown key of {cls.__name__}{hint}")
             elif key in known and known[key].derived:
                 self.fail(child, _join(path, key), "is derived from other parts of the config, remove it")
@@ -139,7 +138,7 @@ def _choices(slot: Slot) -> str:
 
 
 def _config_value(node: Node, path: str) -> Any:
-    """Return a plain value as a Config stores it: mappings as Configs, lists without nodes."""
+    """Return a plain value as a Config stores it: mappings become Configs, also inside lists."""
     if isinstance(node.value, dict):
         nodes = {key: Node(_config_value(child, _join(path, key)), child.origin) for key, child in node.value.items()}
         return Config(nodes, node.origin, path)

@@ -67,6 +67,7 @@ class Config(Mapping[str, Any]):
         return "".join(f"{text:<{width}}  # {origin}\n" if origins else f"{text}\n" for text, origin in lines)
 
     def _lines(self) -> Iterator[tuple[str, str]]:
+        """Yield each line of YAML with the origin of its value."""
         for key, node in self._nodes.items():
             if isinstance(node.value, Config) and node.value:
                 yield f"{flow(key)}:", node.origin

@@ -35,7 +35,7 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
     """
     if not overrides:
         return tree
-    # Between overrides a new `type` discards no arguments: whatever the user wrote takes effect or is rejected.
+    # One override's `type` must not discard another override's arguments: each has to take effect or be rejected.
     layer = reduce(partial(merge, into_lists=True, discard_on_new_type=False), map(_override, overrides))
     return merge(tree, layer, into_lists=True)
 

@@ -1,11 +1,11 @@
 """Configure the process for Paddle on a CPU, before paddle is imported.
 
-There are four settings. The environment variable PPDET_LITE_RUNTIME selects them: "off", or a comma-separated list
-(default: all). A setting that the user has made in the environment is left unchanged.
+The configuration has four parts. The environment variable PPDET_LITE_RUNTIME selects them: "off", or a comma-separated
+list (default: all). A setting that the user has made in the environment is left unchanged.
 
 - threads: OMP_NUM_THREADS = usable cores, divided among the processes of a launch. Paddle's default is one thread.
 - malloc:  glibc keeps freed memory instead of returning it to the system, which avoids page faults for large tensors.
-- mkl:     MKL_DEBUG_CPU_TYPE=5 on AMD processors, where the bundled MKL otherwise uses slow code.
+- mkl:     MKL_DEBUG_CPU_TYPE=5 on AMD processors, where the MKL in paddle otherwise uses slow code.
 - onednn:  training convolutions by the oneDNN library that ships with paddle (ops/cpu/onednn.py reads this switch).
 """
 
@@ -26,7 +26,7 @@ SWITCH = "PPDET_LITE_RUNTIME"
 PARTS = ("threads", "malloc", "mkl", "onednn")
 MALLOC_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
-# Number of the mallopt option, values to try in order. glibc before 2.35 accepts at most 32 MiB as the mmap threshold.
+# mallopt option: its number, values to try in order. glibc before 2.35 accepts at most 32 MiB as the mmap threshold.
 MALLOC_OPTIONS = {
     "M_MMAP_THRESHOLD": (-3, (1 << 30, 1 << 25)),
     "M_TRIM_THRESHOLD": (-1, (2**31 - 1,)),
@@ -35,7 +35,7 @@ MALLOC_OPTIONS = {
 
 
 class Setting(NamedTuple):
-    """A setting of the process, its value (None: left unchanged) and the reason."""
+    """A variable or mallopt option, its value (None: left unchanged) and the reason for the value."""
 
     name: str
     value: str | None
@@ -49,15 +49,15 @@ _applied: tuple[Setting, ...] = ()
 
 
 def prepare(environ: MutableMapping[str, str] = os.environ) -> tuple[Setting, ...]:
-    """Set threads, malloc and MKL for this process and return all settings. `import ppdet_lite` calls this function.
+    """Apply the parts threads, mkl and malloc to this process; return the settings. `import ppdet_lite` calls this.
 
     Values set by the user are kept. Warns with RuntimeWarning if paddle is already imported, since its threads and its
     MKL cannot be changed then. Raises UserError for an unknown word in PPDET_LITE_RUNTIME.
     """
     global _applied
     parts = _enabled_parts(environ)
-    warnings.filterwarnings("ignore", message="No ccache found")  # nothing is compiled here
-    warnings.filterwarnings("ignore", message="When training, we now always track")  # from every batch norm
+    warnings.filterwarnings("ignore", message="No ccache found")  # irrelevant: no extension is compiled
+    warnings.filterwarnings("ignore", message="When training, we now always track")  # by each batch norm
     settings: list[Setting] = []
     if "threads" in parts:
         settings.append(_set_threads(environ))

@@ -11,7 +11,7 @@ from types import FrameType
 from ppdet_lite.core.errors import Stopped
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 0}  # stopping for a scheduler is not a failure
-SAME_REQUEST = 5.0  # seconds; Paddle's launcher sends SIGTERM three times within this time
+SAME_REQUEST = 5.0  # seconds in which signals count as one request: Paddle's launcher sends SIGTERM three times
 
 
 class StopRequest:
@@ -19,6 +19,7 @@ class StopRequest:
 
     Only the main thread can receive signals; entered in another thread, the context manager does nothing.
 
+    received: the first signal of this process, or None; signal: the one for which all processes stop, or None.
     single_process: whether the run has one process. With several, signals within SAME_REQUEST seconds count as one, and
         `agree` makes the request in all processes at the same step: otherwise one would wait for another that stopped.
     """
@@ -57,7 +58,7 @@ class StopRequest:
     def interruptible(self) -> Iterator[None]:
         """Raise `Stopped` at once on a request inside this block, whose work can be repeated.
 
-        With several processes, only a request that exists on entry raises it.
+        With several processes, only a request made before the block raises it, so that all processes stop together.
         """
         self._is_interruptible = True
         try:

@@ -38,8 +38,9 @@ class TrainedNetwork:
     def __call__(
         self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Detect: float32 [N, 3, H, W], [N, 2] (h, w), [N, 2] (y, x) -> rows [M, 6] and counts [N] int32.
+        """Return detections, rows [M, 6], and the number of rows of each image, [N] int32.
 
+        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original; float32.
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         with evaluation_mode(self.model), paddle.no_grad():
@@ -68,7 +69,7 @@ def detect(network: Network, batches: Iterable[Batch]) -> Iterator[ImageDetectio
         for i in np.flatnonzero(batch["flipped"]) if "flipped" in batch else ():
             width = batch["image_sizes"][i, 1] / batch["scales"][i, 1]
             boxes = flip_boxes(parts[i][:, 2:], width)
-            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # where the model clips boxes
+            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # as the model clips boxes
             parts[i] = np.concatenate([parts[i][:, :2], boxes], axis=1)
         for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True):
             yield ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))

@@ -44,7 +44,7 @@ BOX_TOLERANCES = {"paddle": 1e-3, "onnx": 1e-2}  # pixels
 SCORE_TOLERANCE = 1e-4  # probability
 BATCH_SIZES = (1, 2)
 SYNTHETIC_IMAGES = 4
-FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # by ONNX or oneDNN
+FORBIDDEN = ("generate_proposals", "fpn_proposals", "anchor_generator", "prior_box", "_interp")  # not in ONNX or oneDNN
 INPUTS = (
     InputSpec([-1, 3, -1, -1], "float32", "image"),
     InputSpec([-1, 2], "float32", "im_shape"),
@@ -109,7 +109,8 @@ def export(
 ) -> Agreement:
     """Export a model, compare its detections with the trained model's (see `compare`), and write the folder.
 
-    images: the files to compare on; None generates synthetic images. For two formats, return the larger gaps.
+    images: the files to compare on; None generates synthetic images. For two formats, the larger differences are
+        returned.
 
     The folder is written completely or not at all, and replaces an earlier export. Raises UserError if it contains
     other files or another format, cannot be written, or if a package is missing. Raises RunFailed, with the image and
@@ -172,7 +173,7 @@ def _check_agreement(trained: TrainedModel, source: Path, images: Sequence[Path]
     )
     log.info(message, format, *agreement)
     if agreement.detections == 0:
-        log.warning("no detections to compare; give images that contain objects with --images")
+        log.warning("no detections to compare; use --images to give images that contain objects")
     return agreement
 
 
@@ -264,7 +265,7 @@ def compare(
 def _pair(
     detector: Detector, trained: ImageDetections, exported: ImageDetections, tolerance: float
 ) -> tuple[int, float, float]:
-    """Pair the detections of an image; return the number of pairs and the largest gaps of boxes and scores in a pair.
+    """Pair the detections of an image; return the number of pairs and the largest differences of boxes and of scores.
 
     Their order does not matter: detections of equal score may swap. Raises RunFailed for a detection without partner,
     unless rounding may have removed the partner: its score is within SCORE_TOLERANCE of the score threshold or, if the
@@ -286,6 +287,7 @@ def _pair(
 
 
 def _near_limit(scores: np.ndarray, postprocess: Postprocess) -> np.ndarray:
+    """Return a mask [D] of the scores at which rounding decides whether a detection is returned."""
     full = len(scores) == postprocess.max_detections
     return scores <= (scores.min() if full else postprocess.score_threshold) + SCORE_TOLERANCE
 

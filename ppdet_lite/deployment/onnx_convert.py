@@ -74,7 +74,7 @@ def cut_operators(program: paddle.static.Program) -> list[Cut]:
             for k, value in enumerate(operands):
                 inputs.append(f"{name}_{k}" if value.initialized() else "")
                 if inputs[-1]:
-                    _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], position)  # copied: one name per use
+                    _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], position)  # a copy has its own name
                     position += 1
             cuts.append(Cut(operator.name(), attributes, inputs, name))
             result.replace_all_uses_with(placeholder)
@@ -93,7 +93,7 @@ def _attributes_and_operands(operator: pir.Operation) -> tuple[dict[str, Any], l
         return attributes, _boxes_and_groups(operands[0])
     if name not in ("pd_op.scale", "pd_op.clip"):
         return attributes, operands
-    kind = str(operands[0].dtype).removeprefix("paddle.")
+    kind = str(operands[0].dtype).removeprefix("paddle.")  # paddle2onnx converts float32 correctly
     constants = [value.get_defining_op() for value in operands[1:]]
     if kind == "float32" or {constant.name() for constant in constants} != {"pd_op.full"}:
         return None

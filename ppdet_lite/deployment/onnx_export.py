@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxruntime", "paddle2onnx")
 CONVERT = "ppdet_lite.deployment.onnx_convert"
-DIMENSIONS = {  # dynamic dimensions by name: N images with M detections
+DIMENSIONS = {  # of the graph's inputs and outputs; letters are dynamic: N images with M detections
     "image": ("N", 3, "H", "W"),
     "im_shape": ("N", 2),
     "scale_factor": ("N", 2),

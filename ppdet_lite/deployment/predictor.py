@@ -43,8 +43,9 @@ class Predictor:
     def __call__(
         self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Detect: float32 [N, 3, H, W], [N, 2] (h, w), [N, 2] (y, x) -> rows [M, 6] and counts [N] int32.
+        """Return detections, rows [M, 6], and the number of rows of each image, [N] int32.
 
+        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original; float32.
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         for name, value in {"image": images, "im_shape": image_sizes, "scale_factor": scales}.items():

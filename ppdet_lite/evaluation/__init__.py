@@ -1,4 +1,4 @@
-"""Application of a detector to data sets, images and videos: COCO metric, validation loss, visualizations.
+"""Application of a detector to datasets, images and videos: COCO metric, validation loss, visualizations.
 
 May import deployment and below.
 """

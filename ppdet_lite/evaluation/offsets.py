@@ -68,8 +68,8 @@ def record_arguments(layers: Mapping[str, nn.Layer]) -> Iterator[dict[str, tuple
 def offset_statistics(model: FasterRCNN, batch: Batch) -> dict[str, float]:
     """Return statistics of the offsets of each deformable layer in a batch; {} without such layers.
 
-    NAME/mean and NAME/max are those of |offset|, in input cells or, for RoI pooling, in units of `gamma` times the RoI
-    size. NAME/mask is the mean of the mask, if the layer has one.
+    NAME/mean and NAME/max are those of |offset|, in input cells or, for RoI pooling, in units of the layer's `gamma`
+    times the RoI size. NAME/mask is the mean of the mask, if the layer has one.
     """
     parts = deformable_parts(model)
     if not parts:
@@ -174,7 +174,7 @@ def sampling_positions(convs: Sequence[ConvSamples], point: np.ndarray) -> tuple
 
 
 def bin_boxes(roi: np.ndarray, offset: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return a RoI's bins and moved bins, each [P * P, 4] row by row, for offsets [2, P, P] (x first)."""
+    """Return a RoI's bins and moved bins, [P * P, 4] by rows. offset [2, P, P] (x, y): in units of gamma * RoI size."""
     size = offset.shape[-1]
     extent = roi[2:] - roi[:2]
     corner = roi[:2] + np.stack(np.meshgrid(np.arange(size), np.arange(size)), axis=-1) * extent / size  # [P, P, 2]

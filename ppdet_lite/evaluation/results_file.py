@@ -31,8 +31,8 @@ class _Record(msgspec.Struct, gc=False):
 def read_results(path: Path, dataset: CocoDataset) -> Results:
     """Read a COCO results file (bbox).
 
-    Raises UserError if the file is missing, and, with the number of the entry, if it is invalid or has images or
-    categories that are not in the dataset.
+    Raises UserError if the file is missing or invalid, or has images or categories that are not in the dataset. The
+    message contains the number of the entry.
     """
     path = Path(path)
     try:

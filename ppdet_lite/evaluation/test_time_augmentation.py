@@ -24,7 +24,7 @@ def make_views(preprocess: Preprocess, options: Evaluation) -> list[View]:
 
 
 def merge_views(results: Iterable[ImageDetections], views: int, postprocess: Postprocess) -> Iterator[ImageDetections]:
-    """Yield the merged detections of each image as soon as those of all its views are available."""
+    """Yield the merged detections of each image once all of its views have been processed. views: their number."""
     parts: dict[int, list[ImageDetections]] = defaultdict(list)
     for image in results:
         parts[image.image_id].append(image)

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects: their file formats, their weight names, and the differences of their models.
+"""Checkpoints of other projects, the peers: file formats, weight names, and the differences of their models.
 
 May import core, config and storage.
 """

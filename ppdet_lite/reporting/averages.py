@@ -34,7 +34,7 @@ class NearGroup(NamedTuple):
 
 
 def ranked_classes(detections: Detections, matches: Matches, t: int, class_count: int) -> Iterator[RankedDetections]:
-    """Yield the detections of each class that are not ignored at the t-th IoU threshold."""
+    """Yield, for each class, its detections that are not ignored at the t-th IoU threshold."""
     for rows in rows_by_class(detections.classes, class_count):
         rows = rows[~matches.ignored[t, rows]]
         yield RankedDetections(matches.objects[t, rows] >= 0, detections.scores[rows])
@@ -54,9 +54,11 @@ def class_aps(
     class_count: int,
     ignored: np.ndarray,
 ) -> np.ndarray:
-    """Return the average precision of each class in B selections of images: [B, T, K], NaN for classes without objects.
+    """Return the average precision of each class in B selections of images, at T IoU thresholds, as [B, T, K].
 
-    weights: [B, images], how often each image occurs in a selection.
+    It is NaN for a class without objects.
+
+    weights: [B, images], how often each image occurs in a selection: 0 or 1, or more in a bootstrap sample.
     ignored: [G] bool, objects that do not count.
     """
     aps = np.full((len(weights), len(matches.objects), class_count), np.nan)
@@ -116,7 +118,7 @@ def by_crowding(
 def by_nearness(
     detections: Detections, truth: GroundTruth, matches: Matches, image_count: int, score: float
 ) -> list[NearGroup]:
-    """Return the recall at IoU 0.5 and a score, per highest IoU of an object with another object of its class."""
+    """Return the recall at IoU 0.5 and a minimum score, by the highest IoU of an object with another of its class."""
     real = np.flatnonzero(~truth.is_crowd)
     objects = GroundTruth(*(column[real] for column in truth))
     pairs = overlapping_pairs(Detections(*objects[:3], np.zeros(len(real))), objects, image_count)

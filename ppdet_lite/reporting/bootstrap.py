@@ -12,7 +12,7 @@ CHUNK = 1 << 21  # weights held in memory at once for the detections of a class
 
 
 class Difference(NamedTuple):
-    """The AP of two runs and their difference; None if there are no objects."""
+    """The AP of two runs and its difference; None if there are no objects."""
 
     first: float | None = None
     second: float | None = None
@@ -32,8 +32,8 @@ def resampled_aps(
 ) -> np.ndarray:
     """Return the AP [B, K], averaged over IoU thresholds, of each class in each selection; NaN for no objects.
 
-    An image that is drawn twice counts as if a copy of it had another id. Matches within an image do not depend on the
-    selection, so nothing is matched again.
+    An image that occurs twice in a selection counts as two images. Matches within an image do not depend on the
+    selection, so they are computed once.
     """
     step = max(1, CHUNK // max(1, *np.bincount(detections.classes, minlength=1).tolist()))
     chunks = [

@@ -76,7 +76,7 @@ def confusion_chart(counts: np.ndarray) -> str:
 
 
 def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
-    """Plot differences [B, 3], which consist of value, low and high end of the interval, one below the other."""
+    """Plot the difference and its interval for each name, one below the other; differences: [N, 3] value, low, high."""
 
     def draw(axes: Any) -> None:
         rows = -np.arange(len(names))

@@ -52,25 +52,26 @@ def write_report(check: Check, folder: Path) -> None:
 
 def page(check: Check) -> str:
     """Return the page as self-contained HTML."""
-    read = [each for each in check.sets if each.distributions is not None]
+    readable = [split for split in check.sets if split.distributions is not None]
     return fill(
         TEMPLATE,
-        title=f"Data check: {', '.join(each.name for each in check.sets)}",
+        title=f"Data check: {', '.join(split.name for split in check.sets)}",
         sets=check.sets,
-        read=read,
+        readable=readable,
         between=check.between,
         refusal=check.refusal,
         examples_of=lambda problem: _examples(check, problem),
-        counts=_counts(read),
+        counts=_counts(readable),
         percentile_names=list(PERCENTILES),
-        distributions=_distributions(read),
-        charts=_charts(read) if any(len(each.distributions.sides) for each in read) else [],
-        classes=_classes(read),
-        samples={each.name: _samples(each) for each in read},
+        distributions=_distributions(readable),
+        charts=_charts(readable) if any(len(split.distributions.sides) for split in readable) else [],
+        classes=_classes(readable),
+        samples={split.name: _samples(split) for split in readable},
     )
 
 
-def _counts(read: Sequence[SetCheck]) -> list[tuple[str, list[int]]]:
+def _counts(readable: Sequence[SetCheck]) -> list[tuple[str, list[int]]]:
+    """Return rows of a label and its count in each dataset."""
     rows = {
         "images": lambda s: s.images,
         "without boxes": lambda s: s.empty_images,
@@ -80,21 +81,22 @@ def _counts(read: Sequence[SetCheck]) -> list[tuple[str, list[int]]]:
         "large, from 96 x 96": lambda s: s.large,
         "crowd regions": lambda s: s.crowds,
     }
-    return [(label, [value(each.statistics) for each in read]) for label, value in rows.items()]
+    return [(label, [value(split.statistics) for split in readable]) for label, value in rows.items()]
 
 
-def _distributions(read: Sequence[SetCheck]) -> list[tuple[str, str, list[str]]]:
+def _distributions(readable: Sequence[SetCheck]) -> list[tuple[str, str, list[str]]]:
+    """Return rows of a label, the name of a dataset and the percentiles of the labelled quantity in it."""
     rows = []
     for key, label in DISTRIBUTIONS.items():
-        for each in read:
-            values = percentiles(getattr(each.distributions, key)) or {}
-            rows.append((label, each.name, [f"{value:.4g}" for value in values.values()]))
+        for split in readable:
+            values = percentiles(getattr(split.distributions, key)) or {}
+            rows.append((label, split.name, [f"{value:.4g}" for value in values.values()]))
     return rows
 
 
-def _classes(read: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]]]]:
+def _classes(readable: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]]]]:
     """Return the number of boxes of each class and their fraction per dataset, sorted by the first dataset."""
-    counts = [dict(zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True)) for each in read]
+    counts = [dict(zip(split.dataset.class_names, split.statistics.boxes.tolist(), strict=True)) for split in readable]
     totals = [max(sum(of_set.values()), 1) for of_set in counts]
     names = dict.fromkeys(name for of_set in counts for name in of_set)
     rows = [
@@ -103,12 +105,13 @@ def _classes(read: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]
     return sorted(rows, key=lambda row: -row[1][0][0])
 
 
-def _charts(read: Sequence[SetCheck]) -> list[Figure]:
-    by_name = {each.name: each.distributions for each in read}
+def _charts(readable: Sequence[SetCheck]) -> list[Figure]:
+    """Return the charts of all datasets together, with their captions."""
+    by_name = {split.name: split.distributions for split in readable}
 
     def histogram(axes: Any, key: str, bins: np.ndarray) -> None:
-        for name, each in by_name.items():
-            values = getattr(each, key).clip(bins[0], bins[-1])
+        for name, distributions in by_name.items():
+            values = getattr(distributions, key).clip(bins[0], bins[-1])
             if len(values):
                 weights = np.full(len(values), 100 / len(values))
                 axes.hist(values, bins, weights=weights, histtype="step", linewidth=1.4, label=name)
@@ -131,12 +134,12 @@ def _charts(read: Sequence[SetCheck]) -> list[Figure]:
         histogram(axes, "relative", np.linspace(0, 1, 41))
 
     def per_image(axes: Any) -> None:
-        most = max(max(each.per_image, default=0) for each in by_name.values()) + 1
+        most = max(max(distributions.per_image, default=0) for distributions in by_name.values()) + 1
         histogram(axes, "per_image", np.unique(np.linspace(0, most, 41).round()) - 0.5)
 
     def sizes(axes: Any) -> None:
-        for name, each in by_name.items():
-            axes.plot(each.widths, each.heights, "o", markersize=4, alpha=0.4, markeredgewidth=0, label=name)
+        for name, measured in by_name.items():
+            axes.plot(measured.widths, measured.heights, "o", markersize=4, alpha=0.4, markeredgewidth=0, label=name)
         axes.set(xlabel=DISTRIBUTIONS["widths"], ylabel=DISTRIBUTIONS["heights"], xlim=(0, None), ylim=(0, None))
         axes.legend(frameon=False)
 
@@ -150,22 +153,22 @@ def _charts(read: Sequence[SetCheck]) -> list[Figure]:
     return [Figure(chart(draw, 4.4, 3.1), caption) for draw, caption in captions.items()]
 
 
-def _samples(each: SetCheck) -> list[Figure]:
+def _samples(split: SetCheck) -> list[Figure]:
     """Return images spread evenly over a dataset, only those with boxes if there are any."""
-    with_boxes = np.flatnonzero(each.distributions.per_image).tolist()
-    rows = with_boxes or list(range(len(each.dataset)))
+    with_boxes = np.flatnonzero(split.distributions.per_image).tolist()
+    rows = with_boxes or list(range(len(split.dataset)))
     chosen = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
-    figures = [_draw(each, rows[index], each.dataset.info(rows[index]).path) for index in chosen]
+    figures = [_draw(split, rows[index], split.dataset.info(rows[index]).path) for index in chosen]
     return [figure for figure in figures if figure is not None]
 
 
 def _examples(check: Check, problem: Problem) -> list[Figure]:
     """Return images of the examples of a problem, as far as these belong to readable images."""
-    for each in check.sets:
-        if each.dataset is not None and (problem in each.problems or (problem in check.between and each.is_val)):
-            rows = {image: row for row, image in enumerate(each.dataset.image_ids.tolist())}
+    for split in check.sets:
+        if split.dataset is not None and (problem in split.problems or (problem in check.between and split.is_val)):
+            rows = {image: row for row, image in enumerate(split.dataset.image_ids.tolist())}
             shown = [example for example in problem.examples if type(example.image) is int and example.image in rows]
-            figures = [_draw(each, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
+            figures = [_draw(split, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
             return [figure for figure in figures if figure is not None]
     return []
 
@@ -178,20 +181,20 @@ def _box(example: Example) -> list[float] | None:
     return box if is_box and all(abs(v) < MAX_COORDINATE for v in box) else None
 
 
-def _draw(each: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
+def _draw(split: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
     """Draw the boxes of an image, only around the box xywh if it is given; return None for an unreadable image."""
     try:
-        image = each.dataset.load(row)
+        image = split.dataset.load(row)
     except UserError:
         return None  # this is a problem of its own on the page
-    objects = each.dataset.annotations(row)
+    objects = split.dataset.annotations(row)
     limits = (0, 0, *image.shape[1::-1])
     if xywh is not None:
         limits = limits_around(xywh, image.shape[:2], CONTEXT, MIN_FRACTION * max(image.shape[:2]))
     crop = crop_around(image, limits, SIDE)
     boxes = crop.convert(objects.boxes)
     visible = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
-    drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, each.dataset.class_names)
+    drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, split.dataset.class_names)
     if xywh is not None:
         x, y, w, h = xywh
         _outline(drawing, crop.convert(np.array([x, y, x + w, y + h])))

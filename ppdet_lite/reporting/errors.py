@@ -1,8 +1,8 @@
 """The kinds of errors of a detector and the cost of each, as defined by TIDE (Bolya et al., ECCV 2020).
 
-Differences from `tidecv`: a detection matched to a crowd region is no error, and correcting errors does not affect it;
-it is matched from an IoU equal to the threshold on, not only above it. AP is the mean over the classes that have
-objects, sampled at exactly COCO's recalls. Detections with equal scores keep their order when errors are corrected.
+Differences from `tidecv`: a detection matched to a crowd region is no error, and correcting errors does not affect it.
+An IoU equal to the threshold suffices for that match. AP is the mean over the classes that have objects, sampled at
+exactly COCO's recalls. Detections with equal scores keep their order when errors are corrected.
 """
 
 from enum import IntEnum
@@ -34,7 +34,7 @@ ERRORS = tuple(kind for kind in DetectionKind if kind >= DetectionKind.CLASSIFIC
 
 
 class Errors(NamedTuple):
-    """The kind of each detection, and the objects that are not found."""
+    """The kind of each of D detections, and the objects (of G) that are not found."""
 
     kinds: np.ndarray  # [D] int64 of DetectionKind
     targets: np.ndarray  # [D] int64: the object that a classification or localisation error missed, else -1

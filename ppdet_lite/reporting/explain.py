@@ -9,8 +9,8 @@ from ppdet_lite.reporting.matching import IOU_50, Detections, GroundTruth, match
 from ppdet_lite.reporting.summary import Analysis
 
 NEAR_ZERO = 0.01  # AP
-MIN_RECALL = 0.2  # a cause is reported if undoing it finds at least this fraction of the objects,
-MIN_RATIO = 3  # and more than this many times the fraction found without
+MIN_RECALL = 0.2  # a cause is reported only if at least this fraction of the objects is found after undoing it
+MIN_RATIO = 3  # a cause is reported only if undoing it multiplies that fraction by more than this
 LOW_SCORE = 0.05  # all scores of an untrained detector are below
 
 

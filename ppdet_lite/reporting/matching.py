@@ -96,7 +96,7 @@ def overlapping_pairs(detections: Detections, truth: GroundTruth, image_count: i
     chunks = []
     for rows in np.split(np.arange(len(ends)), cuts):
         sizes = per_detection[rows]
-        d = np.repeat(rows, sizes)
+        d = np.repeat(rows, sizes)  # the detection of each pair; below, g is its object
         within_image = np.arange(len(d)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         g = order[first[detections.images[d]] + within_image]
         ious = pair_ious(detections.xywh[d], truth.xywh[g], truth.is_crowd[g])
@@ -159,11 +159,11 @@ def match_greedy(
     if not len(pairs.detections):
         return matched
     matchable = np.unique(pairs.detections)
-    turns = np.zeros(len(groups), np.int64)
+    turns = np.zeros(len(groups), np.int64)  # position among the detections of its group that have pairs
     turns[matchable] = rank_within(groups[matchable])
     order = np.lexsort((pairs.objects, pairs.ious, ~ignored[pairs.objects], pairs.detections, turns[pairs.detections]))
     detections, objects, ious = (column[order] for column in pairs)  # the last free pair of a detection is the best
-    limits = np.minimum(thresholds, 1 - 1e-10)[:, None]
+    limits = np.minimum(thresholds, 1 - 1e-10)[:, None]  # as in pycocotools
     free = np.ones((len(thresholds), len(ignored)), bool)
     bounds = np.flatnonzero(np.diff(turns[detections])) + 1
     for start, end in zip([0, *bounds], [*bounds, len(detections)], strict=True):

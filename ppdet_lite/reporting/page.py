@@ -53,7 +53,7 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
     score, show_legend = report["score"], dataset.num_classes <= MAX_TABLE_CLASSES
     costs = [kind["cost"] for kind in report["errors"]["kinds"].values()]
     costs += [report["errors"]["false_positives"], report["errors"]["false_negatives"]]
-    key = (
+    lines = (
         f"Dashed lines: annotations. Solid lines: predictions with a score of at least {score:g}. Black and white: the "
         f"box in question. At most {gallery.MAX_PER_IMAGE} per image."
     )
@@ -72,8 +72,8 @@ def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], ima
         meanings=MEANINGS,
         max_cost=max(*costs, 1e-9),
         galleries=[
-            ("false-positives", "Worst false positives", f"The wrong detections with the highest scores. {key}", wrong),
-            ("misses", "Worst misses", f"Objects found at no score come first, sorted by size. {key}", missed),
+            ("false-positives", "Worst false positives", f"Wrong detections with the highest scores. {lines}", wrong),
+            ("misses", "Worst misses", f"Objects never found come first, sorted by size. {lines}", missed),
         ],
         legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if show_legend else None,
         images=worst_first[:MAX_IMAGES],
@@ -103,7 +103,7 @@ def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) ->
     all_classes, objects = pooled(analysis), sum(object_counts(analysis.ground_truth, dataset.num_classes))
     rates = curve(all_classes, objects) if objects and len(all_classes.scores) else None
     classes = list(_classes(dataset, analysis, IOU_50))
-    min_objects = sorted((n for _, n, _ in classes), reverse=True)[:MAX_CLASS_CHARTS][-1:] or [0]
+    min_objects = min(sorted((n for _, n, _ in classes), reverse=True)[:MAX_CLASS_CHARTS], default=0)
     rows = {row["name"]: row for row in report["classes"]}
     return {
         "precision": charts.precision_chart(lines),
@@ -115,7 +115,7 @@ def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) ->
                     precision_at_recalls(ranked, n)[0], _point(rows[name]["best"]), _point(rows[name]["at_score"])
                 ),
             )
-            for name, n, ranked in [item for item in classes if item[1] >= min_objects[0]][:MAX_CLASS_CHARTS]
+            for name, n, ranked in [item for item in classes if item[1] >= min_objects][:MAX_CLASS_CHARTS]
         ],
         "calibration": charts.calibration_chart(report["calibration"]["bins"]),
         "confusion": None

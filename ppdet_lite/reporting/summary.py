@@ -18,7 +18,7 @@ BACKGROUND = "background"
 
 
 class Analysis(NamedTuple):
-    """The detections and objects of a dataset, their matches and their errors."""
+    """The detections and objects of a dataset, their overlapping pairs, matches and errors."""
 
     detections: Detections
     ground_truth: GroundTruth

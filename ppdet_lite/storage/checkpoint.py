@@ -124,7 +124,7 @@ def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder, or its predecessor left by a killed save, has a checkpoint's index file."""
+    """Return whether a folder, or its previous version left by a killed save, has a checkpoint's index file."""
     return (_existing(Path(folder)) / INDEX).is_file()
 
 
@@ -142,7 +142,7 @@ def _hidden(folder: Path, state: str) -> Path:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or its predecessor if a save was killed between the two renames."""
+    """Return the folder, or its previous version if a save was killed between the two renames."""
     old = _hidden(folder, "old")
     return old if not folder.exists() and old.exists() else folder
 
@@ -194,8 +194,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: format {index['format']}, this version reads {FORMAT}; update ppdet_lite")
     for name, entry in index["files"].items():
         if sizes.get(name) != entry["size"]:
-            size = f"{sizes[name]} bytes" if name in sizes else "missing"
-            raise UserError(f"{folder}: incomplete: {name} is {size}, not {entry['size']} bytes; use another")
+            size = f"has {sizes[name]} bytes instead of {entry['size']}" if name in sizes else "is missing"
+            raise UserError(f"{folder}: incomplete: {name} {size}; use another checkpoint")
     return index
 
 

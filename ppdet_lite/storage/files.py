@@ -113,7 +113,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the first that is not empty
+            with contextlib.suppress(OSError):  # stop at the first folder that is not empty
                 for path in created:
                     path.rmdir()
 

@@ -1,6 +1,6 @@
 """Weight names of other projects' detectors.
 
-`PEERS` has a function per project, which returns the `Peer` (see `rules`) for the weight names and shapes of a model.
+`PEERS` has one function per project. From the names and shapes of a model's weights it returns a `Peer` (see `rules`).
 """
 
 from collections.abc import Callable, Collection

@@ -40,8 +40,8 @@ def _in_block(match: re.Match[str], shapes: Mapping[str, tuple[int, ...]]) -> st
     letter = (f"b{number}" if number else "a") if has_many_blocks else LETTERS[number]
     suffix = re.sub(r"^conv(\d)\.", lambda conv: f"branch2{LETTERS[int(conv[1]) - 1]}.", suffix)
     suffix = suffix.replace(".conv.offset.", ".conv_offset.")
-    pools = part == "backbone" and f"{part}.stem.conv1.conv.weight" in shapes and stage != "res2"
-    suffix = re.sub(r"^shortcut\.", "short.conv." if pools else "short.", suffix)
+    is_pooled = part == "backbone" and f"{part}.stem.conv1.conv.weight" in shapes and stage != "res2"  # vd
+    suffix = re.sub(r"^shortcut\.", "short.conv." if is_pooled else "short.", suffix)
     owner = "backbone" if part == "backbone" else "bbox_head.head"
     return f"{owner}.{stage}.{stage}{letter}.{suffix}"
 

@@ -30,11 +30,11 @@ TRANSPOSED = Layout(_transposed, _transposed)  # linear layers: [in, out] in Pad
 
 @dataclass(frozen=True)
 class Rule:
-    """Converts our names that match a pattern by a template, as `re.sub` does, or a function, and their layout."""
+    """Converts our names that match the pattern `ours` by `theirs`, a `re.sub` template or a function of the match."""
 
     ours: str
     theirs: str | Callable[[re.Match[str]], str]
-    layout: Layout = SAME
+    layout: Layout = SAME  # conversion of the arrays with these names
 
     def translate(self, ours: str) -> str | None:
         """Return their name, or None if the rule does not match our name."""
@@ -46,9 +46,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another project's naming.
+    """The weight names of another project's detector.
 
-    rules: the first one that matches a name is used.
+    title: the project's name for messages.
+    rules: conversions of our names; the first one that matches is used.
     classifier: their name of the bias of the box head's classifier.
     ignored: patterns of their names that are not needed here.
     required_names: their names that every file of a detector contains.
@@ -65,7 +66,7 @@ class Peer:
     class_count: Callable[[int], int] = lambda outputs: outputs - 1
 
     def matches(self, names: Collection[str]) -> bool:
-        """Return whether the names in a file are of this naming."""
+        """Return whether a file with these names is a detector of this project."""
         return all(name in names for name in self.required_names)
 
     def translate(self, ours: str) -> tuple[str, Layout]:
@@ -79,7 +80,7 @@ class Peer:
     def to_ours(self, expected: Shapes, theirs: Mapping[str, Array]) -> LoadReport:
         """Convert their arrays to our names and match them with the expected names and shapes.
 
-        Names that they do not have are reported as missing. `unexpected` has their names, without the ignored ones.
+        Weights for which they have no name are reported as missing. `unexpected` has their names that are not ignored.
         """
         theirs = {self._current_name(name): array for name, array in theirs.items()}
         matched: dict[str, Array] = {}
@@ -124,11 +125,11 @@ class Peer:
 
 
 STATISTICS = {"_mean": "running_mean", "_variance": "running_var", "weight": "weight", "bias": "bias"}
-"""Our names of a norm's arrays, and torch's."""
+"""Names of a norm's arrays: ours (Paddle's) -> torch's."""
 
 
 def in_torch_resnet(prefix: str, norm: str = "bn") -> list[Rule]:
-    """Return the rules for a backbone named as torch's ResNets are; `norm` begins the names of norms ("bn1")."""
+    """Return the rules for a backbone named as torch's ResNets. `prefix` begins every name, `norm` those of norms."""
     return [
         Rule(r"backbone\.stem\.conv\.weight", rf"{prefix}conv1.weight"),
         Rule(r"backbone\.stem\.norm\.(.+)", lambda m: f"{prefix}{norm}1.{STATISTICS[m[1]]}"),
