@@ -35,7 +35,7 @@ def worst_false_positives(analysis: Analysis, count: int) -> list[int]:
 
 
 def worst_misses(analysis: Analysis, score: float, count: int) -> list[int]:
-    """Return the objects not found with at least a score: those never found first, then by descending size."""
+    """Return the objects not found with at least a score: those never found first, among these the largest first."""
     detections, truth = analysis.detections, analysis.ground_truth
     best = np.zeros(len(truth.images))
     matched = analysis.matches.objects[IOU_50]
