@@ -1,4 +1,4 @@
 """The schema of a config (`recipe`), and the functions that build datasets and models from it (`setup`).
 
-May import optimization, modeling, data and below.
+May import peers and below, in the order of docs/architecture.md.
 """

@@ -58,7 +58,7 @@ def match_classes(
             raise UserError(f"pretrain_class_map: {both} of the weights both become {target_name}; map only one to it")
         indices[target_name] = i
     pairs = [(indices[name], i) for i, name in enumerate(target_classes) if name in indices]
-    classes = np.array([*pairs, (len(source_classes), len(target_classes))])  # the background is last in both
+    classes = np.array([*pairs, (len(source_classes), len(target_classes))])  # (from, to); background is last
     coordinates = 4 * np.repeat(np.array(pairs, int).reshape(-1, 1, 2), 4, axis=1) + np.arange(4).reshape(1, 4, 1)
     source, target = len(source_classes), len(target_classes)
     fitted, layers = dict(arrays), []

@@ -40,8 +40,8 @@ def load_pretrained(
     has_other_classes = None not in (source_classes, class_names) and (source_classes != list(class_names) or class_map)
     if class_map and not has_other_classes:
         raise UserError(f"pretrain_class_map: {weights.source} has no class names; remove the map")
-    in_file = with_class_count(wanted, len(class_names), len(source_classes)) if has_other_classes else wanted
-    report = _best_report(model, in_file, weights)
+    file_shapes = with_class_count(wanted, len(class_names), len(source_classes)) if has_other_classes else wanted
+    report = _best_report(model, file_shapes, weights)
     try:
         report.require_any(weights.source)
     except UserError as error:
@@ -75,7 +75,7 @@ def _read(path: Path) -> Weights:
 
 
 def _best_report(model: FasterRCNN, wanted: Mapping[str, tuple[int, ...]], weights: Weights) -> LoadReport:
-    """Return how the arrays fit under the naming, and without the common prefix, with which most of them fit."""
+    """Return the report with the most matched arrays, of all namings and all removals of a prefix of every name."""
     best, best_prefix = None, ""
     for prefix, arrays in prefix_candidates(weights.arrays):
         arrays = {name: array for name, array in arrays.items() if name in wanted or not name.startswith(TRAINING_ONLY)}
@@ -89,7 +89,7 @@ def _best_report(model: FasterRCNN, wanted: Mapping[str, tuple[int, ...]], weigh
 def _reports_by_naming(
     model: FasterRCNN, wanted: Mapping[str, tuple[int, ...]], arrays: Mapping[str, np.ndarray]
 ) -> Iterator[LoadReport]:
-    """Yield how the arrays fit the model under each supported naming."""
+    """Yield a report of how the arrays fit the model for each supported naming."""
     yield match_weights(wanted, arrays)
     trunk = {name: shape for name, shape in wanted.items() if name.startswith(TRUNK)}
 

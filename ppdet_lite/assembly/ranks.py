@@ -23,7 +23,7 @@ from paddle import distributed as dist
 from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
 
 T = TypeVar("T")
-BUCKET = 1 << 23  # elements per all-reduce: few calls, without a copy of the whole model
+BUCKET = 1 << 23  # elements per all-reduce, a compromise between the number of calls and the memory for a copy
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a dead machine is detected after 25 s
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 SEE_LOGS = "see the log of each rank N, workerlog.N in the launcher's --log_dir"
@@ -42,7 +42,7 @@ def world() -> int:
 
 
 def start() -> None:
-    """Connect to the other ranks; later calls do nothing. On Linux, a launched process then ends with its launcher."""
+    """Connect to the other ranks; later calls do nothing. On Linux, a launched process ends when its launcher does."""
     if "PADDLE_TRAINER_ID" in os.environ:  # Paddle's launchers set it
         _end_with_parent()
     if world() == 1 or _links:
@@ -67,7 +67,7 @@ def start() -> None:
 
 
 def on_all_ranks(work: Callable[[], T]) -> list[T]:
-    """Call `work` on every rank and return the results of all ranks, in their order. Results are small (pickled).
+    """Call `work` on every rank and return the results in the order of ranks. They are pickled and should be small.
 
     An exception of one rank is raised on all ranks: unchanged on that rank; elsewhere as UserError, NotFinite,
     RunFailed or Stopped, with the rank in the message. Raises RunFailed when another rank has ended.
