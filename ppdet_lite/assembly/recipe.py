@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
+from ppdet_lite.config.constrained_types import NonNegativeInt, Pixels, PositiveInt, Seed
 from ppdet_lite.config.registry import register
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.loading.augment import Augment
@@ -24,7 +25,7 @@ BestMetric = Literal[
 @register
 @dataclass(frozen=True)
 class Data:
-    """The data sets, and how their images become batches."""
+    """The datasets, and how their images become batches."""
 
     train: CocoDataset
     val: CocoDataset
@@ -40,19 +41,20 @@ class Train:
 
     length: duration of the whole run.
     log_every: iterations between two log lines.
-    checkpoint_every, evaluate_every: duration between two. Both also happen at the end, and only there if null.
+    checkpoint_every, evaluate_every: duration between two. Both also happen at the end. Null: a checkpoint only at the
+        end, and no evaluation, except at the end with `train.py --eval`.
     keep_last: number of latest checkpoints to keep, in addition to the best one.
-    best_metric: metric that selects the best checkpoint: the highest, or the lowest `loss` (see `Evaluation.loss`).
+    best_metric: metric whose highest value selects the best checkpoint; `loss`: the lowest, needs `eval.loss`.
     accumulate: batches per step, whose gradients are averaged. An iteration is one step; the learning rate is scaled
         for all images of a step.
     ema: keep an exponential moving average of the weights, which is evaluated and exported; null for none.
     early_stop: number of evaluations without improvement after which training ends; null for never.
-    freeze: patterns of parameters that are not trained, such as backbone.*; norms there still update their statistics.
+    freeze: name patterns of parameters that are not trained, such as backbone.*; their norms still update statistics.
     amp: precision of convolutions and matrix products. Weights, losses, boxes, deformable and RoI operators, and all of
         evaluation stay float32. float16 requires a GPU, scales the loss and skips steps whose gradients overflow. On a
         CPU bfloat16 only rounds values and is not faster (`modeling/amp.py`).
     rehearse: before the first iteration, run one step on the largest possible batch and undo it, so that a run that
-        would go out of memory ends at once. Results are the same either way.
+        would run out of memory fails at once. It does not change the results.
     preview_images: number of validation images with true and predicted boxes written to VisualDL at every evaluation.
     """
 
@@ -63,7 +65,7 @@ class Train:
     keep_last: PositiveInt = 2
     best_metric: BestMetric = "AP"
     preview_images: NonNegativeInt = 4
-    accumulate: PositiveInt = 1
+    accumulate: Annotated[int, Field(gt=0, le=4096)] = 1
     ema: Average | None = None
     early_stop: PositiveInt | None = None
     freeze: Sequence[str] = ()
@@ -79,12 +81,12 @@ class Evaluation:
     short_sides: short sides in pixels to which every image is resized, instead of the one in `preprocess`; its limit
         of the long side is scaled in proportion. Detections of all sizes go through one NMS. Null: only `preprocess`.
     flip: also detect in the horizontally flipped image.
-    loss: also compute the training losses on validation images, without augmentation; that of mimicking only during
-        training.
+    loss: also compute the training losses on validation images, without augmentation; the mimicking losses only
+        during training.
     backend: `pycocotools`, or `faster`, which requires the package faster-coco-eval.
     """
 
-    short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
+    short_sides: Annotated[Sequence[Pixels], Field(min_length=1)] | None = None
     flip: bool = False
     loss: bool = False
     backend: Literal["pycocotools", "faster"] = "pycocotools"
@@ -99,7 +101,7 @@ class Runtime:
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 @register

@@ -1,4 +1,4 @@
-"""Construction of data sets and models from a checked config."""
+"""Construction of datasets and models from a checked config."""
 
 import logging
 from collections.abc import Sequence
@@ -42,9 +42,18 @@ class TrainedModel(NamedTuple):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read and check a config; `overrides` are "a.b=value" strings. Raises UserError with one line per mistake."""
-    config = check(load_tree(path, overrides), Recipe)
+    try:
+        config = check(load_tree(path, overrides), Recipe)
+    except RecursionError:
+        raise UserError(f"{path}: values are nested too deeply, or ${{references}} form too long a chain") from None
     for key in ("preprocess", "augment", "loader"):  # their constructors reject combinations of keys
         build(config["data"][key])
+    augment, long_side = config["data"]["augment"], config["data"]["preprocess"]["long_side"]
+    if augment["scale_jitter"] is None and max(augment["short_sides"] or [0]) > long_side:
+        raise UserError(
+            f"{augment.location_of('short_sides')}: {max(augment['short_sides'])} is above data.preprocess.long_side "
+            f"{long_side} and would never apply; remove it, or raise long_side"
+        )
     return config
 
 
@@ -79,7 +88,7 @@ def log_notes(dataset: CocoDataset) -> None:
 def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) -> None:
     """Check before training that the training set contains objects and that all images of both splits exist.
 
-    Also checks that the validation set has objects of the size of `train.best_metric`.
+    Also checks that `train.best_metric` can be measured on the validation set.
     Problems are appended to those of the training set. Raises UserError, with the place in the config, if training is
     impossible.
     """
@@ -126,13 +135,11 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
     except IncompatibleArguments as error:
         place = config.origin(f"model.{error.key}")
         raise UserError(f"{place}: model.{error.key}: {error.reason}") from error
-    except ValueError as error:  # a combination that no type hint can express
-        raise UserError(f"{config['model'].location}: {error}") from error
     stride = config["data"]["preprocess"]["stride"]
     if stride % model.neck.size_divisor:
         raise UserError(
-            f"{config['data']['preprocess'].location}: stride {stride} is not a multiple of {model.neck.size_divisor}, "
-            "the stride of the model's coarsest feature map"
+            f"{config['data']['preprocess'].location_of('stride')}: {stride} is not a multiple of "
+            f"{model.neck.size_divisor}, the stride of the model's coarsest feature map"
         )
     return model
 

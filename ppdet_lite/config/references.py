@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ppdet_lite.config.messages import nearest
-from ppdet_lite.config.yaml_nodes import Node, flow
+from ppdet_lite.config.yaml_nodes import MAX_VALUES, Node, flow
 from ppdet_lite.core.errors import UserError
 
 _REFERENCE = re.compile(r"\$\{([^${}]+)\}")
@@ -18,19 +20,27 @@ def resolve(tree: Node) -> Node:
     A value that consists of one reference becomes the target's value, with its type; mappings and lists are allowed.
     Inside other text, the target is inserted as text. Raises UserError for an unknown target and circular references.
     """
-    return _Resolver(tree).value(tree, "", ())
+    return _Resolver(tree, itertools.count(1)).value(tree, "", ())
 
 
 @dataclass(frozen=True)
 class _Resolver:
-    """Resolves references. `active` is the chain of references being resolved; one that occurs twice is circular."""
+    """Resolves references. `active` is the chain of references being resolved; one that occurs twice is circular.
+
+    numbers: counts the values of the tree, with a copy of the target for each reference.
+    """
 
     root: Node
+    numbers: Iterator[int]
 
     def value(self, node: Node, path: str, active: tuple[str, ...]) -> Node:
         def below(key: str | int) -> str:
             return f"{path}.{key}" if path else str(key)
 
+        if next(self.numbers) > MAX_VALUES:
+            raise UserError(
+                f"{node.origin}: {path}: more than {MAX_VALUES} values, counting those behind ${{references}}"
+            )
         if isinstance(node.value, dict):
             children = {key: self.value(child, below(key), active) for key, child in node.value.items()}
             return Node(children, node.origin)
@@ -68,7 +78,7 @@ class _Resolver:
             if part not in children:
                 near = nearest(part, children)
                 guess = ".".join([*parts[:depth], near, *parts[depth + 1 :]]) if near else ""
-                hint = f"; did you mean ${{{guess}}}?" if near else "; set it, defaults cannot be referenced"
+                hint = f"; did you mean ${{{guess}}}?" if near else "; set it: a default cannot be referenced"
                 raise UserError(f"{location}: ${{{path}}} is not set{hint}")
             node, at = children[part], ".".join(parts[: depth + 1])
             if depth < len(parts) - 1 and isinstance(node.value, str):  # the path leads through another reference

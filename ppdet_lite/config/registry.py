@@ -11,14 +11,14 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 from ppdet_lite.config.checked_config import Config, to_plain
 from ppdet_lite.config.type_hints import convert
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.errors import IncompatibleArguments, UserError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 DERIVED = "derived"
 Derived = Annotated[T, DERIVED]
-"""A parameter supplied by the code that builds the component. YAML cannot set it."""
+"""Type hint of a parameter that is supplied by the code that builds the component. YAML cannot set it."""
 
 _REQUIRED = inspect.Parameter.empty
 _registry: dict[str, type] = {}
@@ -79,7 +79,7 @@ def parameters(cls: type) -> dict[str, Parameter]:
 
 @dataclass(frozen=True)
 class Slot:
-    """The components that a type hint accepts: one of the `bases` or their subclasses, a list of them, or null."""
+    """The components that a type hint accepts: `bases` and their registered subclasses, or a list of these, or null."""
 
     bases: tuple[type, ...]
     is_list: bool
@@ -121,7 +121,7 @@ def build(node: Config, available: Mapping[str, Any] | None = None, **arguments:
     arguments: Derived arguments, and replacements of values in the config. Raises TypeError for an unknown one.
 
     Nested components are built first, from the config alone. A UserError of the constructor is prefixed with the
-    location of the node, or of the argument that the error names.
+    location of the node, or of the argument that the error names. IncompatibleArguments become such a UserError.
     """
     if node.component is None:
         raise TypeError(f"{node.location}: not a component but a plain mapping")
@@ -134,16 +134,27 @@ def build(node: Config, available: Mapping[str, Any] | None = None, **arguments:
 
 @contextmanager
 def errors_located_at(node: Config) -> Iterator[None]:
-    """Prefix a UserError raised in this block with the location of a node, or of the argument that the error names."""
+    """Prefix an error raised in this block with the location of a node, or of the argument that the error names."""
     try:
         yield
+    except IncompatibleArguments as error:
+        raise UserError(f"{_location(node, error.key)}: {error.reason}") from error
     except UserError as error:
-        error.args = (f"{node.location_of(error.key) if error.key in node else node.location}: {error}",)
+        error.args = (f"{_location(node, error.key)}: {error}",)
         error.key = None
         raise
 
 
+def _location(node: Config, key: str | None) -> str:
+    """Return the location of an argument, by its dotted path, or that of the node if it has no such argument."""
+    try:
+        return node.location_of(key or "")
+    except KeyError:
+        return node.location
+
+
 def _argument(value: Any, hint: Any) -> Any:
+    """Return a value of a config as the constructor takes it: components are built, other values converted."""
     slot = slot_of(hint)
     if slot is None:
         return convert(hint, to_plain(value))
@@ -161,6 +172,7 @@ def _signature(cls: type) -> list[inspect.Parameter]:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a union, or the hint itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
@@ -174,6 +186,7 @@ def _is_component(hint: Any) -> bool:
 
 
 def _parts(hint: Any) -> Iterator[Any]:
+    """Yield a hint and all hints inside it."""
     yield hint
     for argument in get_args(hint):
         yield from _parts(argument)

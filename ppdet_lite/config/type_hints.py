@@ -21,17 +21,17 @@ _EXPECTED = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
-    "sequence_str": "a list",
+    "sequence_str": "a list",  # pydantic's error for text as a Sequence
     "dict_type": "a mapping",
     "mapping_type": "a mapping",
     "none_required": "null",
     "missing": "more items",  # of a tuple
     "literal_error": "{expected}",
-    "greater_than": "more than {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "less than {lt:g}",
-    "less_than_equal": "at most {le:g}",
-    "multiple_of": "a multiple of {multiple_of:g}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "multiple_of": "a multiple of {multiple_of}",
     "finite_number": "a finite number",
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
@@ -84,7 +84,8 @@ def _message(hint: Any, expected: list[str], value: Any) -> str:
 
 def _expected(detail: ErrorDetails) -> str:
     if detail["type"] in _EXPECTED:
-        return _EXPECTED[detail["type"]].format(**detail.get("ctx", {}))
+        bounds = {key: f"{x:g}" if isinstance(x, float) else x for key, x in detail.get("ctx", {}).items()}
+        return _EXPECTED[detail["type"]].format(**bounds)
     if detail["type"] == "value_error":  # raised by the hint's own validator, whose message is what is expected
         return str(detail["ctx"]["error"])
     return f"a valid value ({detail['msg']})"

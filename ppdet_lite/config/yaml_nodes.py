@@ -6,15 +6,18 @@ Scalars follow the core schema of YAML 1.2 instead of PyYAML's 1.1: 1e-3 is a fl
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from ppdet_lite.core.errors import UserError
+
+MAX_VALUES = 100_000  # in a config; aliases and references could multiply a few lines into billions
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ def plain(node: Node) -> Any:
 def parse(text: str, origin: Callable[[int], str]) -> Node:
     """Parse one YAML document into a tree. `origin(line)` returns the origin for a line number, counted from 1.
 
-    The value of an empty document is None. Raises UserError, prefixed with the origin, for invalid or unsupported YAML.
+    The value of an empty document is None. Raises UserError, prefixed with the origin, for invalid or unsupported YAML,
+    and for more than MAX_VALUES values.
     """
     try:
         root = _Loader(text).get_single_node()
@@ -49,9 +53,11 @@ def parse(text: str, origin: Callable[[int], str]) -> Node:
         mark = error.problem_mark or error.context_mark
         hint = "; quote '${...}' inside [] and {}" if "${" in text and "flow" in (error.context or "") else ""
         raise UserError(f"{origin(mark.line + 1)}: not valid YAML: {error.problem}{hint}") from None
+    except RecursionError:
+        raise UserError(f"{origin(1)}: values are nested too deeply") from None
     except yaml.reader.ReaderError as error:
         raise UserError(f"{origin(1)}: not valid YAML: {error.reason} at position {error.position}") from None
-    return Node(None, origin(1)) if root is None else _node(root, origin, _line(root), ())
+    return Node(None, origin(1)) if root is None else _node(root, origin, _line(root), (), itertools.count(1))
 
 
 def flow(value: Any) -> str:
@@ -109,9 +115,16 @@ def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
-def _node(node: yaml.Node, origin: Callable[[int], str], line: int, parents: tuple[yaml.Node, ...]) -> Node:
-    """Convert a YAML node to a tree. `line` is the line of its origin, for a mapping's value the line of its key."""
+def _node(
+    node: yaml.Node, origin: Callable[[int], str], line: int, parents: tuple[yaml.Node, ...], numbers: Iterator[int]
+) -> Node:
+    """Convert a YAML node to a tree. `line` is the line of its origin, for a mapping's value the line of its key.
+
+    numbers: counts the values of the document, with a copy of the target for each alias.
+    """
     here = origin(line)
+    if next(numbers) > MAX_VALUES:
+        raise UserError(f"{here}: more than {MAX_VALUES} values, counting a copy for each alias (*name)")
     if any(node is parent for parent in parents):
         raise UserError(f"{here}: an alias (*name) refers to a value that contains it")
     if isinstance(node, yaml.ScalarNode):
@@ -120,14 +133,14 @@ def _node(node: yaml.Node, origin: Callable[[int], str], line: int, parents: tup
         raise UserError(f"{here}: the tag {node.tag} is not supported")
     parents = (*parents, node)
     if isinstance(node, yaml.SequenceNode):
-        return Node([_node(item, origin, _line(item), parents) for item in node.value], here)
+        return Node([_node(item, origin, _line(item), parents, numbers) for item in node.value], here)
     children: dict[str, Node] = {}
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
         key, key_line = _key(key_node, origin), _line(key_node)
         if key in children:
             raise UserError(f"{origin(key_line)}: duplicate key {key!r}, already in line {lines[key]}")
-        children[key], lines[key] = _node(value_node, origin, key_line, parents), key_line
+        children[key], lines[key] = _node(value_node, origin, key_line, parents, numbers), key_line
     return Node(children, here)
 
 

@@ -17,7 +17,8 @@ class UserError(Exception):
 class IncompatibleArguments(ValueError):
     """Arguments of a component that are each valid but incompatible with each other.
 
-    key: dotted path, relative to the component, of the argument to change. `build_model` adds where the config sets it.
+    key: dotted path, relative to the component, of the argument to change. `config.registry.build` adds the place where
+        it was set.
     """
 
     def __init__(self, key: str, reason: str) -> None:

@@ -7,9 +7,11 @@ from typing import Annotated
 import numpy as np
 import paddle
 from paddle import Tensor
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
+from ppdet_lite.config.constrained_types import Number, PositiveFloat
 from ppdet_lite.config.registry import register
+from ppdet_lite.core.errors import IncompatibleArguments
 
 LevelSizes = Annotated[Sequence[PositiveFloat], Field(min_length=1)]
 
@@ -31,13 +33,14 @@ class AnchorGenerator:
 
     sizes: Annotated[Sequence[PositiveFloat | LevelSizes], Field(min_length=1)] = (32, 64, 128, 256, 512)
     ratios: Annotated[Sequence[PositiveFloat], Field(min_length=1)] = (0.5, 1.0, 2.0)
-    offset: float = 0.0
+    offset: Number = 0.0
     rounded: bool = False
     measured_strides: bool = False
 
     def __post_init__(self) -> None:
         if len({np.size(sizes) for sizes in self.sizes}) > 1:
-            raise ValueError(f"sizes must have the same number of sizes for each level, not {list(self.sizes)}")
+            counts = ", ".join(str(np.size(sizes)) for sizes in self.sizes)
+            raise IncompatibleArguments("sizes", f"every level needs the same number of sizes, not {counts}")
 
     @property
     def per_cell(self) -> int:

@@ -3,9 +3,8 @@
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import PositiveFloat, PositiveInt
 
-from ppdet_lite.config.constrained_types import DeltaWeights
+from ppdet_lite.config.constrained_types import Channels, DeltaWeights, Layers, PositiveFloat
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import BoxHead
@@ -22,7 +21,7 @@ from ppdet_lite.structures import BoxHeadOutput, SampledRois
 class TwoFCHead(BoxHead):
     """Two fully connected layers (FPN, section 4.2)."""
 
-    def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: PositiveInt = 1024) -> None:
+    def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: Channels = 1024) -> None:
         super().__init__()
         self.out_features = width
         self.fc1 = nn.Linear(in_channels * output_size**2, width, weight_attr=xavier_fill())
@@ -41,9 +40,9 @@ class ConvFCHead(BoxHead):
         self,
         in_channels: Derived[int],
         output_size: Derived[int],
-        convs: PositiveInt = 4,
-        conv_channels: PositiveInt = 256,
-        width: PositiveInt = 1024,
+        convs: Layers = 4,
+        conv_channels: Channels = 256,
+        width: Channels = 1024,
         norm: NormName = "none",
     ) -> None:
         super().__init__()
@@ -76,26 +75,26 @@ class Res5Head(BoxHead):
         depth: Depth = 50,
         norm: NormName = "frozen_bn",
         variant: Variant = "b",
-        groups: PositiveInt = 1,
-        base_width: PositiveInt = 64,
+        groups: Channels = 1,
+        base_width: Channels = 64,
         deformable: Deformable | None = None,
     ) -> None:
         super().__init__()
         if in_channels != stage_channels(depth, 4):
             raise IncompatibleArguments(
-                "box_head.depth",
+                "depth",
                 f"stage 5 of ResNet {depth} needs the {stage_channels(depth, 4)} channels of stage 4, but RoI features "
                 f"have {in_channels}: set the backbone's depth to {depth} and out_stages to [4], and use no neck",
             )
         if deformable is not None and 5 not in deformable.stages:
-            reason = f"stages {list(deformable.stages)} must contain 5, the stage of this head"
-            raise IncompatibleArguments("box_head.deformable", reason)
+            reason = f"{list(deformable.stages)} must contain 5, the stage of this head"
+            raise IncompatibleArguments("deformable.stages", reason)
         self.out_features = stage_channels(depth, 5)
         style = BlockStyle(norm, variant, groups, base_width, deformable)
         self.res5 = residual_stage(depth, 5, in_channels, 2, style)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """[R, C, P, P] -> [R, D]."""
+        """[R, C, P, P] -> [R, E]."""
         return F.adaptive_avg_pool2d(self.res5(pooled), 1).flatten(1)
 
 
@@ -105,7 +104,7 @@ class BoxPredictor(nn.Layer):
 
     Args:
         class_agnostic: predict one box per RoI instead of one per class.
-        delta_weights: factors of (dx, dy, dw, dh), which give the regression targets about unit variance.
+        delta_weights: factors of (dx, dy, dw, dh), chosen so that regression targets have about unit variance.
         box_loss: `l1` (detectron2, PaddleDetection, mmdetection) or `smooth_l1` with `beta` (torchvision).
     """
 
@@ -127,7 +126,7 @@ class BoxPredictor(nn.Layer):
         self.regress = nn.Linear(in_features, deltas, weight_attr=normal(0.001))
 
     def forward(self, embedding: Tensor) -> BoxHeadOutput:
-        """[R, D] -> BoxHeadOutput; class K is background, and deltas are ordered by class, then (dx, dy, dw, dh)."""
+        """[R, E] -> BoxHeadOutput; class K is background, and deltas are ordered by class, then (dx, dy, dw, dh)."""
         return BoxHeadOutput(embedding, self.classify(embedding), self.regress(embedding))
 
     def losses(self, output: BoxHeadOutput, sampled: SampledRois) -> dict[str, Tensor]:
@@ -142,7 +141,7 @@ class BoxPredictor(nn.Layer):
         loss_box = sum_box_loss(deltas.astype("float32"), targets, self.box_loss, self.beta) / count
         return {"loss_cls": loss_cls, "loss_box": loss_box}
 
-    def _deltas_of_class(self, deltas: Tensor, classes: Tensor, rows: Tensor) -> Tensor:
+    def _deltas_of_class(self, deltas: Tensor, classes: Tensor, rows: Tensor) -> Tensor:  # [F, 4] of F rows
         if self.class_agnostic:
             return paddle.gather(deltas, rows)
         flat = rows * self.num_classes + paddle.gather(classes, rows)

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 import paddle
 import paddle.nn.functional as F
 from paddle import ParamAttr, Tensor, nn
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from ppdet_lite.config.constrained_types import Channels, PositiveFloat
 from ppdet_lite.config.registry import register
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import kaiming_normal, zeros
 from ppdet_lite.ops.checks import full_precision
@@ -33,9 +35,13 @@ class Deformable:
 
     version: Literal[1, 2] = 2
     stages: Annotated[Sequence[Literal[2, 3, 4, 5]], Field(min_length=1)] = (3, 4, 5)
-    groups: PositiveInt = 1
+    groups: Channels = 1
     mask_scale: Literal[1, 2] = 1
     offset_lr: PositiveFloat = 0.1
+
+    def __post_init__(self) -> None:
+        if self.version == 1 and self.mask_scale != 1:
+            raise IncompatibleArguments("mask_scale", "version 1 has no mask; remove it, or set version to 2")
 
 
 class DeformConv2D(nn.Layer):
@@ -58,17 +64,20 @@ class DeformConv2D(nn.Layer):
         weight_init: ParamAttr | None = None,
     ) -> None:
         super().__init__()
+        if in_channels % settings.groups:
+            reason = f"{settings.groups} groups do not divide the {in_channels} channels of a convolution"
+            raise IncompatibleArguments("deformable.groups", f"{reason}; choose 1, 2 or 4")
         self.settings, self.stride, self.dilation, self.groups = settings, stride, dilation, groups
         self.padding = dilation * (kernel - 1) // 2
         self.weight = self.create_parameter(
             [out_channels, in_channels // groups, kernel, kernel], attr=weight_init or kaiming_normal()
         )
         self.bias = None  # a norm follows
-        taps = settings.groups * kernel * kernel
-        self.offset_channels = 2 * taps
+        samples = settings.groups * kernel * kernel  # G * K
+        self.offset_channels = 2 * samples
         self.offset = Conv2D(
             in_channels,
-            (2 if settings.version == 1 else 3) * taps,
+            (2 if settings.version == 1 else 3) * samples,
             kernel,
             stride=stride,
             padding=self.padding,
@@ -78,7 +87,7 @@ class DeformConv2D(nn.Layer):
         )
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return offsets in pixels of x [N, 2GK, H', W'] (dy, dx per tap), and the mask [N, GK, H', W'] or None."""
+        """Return offsets [N, 2GK, H', W'] in pixels of x, and the mask [N, GK, H', W'] or None; see `deform_conv2d`."""
         with paddle.amp.auto_cast(enable=False):  # 16-bit floats resolve only a few hundredths of a pixel
             branch = self.offset(full_precision(x)[0])
         if self.settings.version == 1:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import PositiveInt
 
+from ppdet_lite.config.constrained_types import Channels
 from ppdet_lite.config.registry import Derived, register
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import Neck
 from ppdet_lite.modeling.initialization import xavier_fill
 from ppdet_lite.modeling.norm import ConvNorm, NormName
@@ -27,13 +28,17 @@ class FPN(Neck):
         self,
         in_channels: Derived[Sequence[int]],
         in_strides: Derived[Sequence[int]],
-        out_channels: PositiveInt = 256,
+        out_channels: Channels = 256,
         norm: NormName = "none",
         extra_level: bool = True,
     ) -> None:
         super().__init__()
         if any(coarse != 2 * fine for fine, coarse in itertools.pairwise(in_strides)):
-            raise ValueError(f"FPN needs each stride to be twice the one before, got {list(in_strides)}")
+            raise IncompatibleArguments(
+                "type",
+                f"FPN needs each stride to be twice the one before, not {list(in_strides)}: choose consecutive "
+                "backbone.out_stages, and dilated: false",
+            )
         self.out_channels = out_channels
         self.extra_level = extra_level
         self.out_strides = [*in_strides, in_strides[-1] * 2] if extra_level else list(in_strides)
@@ -54,4 +59,4 @@ class FPN(Neck):
             levels.insert(0, self.output[i](merged))
         if self.extra_level:
             levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
-        return levels[-(len(self.out_strides) - finest) :]
+        return levels[-(len(self.out_strides) - finest) :]  # without the last map's level if `finest` is the extra one

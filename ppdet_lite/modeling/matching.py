@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
-from pydantic import PositiveInt
 
-from ppdet_lite.config.constrained_types import Fraction
+from ppdet_lite.config.constrained_types import Fraction, PositiveInt
 from ppdet_lite.config.registry import register
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.ops.boxes import box_coverage, box_iou
 from ppdet_lite.structures import Targets
 
@@ -44,7 +44,8 @@ class Matcher:
 
     def __post_init__(self) -> None:
         if self.background_iou > self.foreground_iou:
-            raise ValueError(f"background_iou {self.background_iou} is above foreground_iou {self.foreground_iou}")
+            reason = f"{self.background_iou:g} is above foreground_iou {self.foreground_iou:g}"
+            raise IncompatibleArguments("background_iou", f"{reason}; it must be at most that")
 
     @paddle.no_grad()
     def __call__(self, boxes: Tensor, targets: Targets) -> Matches:
@@ -88,6 +89,11 @@ class Sampler:
 
     count: PositiveInt = 256
     foreground_share: Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        if self.foreground_share > 0 and int(self.count * self.foreground_share) == 0:
+            reason = f"foreground_share {self.foreground_share:g} of count {self.count} is less than one box"
+            raise IncompatibleArguments("count", f"{reason}; raise one of the two, or set foreground_share to 0")
 
     @paddle.no_grad()
     def __call__(self, labels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from ppdet_lite.config.constrained_types import NonNegativeFloat, NonNegativeInt, Pixels, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.initialization import normal
@@ -18,7 +18,7 @@ from ppdet_lite.structures import Originals, Patches, Rois, SampledRois
 
 
 class Omega(NamedTuple):
-    """The RoIs whose features are mimicked, called Omega in the paper."""
+    """The B RoIs whose features are mimicked, called Omega in the paper."""
 
     rows: Tensor  # [B] int64, ascending: their indices in `SampledRois`
     rois: Rois  # B boxes
@@ -40,7 +40,7 @@ class RCNNTeacher(nn.Layer):
     The detector's features of a RoI also depend on its surroundings, more so with deformable convolutions. Those of an
     R-CNN depend on the RoI only: the image patch inside the RoI is resized and passed through the detector's own
     backbone, neck, RoI pooling (of the whole patch) and box head, and then through a separate classifier. The loss
-    increases the cosine similarity of the two; its gradients reach the shared weights through both unless stopped.
+    increases the cosine similarity of the two; gradients reach the shared weights through both, unless stopped.
 
     `loss_mimic` is the mean of 1 - cosine over the sampled RoIs (Omega); the paper has a sum without a stated
     normalization. `loss_mimic_cls` is the mean cross entropy of the R-CNN classifier. Both are 0 if Omega is empty.
@@ -55,7 +55,7 @@ class RCNNTeacher(nn.Layer):
             stride-16 level of 14 x 14 cells.
         crop_from: crop patches from the image in its `original` resolution or from the input of the `network`.
         loss_weight, cls_loss_weight: weights of the two losses.
-        stop_gradient: the side that gets no gradient of `loss_mimic`, `teacher` (R-CNN) or `student` (detector).
+        stop_gradient: the features that get no gradient of `loss_mimic`: `teacher` (R-CNN) or `student` (detector).
         start_iteration: number of training steps before the losses start.
     """
 
@@ -67,7 +67,7 @@ class RCNNTeacher(nn.Layer):
         rois_per_image: PositiveInt = 32,
         rois: Literal["foreground", "background", "both"] = "foreground",
         include_ground_truth: bool = False,
-        crop_size: PositiveInt = 224,
+        crop_size: Pixels = 224,
         crop_from: Literal["original", "network"] = "original",
         loss_weight: NonNegativeFloat = 0.1,
         cls_loss_weight: NonNegativeFloat = 0.1,
@@ -94,9 +94,9 @@ class RCNNTeacher(nn.Layer):
     ) -> MimicOutput:
         """Compute the losses between the features of sampled RoIs and those of their image patches.
 
-        sampled, embedding [R, D]: the RoIs of the box head and their features; sources: the images from which patches
+        sampled, embedding [R, E]: the RoIs of the box head and their features; sources: the images from which patches
         are cropped; image_sizes, scales [N, 2], iteration: see `FasterRCNN.forward`; embed: a function that computes
-        the features of patches, [B, 3, S, S] -> [B, D].
+        the features of patches, [B, 3, S, S] -> [B, E].
         """
         not_started = iteration is not None and iteration < self.start_iteration
         omega = None if not_started else self.sample(sampled)
@@ -151,7 +151,7 @@ class RCNNTeacher(nn.Layer):
         return paddle.concat(patches)
 
     def losses(self, student: Tensor, teacher: Tensor, logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Return the weighted losses of features [B, D], R-CNN logits [B, K + 1] and classes [B], in float32."""
+        """Return the weighted losses of features [B, E], R-CNN logits [B, K + 1] and classes [B], in float32."""
         student, teacher, logits = (tensor.astype("float32") for tensor in (student, teacher, logits))
         student = student.detach() if self.stopped_side == "student" else student
         teacher = teacher.detach() if self.stopped_side == "teacher" else teacher
@@ -173,7 +173,7 @@ class RCNNTeacher(nn.Layer):
         }
 
     def _zero_losses(self) -> MimicOutput:
-        """Return losses of 0 with a gradient for every weight of the branch, for which other ranks may wait."""
+        """Return losses of 0 that give every weight of the branch a gradient, since other ranks may wait for these."""
         zero = sum((0 * parameter.astype("float32")).sum() for parameter in self.parameters())
         losses = {"loss_mimic": zero, "loss_mimic_cls": zero}
         return MimicOutput(losses, {"mimic_rois": paddle.zeros([])}, None)

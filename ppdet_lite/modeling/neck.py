@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import paddle.nn.functional as F
 from paddle import Tensor
-from pydantic import PositiveInt
 
+from ppdet_lite.config.constrained_types import Channels
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import Neck
@@ -45,7 +45,7 @@ class Reduction(Neck):
         self,
         in_channels: Derived[Sequence[int]],
         in_strides: Derived[Sequence[int]],
-        out_channels: PositiveInt = 256,
+        out_channels: Channels = 256,
         norm: NormName = "none",
     ) -> None:
         super().__init__()

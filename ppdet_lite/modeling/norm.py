@@ -7,12 +7,13 @@ from typing import Literal
 import paddle
 from paddle import ParamAttr, Tensor, nn
 
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.initialization import kaiming_normal
 from ppdet_lite.ops.layers import frozen_norm, group_norm
 
-STATISTICS_SUFFIXES = ("._mean", "._variance")  # of the names of running statistics, which are not trained weights
+STATISTICS_SUFFIXES = ("._mean", "._variance")  # name endings of running statistics, which are not trained weights
 
 NormName = Literal["none", "bn", "frozen_bn", "frozen_stats_bn", "sync_bn", "gn", "ln", "in"]
 
@@ -69,11 +70,12 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
             return FrozenBatchNorm(channels, trainable_affine=True)
         case "sync_bn":
             if not paddle.is_compiled_with_cuda():
-                raise ValueError("sync_bn needs a GPU; on a CPU choose bn, frozen_bn or gn")
+                raise IncompatibleArguments("norm", "sync_bn needs a GPU; on a CPU choose bn, frozen_bn or gn")
             return nn.SyncBatchNorm(channels)
         case "gn":
             if channels % 32:
-                raise ValueError(f"gn has 32 groups: the number of channels must be a multiple of 32, not {channels}")
+                reason = f"gn has 32 groups: the number of channels must be a multiple of 32, not {channels}"
+                raise IncompatibleArguments("norm", reason)
             return GroupNorm(32, channels)
         case "ln":
             return GroupNorm(1, channels)
@@ -115,7 +117,7 @@ class ConvNorm(nn.Layer):
 
     Args:
         deformable: settings of a deformable convolution, which needs a norm; None for a plain convolution.
-        groups: of a grouped convolution.
+        groups: number of groups of a grouped convolution.
         weight_init: initialization of the convolution's weight (see `modeling.initialization`); None: kaiming_normal.
     """
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
-from pydantic import PositiveInt
 
-from ppdet_lite.config.constrained_types import Fraction
+from ppdet_lite.config.constrained_types import Fraction, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes
 from ppdet_lite.ops.nms import count_groups, grouped_nms, rank_in_group
@@ -57,7 +56,7 @@ class Postprocess:
         kept = paddle.gather(kept, paddle.argsort(paddle.gather(image, kept), stable=True))
         rank = rank_in_group(paddle.gather(image, kept), image_count)
         kept = paddle.gather(kept, paddle.nonzero(rank < self.max_detections).flatten())
-        # In float64, for which oneDNN has no kernels: its float32 kernels crash if D = 0.
+        # float64, because oneDNN's float32 kernels crash if D = 0; for float64 it has none, and Paddle's are used
         boxes, image = paddle.gather(boxes, kept).astype("float64"), paddle.gather(image, kept)
         image_sizes, scales = image_sizes.astype("float64"), scales.astype("float64")
         original_sizes = paddle.floor(image_sizes / scales + 0.5)

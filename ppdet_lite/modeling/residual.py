@@ -9,6 +9,7 @@ from typing import Literal
 from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName, frozen_running_statistics
 from ppdet_lite.ops.layers import add_relu, relu
@@ -63,7 +64,8 @@ class BasicBlock(_ResidualBlock):
     def __init__(self, in_channels: int, planes: int, stride: int, style: BlockStyle) -> None:
         super().__init__()
         if style.groups > 1 or style.base_width != 64:
-            raise ValueError("groups and base_width apply to bottleneck blocks only: they need depth 50 or more")
+            reason = "applies to bottleneck blocks only: choose depth 50 or more, or groups 1 and base_width 64"
+            raise IncompatibleArguments("groups" if style.groups > 1 else "base_width", reason)
         options = {"dilation": style.dilation, "norm": style.norm, "deformable": style.deformable}
         self.conv1 = ConvNorm(in_channels, planes, 3, stride, **options)
         self.conv2 = ConvNorm(planes, planes, 3, **options)
@@ -110,10 +112,10 @@ def residual_stage(depth: Depth, stage: int, in_channels: int, stride: int, styl
 
 
 def checkpointed(block: nn.Layer, x: Tensor) -> Tensor:
-    """Run a block with gradient checkpointing: only x is kept, and the backward pass runs the block again (Chen 2016).
+    """Run a block with gradient checkpointing: only x is kept, and the backward pass runs the block again.
 
-    Running statistics are updated in the first run only. If x needs no gradient, as after frozen stages, the block runs
-    without checkpointing, as Paddle's recompute would run it too, but without its warning.
+    Source: Chen et al. 2016. Running statistics are updated in the first run only. If x needs no gradient, as after
+    frozen stages, the block runs normally; Paddle's recompute would do the same and log a warning.
     """
     if x.stop_gradient:
         return block(x)

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import paddle
 from paddle import Tensor, nn
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from ppdet_lite.config.constrained_types import Channels, PositiveFloat
 from ppdet_lite.config.registry import register
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.norm import ConvNorm, NormName
@@ -68,8 +70,8 @@ class ResNet(Backbone):
         frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2,
         out_stages: Sequence[Literal[2, 3, 4, 5]] = STAGES,
         variant: Variant = "b",
-        groups: PositiveInt = 1,
-        base_width: PositiveInt = 64,
+        groups: Channels = 1,
+        base_width: Channels = 64,
         dilated: bool = False,
         project_stage_2: bool = False,
         stage_lr: Annotated[Sequence[PositiveFloat], Field(min_length=4, max_length=4)] = (1.0, 1.0, 1.0, 1.0),
@@ -78,11 +80,18 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         if norm == "none":
-            raise ValueError("a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in")
+            reason = "a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in"
+            raise IncompatibleArguments("norm", reason)
         if not out_stages or list(out_stages) != sorted(set(out_stages)):
-            raise ValueError(f"out_stages must be ascending stages out of 2..5, got {list(out_stages)}")
+            reason = f"expected ascending stages out of 2..5, got {list(out_stages)}"
+            raise IncompatibleArguments("out_stages", reason)
         if dilated and out_stages[-1] != 5:
-            raise ValueError(f"dilated applies to stage 5, which is not in out_stages {list(out_stages)}")
+            reason = f"applies to stage 5, which is not in out_stages {list(out_stages)}; set it to false or add 5"
+            raise IncompatibleArguments("dilated", reason)
+        missing = [] if deformable is None else sorted(set(deformable.stages) - set(range(2, out_stages[-1] + 1)))
+        if missing:
+            reason = f"stages {missing} are not built, since out_stages is {list(out_stages)}; remove them"
+            raise IncompatibleArguments("deformable.stages", reason)
         self.norm_name, self.frozen_stages = norm, frozen_stages
         self.out_stages, self.recompute = tuple(out_stages), recompute
         stem_norm = self._stage_norm(1)

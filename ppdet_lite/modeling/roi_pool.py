@@ -1,13 +1,14 @@
 """RoI pooling: RoIAlign, deformable pooling with an offset branch, and position-sensitive deformable pooling."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from ppdet_lite.config.constrained_types import Bins, Channels, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import RoIPool
@@ -29,9 +30,11 @@ class _PyramidPool(RoIPool):
         self.output_size, self.canonical_size = output_size, canonical_size
         self.strides = list(in_strides)[:levels]
         if len(self.strides) < levels:
-            raise ValueError(f"levels is {levels}, but the neck has only strides {list(in_strides)}")
+            reason = f"{levels} levels, but the neck has {len(in_strides)} (strides {', '.join(map(str, in_strides))})"
+            raise IncompatibleArguments("levels", f"{reason}; set it to at most {len(in_strides)}")
         if canonical_stride not in self.strides:
-            raise ValueError(f"canonical_stride is {canonical_stride}, but RoIs are pooled at strides {self.strides}")
+            reason = f"RoIs are pooled at strides {self.strides}, not {canonical_stride}; choose one of these"
+            raise IncompatibleArguments("canonical_stride", reason)
         self.canonical_level = self.strides.index(canonical_stride)
 
     def level(self, boxes: Tensor) -> Tensor:
@@ -56,8 +59,8 @@ class RoIAlign(_PyramidPool):
     """RoIAlign from a pyramid, each RoI from the level for its size.
 
     Args:
-        sampling_ratio: samples per bin and axis; 0 adapts it to the RoI (detectron2, mmdetection, PaddleDetection);
-            torchvision has 2.
+        sampling_ratio: samples per bin and axis; 0 adapts it to the RoI (detectron2, mmdetection, PaddleDetection), 2
+            in torchvision.
         aligned: with the half-pixel shift (detectron2, mmdetection) or without (torchvision, PaddleDetection).
         levels: RoIs are pooled from this number of levels, counted from the finest; FPN's fifth is for the RPN only.
         canonical_size, canonical_stride: a square RoI of this side in pixels is pooled from the level of this stride,
@@ -67,8 +70,8 @@ class RoIAlign(_PyramidPool):
     def __init__(
         self,
         in_strides: Derived[Sequence[int]],
-        output_size: PositiveInt = 7,
-        sampling_ratio: NonNegativeInt = 0,
+        output_size: Bins = 7,
+        sampling_ratio: Annotated[int, Field(ge=0, le=64)] = 0,
         aligned: bool = True,
         levels: PositiveInt = 4,
         canonical_size: PositiveFloat = 224.0,
@@ -90,9 +93,9 @@ class RoIAlign(_PyramidPool):
 class DeformRoIPool(_PyramidPool):
     """Deformable RoI pooling: each bin is moved by a learned offset and, if modulated, scaled by a learned mask.
 
-    RoIs are pooled without offsets; fully connected layers (the branch) compute from this the offsets, in units of
-    gamma times the RoI's size, and the masks of the bins; then the RoIs are pooled again (Dai et al. 2017, section 2.2;
-    Zhu et al. 2019, section 3.2). The last layer of each branch is initialized with 0.
+    RoIs are first pooled without offsets. From the result, fully connected layers (the branch) compute the offsets of
+    the bins, in units of gamma times the RoI's size, and their mask. Then the RoIs are pooled again (Dai et al. 2017,
+    section 2.2; Zhu et al. 2019, section 3.2). The last layer of each branch is initialized with 0.
 
     Args:
         modulated: version 2, with a mask: the sigmoid of the branch's output multiplies each bin, initially by 0.5.
@@ -111,11 +114,11 @@ class DeformRoIPool(_PyramidPool):
         in_channels: Derived[int],
         modulated: bool = False,
         branch: Literal["paper", "mmcv"] = "paper",
-        hidden: PositiveInt = 1024,
+        hidden: Channels = 1024,
         offset_lr: PositiveFloat = 0.1,
         gamma: PositiveFloat = 0.1,
-        output_size: PositiveInt = 7,
-        sampling_ratio: NonNegativeInt = 0,
+        output_size: Bins = 7,
+        sampling_ratio: Annotated[int, Field(ge=0, le=64)] = 0,
         levels: PositiveInt = 4,
         canonical_size: PositiveFloat = 224.0,
         canonical_stride: PositiveInt = 16,
@@ -153,7 +156,7 @@ class DeformRoIPool(_PyramidPool):
         return offset, F.sigmoid(output[:, 2 * bins :]).reshape([-1, 1, size, size])
 
     def _run_branches(self, pooled: Tensor, level: Tensor) -> Tensor:
-        """Return each RoI's output of its level's branch. All branches run on all RoIs, as a level may have none."""
+        """Return for each RoI the output of its level's branch. All branches run on all RoIs: a level may have none."""
         output = 0
         for i, branch in enumerate(self.branches):
             on_level = (level == i).astype(pooled.dtype).unsqueeze(1)
@@ -212,17 +215,17 @@ class DeformPSRoIPool(RoIPool):
         self,
         in_strides: Derived[Sequence[int]],
         in_channels: Derived[int],
-        out_channels: PositiveInt = 32,
-        group_size: PositiveInt = 7,
-        output_size: PositiveInt = 7,
+        out_channels: Channels = 32,
+        group_size: Bins = 7,
+        output_size: Bins = 7,
         gamma: PositiveFloat = 0.1,
         offset_lr: PositiveFloat = 0.1,
-        sample_per_part: PositiveInt = 4,
+        sample_per_part: Bins = 4,
     ) -> None:
         super().__init__()
         if len(in_strides) != 1:
             reason = f"DeformPSRoIPool needs a single map, not {len(in_strides)}: choose the neck Reduction, or null"
-            raise IncompatibleArguments("roi_pool", reason)
+            raise IncompatibleArguments("type", reason)
         self.scale, self.out_channels, self.output_size = 1 / in_strides[0], out_channels, output_size
         self.group_size, self.gamma, self.sample_per_part = group_size, gamma, sample_per_part
         self.maps = Conv2D(in_channels, out_channels * group_size**2, 1, weight_attr=normal(0.01))

@@ -9,10 +9,17 @@ from typing import Literal
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ppdet_lite.config.constrained_types import DeltaWeights, Fraction
+from ppdet_lite.config.constrained_types import (
+    DeltaWeights,
+    Fraction,
+    Layers,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
 from ppdet_lite.config.registry import Derived, register
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import normal
@@ -24,7 +31,7 @@ from ppdet_lite.ops.layers import relu
 from ppdet_lite.ops.nms import nms_mask
 from ppdet_lite.structures import Rois, Targets
 
-REMOVED_SCORE = -1e30  # of candidates that NMS removed or that are too small: below any logit
+REMOVED_SCORE = -1e30  # score of candidates that NMS removed or that are too small: below any logit
 
 
 @register
@@ -58,11 +65,15 @@ class RPN(nn.Layer):
         delta_weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0),
         box_loss: BoxLossName = "l1",
         beta: PositiveFloat = 1 / 9,
-        convs: PositiveInt = 1,
+        convs: Layers = 1,
     ) -> None:
         super().__init__()
         if len(anchors.sizes) != len(in_strides):
-            raise ValueError(f"{len(anchors.sizes)} anchor sizes for {len(in_strides)} pyramid levels")
+            raise IncompatibleArguments(
+                "anchors.sizes",
+                f"{len(anchors.sizes)} anchor sizes for {len(in_strides)} pyramid levels (strides "
+                f"{', '.join(map(str, in_strides))}): give one size, or one list of sizes, for each level",
+            )
         self.strides = list(in_strides)
         self.anchors, self.matcher, self.sampler = anchors, matcher, sampler
         self.nms_iou, self.min_size = nms_iou, min_size
@@ -150,7 +161,7 @@ class RPN(nn.Layer):
         keep = nms_mask(boxes.reshape([-1, 4]), scores.flatten(), groups.flatten(), self.nms_iou)
         return paddle.where(keep.reshape(scores.shape), scores, paddle.full_like(scores, REMOVED_SCORE))
 
-    def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:
+    def _best_per_image(self, boxes: Tensor, scores: Tensor) -> Rois:  # [N, M, 4], [N, M]; applies post_nms_*
         scores, index = _top(scores, self.post_nms_train if self.training else self.post_nms_test)
         keep = scores > REMOVED_SCORE
         if self.training and self.train_limit_over == "batch":
@@ -158,7 +169,7 @@ class RPN(nn.Layer):
             keep = keep & (scores >= threshold)
         keep = keep | (paddle.arange(scores.shape[1]) == 0)  # so that every image has a RoI
         counts, boxes = keep.astype("int32").sum(axis=1, dtype="int32"), _gather_rows(boxes, index)
-        if self.training:  # RoI sampling needs the counts on the host; the boxes to keep are the first in each row
+        if self.training:  # RoI sampling needs the counts on the host; the kept boxes come first in each image's row
             sizes = counts.tolist()
             rows = boxes.reshape([len(sizes), -1, 4])
             return Rois(paddle.concat([rows[i, :size] for i, size in enumerate(sizes)]), counts, sizes)
@@ -210,7 +221,7 @@ def _top(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of_batch(rows: Sequence[Tensor], anchors: Tensor) -> Tensor:
-    """Convert anchor indices of each image to rows of a table with the anchors of one image after the other."""
+    """Convert anchor indices of each image to row indices of a table [N * M, ...], image after image; concatenate."""
     return paddle.concat([part + image * anchors.shape[0] for image, part in enumerate(rows)])
 
 

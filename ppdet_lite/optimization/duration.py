@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 def to_iterations(duration: str, iterations_per_epoch: int) -> int:
     """Convert a `Duration` to a number of iterations. Raises ValueError for any other text."""
-    match = re.fullmatch(r"(\d+) ?(epochs?|iterations?)", duration)
+    match = re.fullmatch(r"(\d{1,9}) ?(epochs?|iterations?)", duration)
     if match is None:
         raise ValueError("a duration such as '12 epochs' or '500 iterations'")
     return int(match[1]) * (iterations_per_epoch if match[2].startswith("epoch") else 1)

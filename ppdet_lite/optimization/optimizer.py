@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from ppdet_lite.config.constrained_types import Fraction
+from ppdet_lite.config.constrained_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
 
-ACCUMULATORS = {
+ACCUMULATORS = {  # names of the state that an optimizer keeps for each parameter, as in Paddle's keys
     paddle.optimizer.Momentum: ("velocity",),
     paddle.optimizer.AdamW: ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"),
 }
@@ -39,8 +38,8 @@ class Average:
 class Optimizer(ABC):
     """Base class of all optimizers.
 
-    base_lr, base_batch: learning rate for `base_batch` images per step; it is scaled linearly to the actual number of
-        images per step (Goyal et al. 2017).
+    base_lr, base_batch: learning rate for `base_batch` images per step; it is scaled in proportion to the actual number
+        of images per step (Goyal et al. 2017).
     weight_decay: of all parameters except those of norm layers.
     norm_decay: weight decay of norm layers.
     clip_norm: upper limit of the joint L2 norm of all gradients, to which they are scaled down; null for no limit.
@@ -175,7 +174,7 @@ def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> d
 
 
 def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: dict[str, np.ndarray]) -> None:
-    """Load a result of `optimizer_state` into the first optimizer of a model, before its first step.
+    """Load a result of `optimizer_state` into the first optimizer built for a model, before its first step.
 
     Raises UserError if the state is that of another model or another kind of optimizer.
     """
@@ -193,10 +192,10 @@ def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, st
         shape = tuple(parameters[name].shape)
         if value.shape != shape and value.size != 1:
             raise UserError(f"the checkpoint's optimizer state of {key} has shape {value.shape}, the model {shape}")
-        restored[f"{parameters[name].name}_{accumulator}_0"] = paddle.to_tensor(value)
+        restored[f"{parameters[name].name}_{accumulator}_0"] = paddle.to_tensor(value)  # 0: the first optimizer
     optimizer.set_state_dict(restored)
 
 
 def _owner(key: str, internal: dict[str, str]) -> str:
-    """Return the internal parameter name with which a key starts: the longest, as w_1 is a prefix of w_1_0 too."""
+    """Return the longest internal parameter name that a key begins with: w_1_0_velocity_0 belongs to w_1_0, not w_1."""
     return max((name for name in internal if key.startswith(f"{name}_")), key=len)

@@ -6,9 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import NonNegativeInt
-
-from ppdet_lite.config.constrained_types import Fraction
+from ppdet_lite.config.constrained_types import Fraction, NonNegativeInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.optimization.duration import Duration, to_iterations
 
@@ -34,7 +32,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def _decay(self, iteration: int, total: int, iterations_per_epoch: int) -> float:
-        """Return the factor without warm-up."""
+        """Return the factor of the learning rate at an iteration, without warm-up."""
 
 
 @register

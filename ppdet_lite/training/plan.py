@@ -9,21 +9,21 @@ from ppdet_lite.optimization.duration import to_iterations
 
 
 class Plan(NamedTuple):
-    """The lengths of a run in iterations. None: only at the end."""
+    """The lengths of a run in iterations. None: an action happens only at the end."""
 
     total: int
     per_epoch: int
     checkpoint_every: int | None
     evaluate_every: int | None
-    early_stop: int | None  # evaluations
+    early_stop: int | None  # in evaluations; None: never
 
     def due(self, every: int | None, iteration: int) -> bool:
-        """Whether an action is due after an iteration that happens every `every` iterations and at the end."""
+        """Return whether an action that happens every `every` iterations, and at the end, is due after this one."""
         return iteration == self.total or (every is not None and iteration % every == 0)
 
 
 def make_plan(config: Config, per_epoch: int) -> Plan:
-    """Compute the plan of a config. Logs a warning for a warm-up or mimicking that the run is too short for.
+    """Compute the plan of a config. Warns about a warm-up, milestones or mimicking that the run is too short for.
 
     per_epoch: iterations in an epoch. Raises UserError for a length of zero iterations.
     """
@@ -50,6 +50,12 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
     warmup = config["schedule"]["warmup_iterations"]
     if warmup >= plan.total:
         get_logger().warning("the warm-up of %d iterations is not over when training ends after %d", warmup, plan.total)
+    milestones = config["schedule"].get("milestones", [])
+    if late := [milestone for milestone in milestones if to_iterations(milestone, per_epoch) >= plan.total]:
+        get_logger().warning(
+            f"{config.origin('schedule.milestones')}: schedule.milestones: the learning rate is not lowered at "
+            f"{', '.join(late)}, since training ends after {config['train']['length']} (train.length)"
+        )
     mimic = config["model"]["mimic"]
     if mimic is not None and mimic["start_iteration"] >= plan.total:
         get_logger().warning(

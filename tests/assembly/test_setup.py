@@ -175,26 +175,36 @@ class TestModel:
         config = load(tmp_path, "model.neck.norm=gn", "model.neck.out_channels=48")
         with pytest.raises(UserError) as error:
             build_model(config, CLASSES)
-        assert "model: gn has 32 groups: the number of channels must be a multiple of 32, not 48" in message(error)
+        assert (
+            "command line: model.neck.norm: gn has 32 groups: the number of channels must be a multiple of 32, not 48"
+            in message(error)
+        )
 
     def test_thresholds_that_contradict_each_other(self, tmp_path: Path) -> None:
         config = load(tmp_path, "model.rpn.matcher={foreground_iou: 0.3, background_iou: 0.7}")
-        with pytest.raises(UserError, match=r"background_iou 0\.7 is above foreground_iou 0\.3"):
+        with pytest.raises(
+            UserError, match=r"command line: model.rpn.matcher.background_iou: 0\.7 is above foreground_iou 0\.3"
+        ):
             build_model(config, CLASSES)
 
     def test_padding_has_to_match_the_coarsest_map(self, tmp_path: Path) -> None:
         config = load(tmp_path, "data.preprocess.stride=8")
         with pytest.raises(UserError) as error:
             build_model(config, CLASSES)
-        assert "stride 8 is not a multiple of 16, the stride of the model's coarsest feature map" in message(error)
+        assert (
+            "data.preprocess.stride: 8 is not a multiple of 16, the stride of the model's coarsest feature map"
+            in message(error)
+        )
         build_model(load(tmp_path, "data.preprocess.stride=16"), CLASSES)
 
     def test_a_size_is_needed_for_every_level(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="anchor sizes for 3 pyramid levels"):
+        with pytest.raises(
+            UserError, match=r"command line: model\.rpn\.anchors\.sizes: 5 anchor sizes for 3 pyramid levels"
+        ):
             build_model(load(tmp_path, "model.rpn.anchors.sizes=[32, 64, 128, 256, 512]"), CLASSES)
 
     def test_pooling_levels_must_exist(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=r"command line: model.roi_pool.levels: 4 levels, but the neck has 3"):
             build_model(load(tmp_path, "model.roi_pool.levels=4"), CLASSES)
 
 

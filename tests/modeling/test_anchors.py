@@ -69,5 +69,5 @@ def test_several_sizes_on_one_level() -> None:
 
 
 def test_levels_must_have_equally_many_sizes() -> None:
-    with pytest.raises(ValueError, match="same number of sizes for each level"):
+    with pytest.raises(ValueError, match="sizes: every level needs the same number of sizes, not 2, 1"):
         AnchorGenerator(sizes=[[32, 64], [128]])

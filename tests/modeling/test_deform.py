@@ -6,6 +6,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import Tensor, nn
 
+from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.optimization.optimizer import SGD, AdamW, Optimizer
@@ -171,6 +172,10 @@ def test_the_branch_of_a_frozen_stage_is_frozen() -> None:
 
 
 def test_groups_must_divide_the_channels() -> None:
-    conv = layer(channels=4, groups=3)
-    with pytest.raises(ValueError, match=r"the 4 channels of x .* cannot be divided into deformable_groups=3"):
-        conv(noise(1, 4, 6, 6))
+    with pytest.raises(IncompatibleArguments, match=r"deformable.groups: 3 groups do not divide the 4 channels"):
+        layer(channels=4, groups=3)
+
+
+def test_version_1_has_no_mask_to_scale() -> None:
+    with pytest.raises(IncompatibleArguments, match="mask_scale: version 1 has no mask"):
+        Deformable(version=1, mask_scale=2)

@@ -140,11 +140,17 @@ def test_the_c4_head_is_stage_5_and_average_pooling() -> None:
         ),
         (
             [*C4, "model.box_head={type: Res5Head, depth: 18, norm: gn, deformable: {stages: [4]}}"],
-            "model.box_head.deformable: stages [4] must contain 5",
+            "model.box_head.deformable.stages: [4] must contain 5",
         ),
-        ([*C4, "model.rpn={anchors: {sizes: [32, 64]}}"], "2 anchor sizes for 1 pyramid levels"),
-        ([*C4, "model.roi_pool.levels=4"], "levels is 4, but the neck has only strides [16]"),
-        ([*DC5, "model.neck={type: FPN}"], "FPN needs each stride to be twice the one before, got [16, 16]"),
+        (
+            [*C4, "model.rpn={anchors: {sizes: [32, 64]}}"],
+            "model.rpn.anchors.sizes: 2 anchor sizes for 1 pyramid levels (strides 16)",
+        ),
+        ([*C4, "model.roi_pool.levels=4"], "model.roi_pool.levels: 4 levels, but the neck has 1 (strides 16)"),
+        (
+            [*DC5, "model.neck={type: FPN}"],
+            "model.neck.type: FPN needs each stride to be twice the one before, not [16, 16]",
+        ),
     ],
 )
 def test_incompatible_components_are_reported_in_one_line(overrides: list[str], message: str) -> None:

@@ -92,7 +92,7 @@ def test_channels_and_strides() -> None:
 def test_strides_must_double() -> None:
     with pytest.raises(ValueError) as error:
         FPN([64, 256], [4, 16])
-    assert str(error.value) == "FPN needs each stride to be twice the one before, got [4, 16]"
+    assert "FPN needs each stride to be twice the one before, not [4, 16]: choose consecutive" in str(error.value)
 
 
 def test_norm_after_every_convolution() -> None:

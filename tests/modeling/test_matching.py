@@ -150,7 +150,7 @@ def test_a_large_iou_matrix_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch
 def test_background_must_not_be_above_foreground() -> None:
     with pytest.raises(ValueError) as error:
         Matcher(0.3, 0.7)
-    assert str(error.value) == "background_iou 0.7 is above foreground_iou 0.3"
+    assert "background_iou: 0.7 is above foreground_iou 0.3" in str(error.value)
 
 
 LABELS = [FOREGROUND] * 20 + [BACKGROUND] * 60 + [IGNORE] * 20

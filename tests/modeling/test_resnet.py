@@ -40,13 +40,13 @@ def test_out_stages(images: paddle.Tensor) -> None:
 def test_stages_must_ascend(stages: list[int]) -> None:
     with pytest.raises(ValueError) as error:
         ResNet(18, out_stages=stages)
-    assert str(error.value) == f"out_stages must be ascending stages out of 2..5, got {stages}"
+    assert str(error.value) == f"out_stages: expected ascending stages out of 2..5, got {stages}"
 
 
 def test_a_resnet_needs_norms() -> None:
     with pytest.raises(ValueError) as error:
         ResNet(18, norm="none", out_stages=[2])
-    assert str(error.value) == "a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in"
+    assert str(error.value) == "norm: a ResNet without norms cannot be trained; choose bn, frozen_bn, gn, ln or in"
 
 
 @pytest.mark.parametrize(("in_1x1", "strides"), [(False, [1, 2, 1]), (True, [2, 1, 1])])
@@ -204,9 +204,13 @@ def test_a_dilated_stage_5_keeps_the_stride(depth: int, images: paddle.Tensor) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 18, "groups": 32}, "they need depth 50 or more"),
-        ({"depth": 34, "base_width": 4}, "they need depth 50 or more"),
-        ({"dilated": True, "out_stages": [4]}, "dilated applies to stage 5"),
+        ({"depth": 18, "groups": 32}, "groups: applies to bottleneck blocks only: choose depth 50"),
+        ({"depth": 34, "base_width": 4}, "base_width: applies to bottleneck blocks only"),
+        (
+            {"deformable": Deformable(stages=[4, 5]), "out_stages": [4]},
+            r"deformable.stages: stages \[5\] are not built",
+        ),
+        ({"dilated": True, "out_stages": [4]}, "dilated: applies to stage 5"),
     ],
 )
 def test_incompatible_arguments(arguments: dict, message: str) -> None:

@@ -213,5 +213,5 @@ def test_gradients_reach_maps_and_fields() -> None:
 
 
 def test_position_sensitive_pooling_needs_a_single_map() -> None:
-    with pytest.raises(IncompatibleArguments, match="roi_pool: DeformPSRoIPool needs a single map, not 4"):
+    with pytest.raises(IncompatibleArguments, match="DeformPSRoIPool needs a single map, not 4"):
         DeformPSRoIPool([4, 8, 16, 32], 3)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import PositiveFloat
 
+from ppdet_lite.config.constrained_types import PositiveFloat
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset

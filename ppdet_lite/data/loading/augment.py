@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from ppdet_lite.config.constrained_types import Fraction
+from ppdet_lite.config.constrained_types import Fraction, Pixels
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
@@ -35,7 +35,7 @@ class Augment:
         which must then be null, and the short and long side of `Preprocess`.
     """
 
-    short_sides: Annotated[Sequence[PositiveInt], Field(min_length=1)] | None = None
+    short_sides: Annotated[Sequence[Pixels], Field(min_length=1)] | None = None
     flip: Fraction = 0.5
     sampling: Literal["choice", "range"] = "choice"
     color_jitter: ColorJitter | None = None

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, PositiveFloat, PositiveInt
+from pydantic import AfterValidator
 
-from ppdet_lite.config.constrained_types import PositiveFraction
+from ppdet_lite.config.constrained_types import Pixels, PositiveFloat, PositiveFraction
 from ppdet_lite.config.registry import register
 from ppdet_lite.data.annotations.dataset import Objects
 
@@ -104,7 +104,7 @@ class ScaleJitter:
     scales: range of the random factor.
     """
 
-    size: tuple[PositiveInt, PositiveInt] = (1024, 1024)
+    size: tuple[Pixels, Pixels] = (1024, 1024)
     scales: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)] = (0.1, 2.0)
 
     def draw_ratio(self, size: tuple[int, int], rng: np.random.Generator) -> float:

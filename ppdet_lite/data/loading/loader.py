@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import RunFailed, UserError
@@ -41,9 +41,9 @@ class Loader:
     group_by_aspect: train on batches of only landscape or only portrait images, which need less padding.
     """
 
-    batch_size: PositiveInt = 1
-    threads: NonNegativeInt = 2
-    timeout: PositiveFloat = 120.0
+    batch_size: Annotated[int, Field(gt=0, le=4096)] = 1
+    threads: Annotated[int, Field(ge=0, le=256)] = 2
+    timeout: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] = 120.0
     on_bad_image: Literal["error", "skip"] = "error"
     group_by_aspect: bool = True
 
