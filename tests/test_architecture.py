@@ -1,4 +1,4 @@
-"""The house's rules that a machine can check: imports go one way, files are short, importing is cheap."""
+"""The rules of this code base that a program can check: one direction of imports, short files, cheap imports."""
 
 import ast
 import os
@@ -17,12 +17,12 @@ LONGEST_FUNCTION = 60  # lines
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
 
-# What each room may import of the package beside itself: a name on the first level, or a folder of `data` or `ops`.
-# docs/architecture.md says what they contain.
+# What each folder may import of the package besides itself; the subfolders of `data` and `ops` have their own rules.
+# docs/architecture.md describes the folders.
 GROUND = {"core", "structures"}
 BASE = {"core", "config", "storage"}
 IN_DATA = ("images", "annotations", "loading", "synthetic", "importing", "checking")  # each may import the ones before
-DATA_ROOMS = ["data", *(f"data.{room}" for room in IN_DATA)]
+DATA_FOLDERS = ["data", *(f"data.{folder}" for folder in IN_DATA)]
 ALLOWED = {
     "core": set(),
     "structures": set(),
@@ -36,25 +36,25 @@ ALLOWED = {
     "__init__": {"core"},
     "data": {"data.annotations"},  # registers the datasets
 }
-for number, room in enumerate(DATA_ROOMS[1:], start=1):
-    ALLOWED[room] = {*BASE, *DATA_ROOMS[1:number]}
-below = {*BASE, *GROUND, *DATA_ROOMS, "ops", "modeling", "optimization", "peers"}
-for room in ("assembly", "deployment", "evaluation", "reporting", "training", "benchmarks"):
-    ALLOWED[room] = set(below)
-    below.add(room)
+for number, folder in enumerate(DATA_FOLDERS[1:], start=1):
+    ALLOWED[folder] = {*BASE, *DATA_FOLDERS[1:number]}
+below = {*BASE, *GROUND, *DATA_FOLDERS, "ops", "modeling", "optimization", "peers"}
+for folder in ("assembly", "deployment", "evaluation", "reporting", "training", "benchmarks"):
+    ALLOWED[folder] = set(below)
+    below.add(folder)
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def part_of(path: Path) -> str:
-    """The room that a module belongs to."""
-    return room_of(path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
+def folder_of(path: Path) -> str:
+    """Return the folder that a module belongs to, such as "data.images"."""
+    return folder_of_name(path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
 
 
-def room_of(module: str) -> str:
-    """The room of "data.images.files" or of what is in such a module: "data.images"."""
+def folder_of_name(module: str) -> str:
+    """Return the folder of "data.images.files", or of a name in such a module: "data.images"."""
     first, *rest = module.split(".")
     return f"{first}.{rest[0]}" if rest and f"{first}.{rest[0]}" in ALLOWED else first
 
@@ -68,7 +68,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Full names of what a file imports anywhere in it, "package.module.name" for `from package.module import name`."""
+    """Yield the full names that a file imports: "package.module.name" for `from package.module import name`."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -78,9 +78,9 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def internal(path: Path) -> set[str]:
-    """The rooms of the package that a file imports."""
+    """Return the folders of the package that a file imports."""
     parts = (name.partition(".") for name in imported(path))
-    return {room_of(rest) for top, _, rest in parts if top == "ppdet_lite" and rest and rest != "__version__"}
+    return {folder_of_name(rest) for top, _, rest in parts if top == "ppdet_lite" and rest and rest != "__version__"}
 
 
 def outside(path: Path) -> set[str]:
@@ -88,34 +88,36 @@ def outside(path: Path) -> set[str]:
 
 
 def test_imports_point_one_way() -> None:
-    wrong = {name_of(path): internal(path) - {part_of(path)} - ALLOWED[part_of(path)] for path in MODULES}
+    wrong = {name_of(path): internal(path) - {folder_of(path)} - ALLOWED[folder_of(path)] for path in MODULES}
     assert {name: parts for name, parts in wrong.items() if parts} == {}
 
 
-def test_every_room_is_known_and_says_what_lives_there_and_what_it_may_import() -> None:
+def test_every_folder_is_documented_with_its_contents_and_imports() -> None:
     packages = [
         *PACKAGE.glob("*/__init__.py"),
         *(PACKAGE / "data").glob("*/__init__.py"),
         PACKAGE / "ops/cpu/__init__.py",
     ]
-    rooms = {".".join(path.relative_to(PACKAGE).parts[:-1]): ast.get_docstring(tree(path)) for path in packages}
-    assert {*rooms, "structures", "__init__"} == set(ALLOWED)
+    folders = {".".join(path.relative_to(PACKAGE).parts[:-1]): ast.get_docstring(tree(path)) for path in packages}
+    assert {*folders, "structures", "__init__"} == set(ALLOWED)
     silent = [
-        name for name, text in rooms.items() if not text or not re.search(r"\b([Mm]ay import|Imports nothing)\b", text)
+        name
+        for name, text in folders.items()
+        if not text or not re.search(r"\b([Mm]ay import|Imports nothing)\b", text)
     ]
     assert silent == []
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    assert [name for name in rooms if f"`{name.replace('.', '/')}/`" not in page] == []
+    assert [name for name in folders if f"`{name.replace('.', '/')}/`" not in page] == []
 
 
-def test_the_first_level_can_be_taken_in_at_a_glance() -> None:
+def test_the_package_has_few_folders() -> None:
     names = {path.relative_to(PACKAGE).parts[0] for path in MODULES}
     assert len(names) <= 16, sorted(names)
 
 
 def test_the_cpu_implementations_are_reached_through_ops_alone() -> None:
     assert [
-        name_of(path) for path in MODULES if "ops.cpu" in internal(path) and part_of(path) not in ("ops", "ops.cpu")
+        name_of(path) for path in MODULES if "ops.cpu" in internal(path) and folder_of(path) not in ("ops", "ops.cpu")
     ] == []
 
 
@@ -135,9 +137,9 @@ def module_of(target: str, known: set[str]) -> str | None:
     return next((name for name in (target, target.rpartition(".")[0]) if name in known), None)
 
 
-@pytest.mark.parametrize("part", ["core", "config", "storage", "peers", *DATA_ROOMS, "__init__"])
+@pytest.mark.parametrize("part", ["core", "config", "storage", "peers", *DATA_FOLDERS, "__init__"])
 def test_parts_that_run_without_paddle(part: str) -> None:
-    assert [name_of(path) for path in MODULES if part_of(path) == part and "paddle" in outside(path)] == []
+    assert [name_of(path) for path in MODULES if folder_of(path) == part and "paddle" in outside(path)] == []
 
 
 def test_nothing_imports_tools_or_tests() -> None:
