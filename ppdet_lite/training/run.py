@@ -142,10 +142,10 @@ class Run:
 
         If the step fails before the weights are updated, on any rank, the model is unchanged.
         """
-        start, iteration, position = time.perf_counter(), self.state.iteration, self.position
+        start_time, iteration, position = time.perf_counter(), self.state.iteration, self.position
         with _statistics_restored_on_failure(self.model):
             batches, memory = self._next_batches(stop)
-            data_seconds = time.perf_counter() - start
+            data_seconds = time.perf_counter() - start_time
             first_batch = position * self.accumulate
             seeds = [batch_seed(self.seed, (first_batch + i) * self.world + self.rank) for i in range(self.accumulate)]
             rate = self.full_rate * self.schedule.factor(position, self.plan.total, self.plan.per_epoch)
@@ -172,7 +172,7 @@ class Run:
             with updating("the average of weights"):
                 self.average.update(self.model, self.state.iteration)
         if self.recorder:
-            epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - start
+            epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - start_time
             memory = (peak_memory_mb(), *memory[1:])  # the other ranks reported theirs before this step
             numbers = (step.losses, step.metrics, seconds, data_seconds, memory)
             self.recorder.step(StepRecord(self.state.iteration, epoch, rate, *numbers))

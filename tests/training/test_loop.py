@@ -135,7 +135,7 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
     content = json.loads((shapes / "annotations/instances_train.json").read_text())
     content["annotations"][0]["bbox"] = [5, 5, -3, 20]
     (tmp_path / "odd.json").write_text(json.dumps(content))
-    odd = [f"data.train.annotations={tmp_path}/odd.json", "data.augment.short_sides=[96, 128]"]
+    odd = [f"data.train.annotations={tmp_path}/odd.json", "data.augment.short_sides=[80, 96]"]
     train(quickstart(overrides, *odd, "train.length=1 iterations"), tmp_path / "run")
     told, log = capsys.readouterr().out, (tmp_path / "run/train.log").read_text()
     for line in (
@@ -143,7 +143,7 @@ def test_what_is_odd_about_data_and_sizes_is_told_and_logged(overrides, tmp_path
         "odd.json: 1 of 18 boxes is clipped or dropped: is bbox x1, y1, x2, y2",
         "\nimages                         6         3\n",
         "\nboxes                         16        15\n",
-        "training resizes short sides to 96..128",
+        "training resizes short sides to 80..96",
         "set data.augment.short_sides=null",
     ):
         assert told.count(line) == log.count(line) == 1
