@@ -48,7 +48,7 @@ _OURS = {
     "data.augment.flip": "flip flip_ratio flip_prob random_flip randomflip fliplr",
     "model": "architecture detector",
     "model.backbone.depth": "depth layers",
-    "model.backbone.norm": "norm norm_type norm_cfg norm_eval sync_bn",
+    "model.backbone.norm": "norm_type norm_cfg norm_eval sync_bn",
     "model.backbone.frozen_stages": "freeze_at frozen_stages trainable_layers trainable_backbone_layers",
     "model.backbone.deformable": "dcn dcn_v2_stages stage_with_dcn deform_on_per_stage",
     "model.postprocess.score_threshold": "score_thr score_thresh score_threshold score_thresh_test conf conf_thres",

@@ -1,9 +1,11 @@
 """From a config to models, data sets and devices; weights that fit and weights that do not."""
 
+import inspect
 import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from ppdet_lite.assembly.setup import (
     run_folder,
     use_device,
 )
+from ppdet_lite.config import registry
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.box_head import ConvFCHead
@@ -31,6 +34,7 @@ from ppdet_lite.storage.checkpoint import save_checkpoint
 CLASSES = ["cat", "dog", "cow"]
 META = {"class_names": ["x", "y", "z"], "category_ids": [7, 8, 2]}  # of a checkpoint
 IDS = {"cow": 9, "cat": 3, "dog": 5}  # in the order of ids: cat, dog, cow
+CHAIN = "".join(f"a{i}: ${{a{i - 1}}}\n" for i in range(1, 3000))
 CONFIG = """
 model:
   type: FasterRCNN
@@ -118,6 +122,32 @@ class TestConfig:
         assert all(part in message(error) for part in parts), message(error)
 
     @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            (
+                "data.preprocess={short_side: 240, long_side: 160}",
+                "data.preprocess.short_side: 240 is above long_side",
+            ),
+            ("data.preprocess.long_side=48", "data.preprocess.short_side: 64 is above long_side 48"),
+            (
+                "data.augment.short_sides=[80, 112]",
+                "data.augment.short_sides: 112 is above data.preprocess.long",
+            ),
+        ],
+    )
+    def test_a_short_side_that_never_applies(self, override: str, expected: str, tmp_path: Path) -> None:
+        with pytest.raises(UserError) as error:
+            load(tmp_path, override)
+        assert f": {expected}" in message(error) and "and would never apply" in message(error)
+        load(tmp_path, "data.preprocess={short_side: 96, long_side: 96}", "data.augment.short_sides=[96]")
+
+    @pytest.mark.parametrize("text", ["a: " + "[" * 5000 + "]" * 5000, "a0: 1\n" + CHAIN], ids=["lists", "references"])
+    def test_deep_nesting(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "deep.yml").write_text(text)
+        with pytest.raises(UserError, match="nested too deeply"):
+            load_config(tmp_path / "deep.yml")
+
+    @pytest.mark.parametrize(
         "override",
         [
             "model.rpn.pre_nms_train=0",
@@ -202,6 +232,47 @@ class TestModel:
             UserError, match=r"command line: model\.rpn\.anchors\.sizes: 5 anchor sizes for 3 pyramid levels"
         ):
             build_model(load(tmp_path, "model.rpn.anchors.sizes=[32, 64, 128, 256, 512]"), CLASSES)
+
+    @pytest.mark.parametrize(
+        ("overrides", "expected"),
+        [
+            (["model.backbone.out_stages=[2, 4]"], "model.neck.type: FPN needs each stride to be twice the one before"),
+            (["model.backbone.out_stages=[4, 3]"], "model.backbone.out_stages: expected ascending stages"),
+            (["model.backbone.norm=none"], "model.backbone.norm: a ResNet without norms cannot be trained"),
+            (["model.backbone.dilated=true"], "model.backbone.dilated: applies to stage 5"),
+            (["model.backbone.groups=2"], "model.backbone.groups: applies to bottleneck blocks only"),
+            (["model.backbone.base_width=4"], "model.backbone.base_width: applies to bottleneck blocks only"),
+            (["model.backbone.deformable={stages: [3], groups: 3}"], "model.backbone.deformable.groups: 3 groups do"),
+            (["model.backbone.deformable={stages: [4, 5]}"], "model.backbone.deformable.stages: stages [5] are not"),
+            (
+                ["model.backbone.deformable={stages: [4], version: 1, mask_scale: 2}"],
+                "model.backbone.deformable.mask_scale: version 1 has no mask",
+            ),
+            (["model.roi_pool.canonical_stride=4"], "model.roi_pool.canonical_stride: RoIs are pooled at strides"),
+            (["model.roi_pool={type: DeformPSRoIPool}"], "model.roi_pool.type: DeformPSRoIPool needs a single map"),
+            (["model.rpn.anchors.sizes=[[8], [16, 32], [64]]"], "model.rpn.anchors.sizes: every level needs the same"),
+            (
+                ["model.roi_sampler.sampler.count=3"],
+                "model.roi_sampler.sampler.count: foreground_share 0.25",
+            ),
+            (["model.rpn.sampler={count: 1}"], "model.rpn.sampler.count: foreground_share 0.5 of count 1"),
+            (["model.box_head={type: Res5Head}"], "model.box_head.depth: stage 5 of ResNet 50 needs the 1024 channels"),
+            (["model.mimic={backbone: {type: ResNet, norm: none}}"], "model.mimic.backbone.norm: a ResNet without"),
+            (["model.mimic={crop_size: 100}"], "model.mimic.crop_size: 100 is not a multiple of 16"),
+        ],
+    )
+    def test_an_impossible_combination_names_the_key(self, overrides: list[str], expected: str, tmp_path: Path) -> None:
+        """A default that is not given (`Res5Head.depth`) has the place of its owner."""
+        with pytest.raises(UserError) as error:
+            build_model(load(tmp_path, *overrides), CLASSES)
+        assert f": {expected}" in message(error)
+
+    def test_no_constructor_raises_a_plain_value_error(self) -> None:
+        """`config.registry.build` locates IncompatibleArguments; a ValueError would have no place."""
+        for cls in registry._registry.values():
+            for name in {"__init__", "__post_init__"} & vars(cls).keys():
+                if name == "__post_init__" or not is_dataclass(cls):
+                    assert "raise ValueError" not in inspect.getsource(getattr(cls, name)), cls
 
     def test_pooling_levels_must_exist(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"command line: model.roi_pool.levels: 4 levels, but the neck has 3"):

@@ -72,3 +72,11 @@ def test_mistakes(text, message):
     with pytest.raises(UserError) as caught:
         tree_of(text)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("link", ["['${a%d}', '${a%d}']", "${a%d}${a%d}"], ids=["lists", "text"])
+def test_references_that_multiply_are_refused(link):
+    """Each would have 2 ** 40 values."""
+    text = "a0: x\n" + "".join(f"a{i + 1}: {link % (i, i)}\n" for i in range(40))
+    with pytest.raises(UserError, match=r"more than 100000 values, counting those behind \$\{references\}"):
+        tree_of(text)

@@ -155,3 +155,11 @@ def test_random_text_reads_back_as_value_and_as_key():
     for _ in range(500):
         text = "".join(draw.choices("ab01 .:-#'\"{}[],&*!|>%@~\n\te+_\\", k=draw.randrange(1, 9)))
         assert value_of(f"{flow(text)}: {flow(text)}\n") == {text: text}
+
+
+def test_aliases_that_multiply_are_refused():
+    levels = "abcdefghij"
+    text = "z: &z [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+    for name, below in zip(levels, "z" + levels):  # 10 ** 11 values
+        text += f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]\n"
+    assert error_of(text) == "x.yml:1: more than 100000 values, counting a copy for each alias (*name)"

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from pydantic import PositiveFloat, PositiveInt
 
+from ppdet_lite.config.constrained_types import Number, Pixels, PositiveFloat
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
@@ -39,11 +39,11 @@ class Preprocess:
     resize_in: `float` does not round the resized pixels to integers (torchvision).
     """
 
-    short_side: PositiveInt = 800
-    long_side: PositiveInt = 1333
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    short_side: Pixels = 800
+    long_side: Pixels = 1333
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
-    stride: PositiveInt = 32
+    stride: Pixels = 32
     channels: Literal["rgb", "bgr"] = "rgb"
     pixel_range: Literal[1, 255] = 1
     sizing: Literal["exact", "nearest", "floor"] = "exact"
@@ -51,6 +51,12 @@ class Preprocess:
     resize_in: Literal["uint8", "float"] = "uint8"
 
     def __post_init__(self) -> None:
+        if self.short_side > self.long_side:
+            raise UserError(
+                f"{self.short_side} is above long_side {self.long_side} and would never apply; "
+                f"{self.long_side} gives the same sizes, or raise long_side",
+                key="short_side",
+            )
         if self.interpolation == "antialias" and (self.sizing == "exact" or self.resize_in == "float"):
             raise UserError("antialias requires sizing nearest or floor, and resize_in uint8", key="interpolation")
 
