@@ -192,7 +192,7 @@ def test_a_checkpoint_without_a_config_is_loaded_without_a_word(tmp_path, caplog
         ),
         (["eval.short_sides=[48, 64]"], None),
         (["eval.short_sides=[200, 256]"], "training resizes short sides to 64..64, but eval.short_sides are 200..256"),
-        (["eval.short_sides=[200]", "data.augment.short_sides=[64, 200]"], None),
+        (["eval.short_sides=[100]", "data.augment.short_sides=[64, 120]"], None),
     ],
 )
 def test_settings_of_the_evaluation(tmp_path, tool, overrides, line):
