@@ -3,6 +3,7 @@
 A Paddle export stores it in infer_cfg.yml, next to PaddleDetection's own keys; an ONNX file stores it as JSON metadata.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from ppdet_lite.modeling.postprocess import Postprocess
 
 DESCRIPTION = "infer_cfg.yml"
 SECTION = "ppdet_lite"  # section of infer_cfg.yml, and metadata key of the JSON in an ONNX file
-EXACT_RESIZES = {("exact", "linear", "uint8"), ("exact", "cubic", "uint8")}  # that PaddleDetection's keys can express
+EXACT_RESIZES = set(itertools.product(("exact", "unrounded"), ("linear", "cubic"), ("uint8",)))
+"""(sizing, interpolation, resize_in) that PaddleDetection's keys can express."""
 
 log = get_logger()
 

@@ -6,8 +6,11 @@ from ppdet_lite.config.checked_config import Config
 
 
 def _ppdet_differences(config: Config) -> list[str]:
-    """PaddleDetection uses cubic interpolation, does not pad images for C4, and removes proposals below one pixel."""
-    differences = ["data.preprocess.interpolation=cubic", "model.rpn.min_size=1.0"]
+    """PaddleDetection uses cubic interpolation, clips boxes to the size before rounding, and removes tiny proposals.
+
+    It pads no images for C4, limits FPN proposals per batch, and has a projection in stage 2 of R18 and R34.
+    """
+    differences = ["data.preprocess={sizing: unrounded, interpolation: cubic}", "model.rpn.min_size=1.0"]
     if config["model"]["neck"] is None:
         differences.append("data.preprocess.stride=1")
     else:
@@ -44,7 +47,7 @@ def _mmdet_caffe_differences(config: Config) -> list[str]:
 
 
 def _detectron2_differences(config: Config) -> list[str]:
-    """detectron2 resizes as Pillow does and pads images for FPN only. Its ResNets, not its ResNeXts, are Caffe's."""
+    """detectron2 resizes as Pillow does and pads images for FPN only. Its ResNets (not ResNeXts) come from Caffe."""
     is_resnext = config["model"]["backbone"]["groups"] > 1
     std = "[57.375, 57.12, 58.395]" if is_resnext else "[1, 1, 1]"
     differences = [f"data.preprocess={{sizing: nearest, interpolation: antialias, {CAFFE}, std: {std}}}"]
@@ -65,4 +68,4 @@ DIFFERENCES: dict[str, Callable[[Config], list[str]]] = {
     "mmdet-caffe": _mmdet_caffe_differences,
     "detectron2": _detectron2_differences,
 }
-"""Per project: a function that returns the overrides under which a config computes the same as that project."""
+"""Per project: a function that returns the overrides with which a config computes the same as that project."""

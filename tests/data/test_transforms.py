@@ -172,14 +172,27 @@ def test_a_stride_of_one_pads_to_the_largest_only():
     assert collate([image_sample(noise(7, 9), preprocess, 0)], preprocess)["images"].shape == (1, 3, 21, 27)
 
 
-@pytest.mark.parametrize(("sizing", "expected"), [("exact", (67, 100)), ("nearest", (67, 100)), ("floor", (66, 100))])
+@pytest.mark.parametrize(
+    ("sizing", "expected"),
+    [("exact", (67, 100)), ("unrounded", (67, 100)), ("nearest", (67, 100)), ("floor", (66, 100))],
+)
 def test_how_a_size_is_rounded(sizing, expected):
     """100 / 150 of 100 x 150 is 66.67 x 100."""
     preprocess = Preprocess(short_side=90, long_side=100, sizing=sizing)
     resized, scale = preprocess.resize(noise(100, 150))
     assert resized.shape[:2] == expected
-    wanted = [2 / 3, 2 / 3] if sizing == "exact" else [expected[0] / 100, expected[1] / 150]
+    wanted = [2 / 3, 2 / 3] if sizing in ("exact", "unrounded") else [expected[0] / 100, expected[1] / 150]
     np.testing.assert_allclose(scale, wanted, rtol=1e-6)
+
+
+def test_boxes_are_clipped_to_the_size_before_rounding_on_request():
+    """426 x 640 (h, w) at 800 / 426 is 800 x 1201.88; a flipped image begins with the fraction of a pixel."""
+    preprocess, image = Preprocess(sizing="unrounded", interpolation="cubic"), noise(426, 640)
+    sample, usual = image_sample(image, preprocess, 0), image_sample(image, Preprocess(interpolation="cubic"), 0)
+    assert sample["image_size"].tolist() == [800, np.float32(640 * 800 / 426)]
+    assert usual["image_size"].tolist() == [800, 1202] and np.array_equal(sample["image"], usual["image"])
+    assert image_sample(image, preprocess, 0, flipped=True)["image_size"].tolist() == [800, 1202]
+    assert preprocess.resized_size(426, 640) == (800, 1202)
 
 
 def test_a_stretched_image_is_sampled_over_all_of_it():

@@ -39,7 +39,8 @@ def trained() -> TrainedModel:
     nn.initializer.Normal(0, 1.0)(model.predictor.classify.weight)
     nn.initializer.Normal(0, 0.3)(model.predictor.regress.weight)
     model.eval()
-    return TrainedModel(model, NAMES, IDS, Preprocess(short_side=96, long_side=160, channels="bgr"), "nowhere")
+    preprocess = Preprocess(short_side=96, long_side=160, channels="bgr", sizing="unrounded")
+    return TrainedModel(model, NAMES, IDS, preprocess, "nowhere")
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +71,28 @@ def test_both_formats_in_one_folder_have_the_same_detections(exported: Path, pic
         np.testing.assert_allclose(onnxs.scores, paddles.scores, atol=1e-4)
 
 
+@pytest.mark.parametrize("file", ["", "model.onnx"])
+def test_boxes_are_clipped_to_the_size_before_rounding(
+    exported: Path, pictures: list[Path], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 x 120 (w, h) at 0.96 is 96 x 115.2, of which 115 rows are pixels."""
+    detector, calls = Detector.load(exported / file), []
+    run = detector.network.__class__.__call__
+
+    def record(network: object, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> tuple:
+        calls.append(sizes)
+        return run(network, images, sizes, scales)
+
+    monkeypatch.setattr(detector.network.__class__, "__call__", record)
+    detector(str(pictures[0]))
+    np.testing.assert_allclose(calls, [[[115.2, 96]]], rtol=1e-6)
+
+
 def test_any_batch_and_size(trained: TrainedModel, exported: Path) -> None:
     network = Detector.load(exported / "model.onnx").network
     for batch, height, width in ((1, 64, 64), (3, 96, 160), (2, 160, 96), (1, 64, 64)):
         images = np.random.default_rng(height).normal(size=(batch, 3, height, width)).astype(np.float32)
-        sizes = np.stack([[height - 5 * i, width - 3 * i] for i in range(batch)]).astype(np.float32)
+        sizes = np.stack([[height - 5.1 * i, width - 3.2 * i] for i in range(batch)]).astype(np.float32)
         scales = np.stack([[0.5 + i, 0.75] for i in range(batch)]).astype(np.float32)
         rows, counts = network(images, sizes, scales)
         with paddle.no_grad():

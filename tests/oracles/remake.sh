@@ -38,5 +38,7 @@ torch="$folder/torch/bin/python"
 "$torch" -m tests.oracles.make_manifests mmdetection "$folder/mmdetection/configs"
 "$torch" -m tests.oracles.make_manifests detectron2 "$folder/detectron2/configs"
 "$folder/paddle/bin/python" tests/oracles/paddledetection.py "$folder/PaddleDetection/configs"
+photos="../shared/data/coco_tiny/val2017"
+[ ! -d "$photos" ] || "$folder/paddle/bin/python" tests/oracles/paddledetection_photos.py "$folder/PaddleDetection/configs" "$photos"
 "$folder/tide/bin/python" -m tests.oracles.tide
 git status --short tests

@@ -32,7 +32,8 @@ class Preprocess:
     mean, std: per channel, in the order of `channels`, for pixels in 0..pixel_range.
     stride: the height and width of batches are padded to multiples of it.
     channels, pixel_range: rgb and 1, except for models converted from Caffe: bgr and 255.
-    sizing: `exact` samples at the exact scale and rounds only the number of pixels (PaddleDetection). `nearest`
+    sizing: `exact` samples at the exact scale and rounds only the number of pixels. `unrounded` does so too, and
+        detection clips boxes to the size before rounding (PaddleDetection up to 2.6.0; later: `exact`). `nearest`
         (detectron2, mmdetection) and `floor` (torchvision) round the size and stretch the image to it.
     interpolation: `linear`; `cubic` (PaddleDetection); `antialias`: linear over all source pixels when an image is
         downscaled (detectron2, using Pillow).
@@ -46,7 +47,7 @@ class Preprocess:
     stride: Pixels = 32
     channels: Literal["rgb", "bgr"] = "rgb"
     pixel_range: Literal[1, 255] = 1
-    sizing: Literal["exact", "nearest", "floor"] = "exact"
+    sizing: Literal["exact", "unrounded", "nearest", "floor"] = "exact"
     interpolation: Literal["linear", "cubic", "antialias"] = "linear"
     resize_in: Literal["uint8", "float"] = "uint8"
 
@@ -57,7 +58,7 @@ class Preprocess:
                 f"{self.long_side} gives the same sizes, or raise long_side",
                 key="short_side",
             )
-        if self.interpolation == "antialias" and (self.sizing == "exact" or self.resize_in == "float"):
+        if self.interpolation == "antialias" and (self._keeps_ratio or self.resize_in == "float"):
             raise UserError("antialias requires sizing nearest or floor, and resize_in uint8", key="interpolation")
 
     def resize(self, image: np.ndarray, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +73,7 @@ class Preprocess:
         height, width = image.shape[:2]
         if self.resize_in == "float":
             image = image.astype(np.float32)
-        if self.sizing != "exact":
+        if not self._keeps_ratio:
             new_height, new_width = self._rescaled(height, width, ratio)
             scale = np.array([new_height / height, new_width / width], np.float32)
             return self._stretch(image, (new_width, new_height)), scale
@@ -87,12 +88,23 @@ class Preprocess:
         """Return the size (h, w) of the image that `resize` returns for an image of the given size."""
         return self._rescaled(height, width, self._ratio(height, width, short_side))
 
+    def clip_size(self, height: int, width: int) -> np.ndarray:
+        """Return the size [2] float32 (h, w) to which boxes are clipped in the image that `resize` returns."""
+        ratio = self._ratio(height, width, None)
+        size = (height * ratio, width * ratio) if self.sizing == "unrounded" else self._rescaled(height, width, ratio)
+        return np.array(size, np.float32)
+
     def padded_size(self, size: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return a size (h, w) rounded up to multiples of the stride."""
         return -(-np.asarray(size) // self.stride) * self.stride
 
+    @property
+    def _keeps_ratio(self) -> bool:
+        """Whether both sides are scaled by exactly the same ratio."""
+        return self.sizing in ("exact", "unrounded")
+
     def _rescaled(self, height: int, width: int, ratio: float) -> tuple[int, int]:
-        if self.sizing == "exact":  # OpenCV rounds halves to even, as Python does
+        if self._keeps_ratio:  # OpenCV rounds halves to even, as Python does
             return max(round(height * ratio), 1), max(round(width * ratio), 1)
         shift = 0.5 if self.sizing == "nearest" else 0.0
         return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
@@ -163,8 +175,8 @@ def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
 def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipped: bool = False) -> Sample:
     """Return a sample without objects from an RGB uint8 image [H, W, 3], flipped horizontally if requested."""
     resized, scale = preprocess.resize(image)
-    size = np.array(resized.shape[:2], np.float32)
-    resized = cv2.flip(resized, 1) if flipped else resized
+    size = np.array(resized.shape[:2], np.float32) if flipped else preprocess.clip_size(*image.shape[:2])
+    resized = cv2.flip(resized, 1) if flipped else resized  # a fraction of a pixel is then on the left
     return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale, "flipped": flipped}
 
 
