@@ -48,12 +48,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: values are nested too deeply, or ${{references}} form too long a chain") from None
     for key in ("preprocess", "augment", "loader"):  # their constructors reject combinations of keys
         build(config["data"][key])
-    augment, long_side = config["data"]["augment"], config["data"]["preprocess"]["long_side"]
-    if augment["scale_jitter"] is None and max(augment["short_sides"] or [0]) > long_side:
-        raise UserError(
-            f"{augment.location_of('short_sides')}: {max(augment['short_sides'])} is above data.preprocess.long_side "
-            f"{long_side} and would never apply; remove it, or raise long_side"
-        )
     return config
 
 
@@ -92,6 +86,7 @@ def check_training_data(config: Config, train: CocoDataset, val: CocoDataset) ->
     Problems are appended to those of the training set. Raises UserError, with the place in the config, if training is
     impossible.
     """
+    _check_short_sides(config)
     train.problems = train.problems + training_problems(train)
     with errors_located_at(config["data"]["train"]):
         raise_if_refused(train.file, train.problems)
@@ -111,6 +106,15 @@ def _require_best_metric(config: Config, val: CocoDataset) -> None:
         choice = ", ".join(measurable) or "loss, with eval.loss: true, or train.evaluate_every: null"
         reason = f"{val.file} has no {size}object other than crowd regions"
         raise UserError(f"{place}: train.best_metric: {metric} cannot be measured: {reason}; choose {choice}")
+
+
+def _check_short_sides(config: Config) -> None:
+    augment, long_side = config["data"]["augment"], config["data"]["preprocess"]["long_side"]
+    if augment["scale_jitter"] is None and max(augment["short_sides"] or [0]) > long_side:
+        raise UserError(
+            f"{augment.location_of('short_sides')}: {max(augment['short_sides'])} is above data.preprocess.long_side "
+            f"{long_side} and would never apply; remove it, or raise long_side"
+        )
 
 
 def check_images(config: Config, split: Literal["train", "val"], dataset: CocoDataset) -> None:

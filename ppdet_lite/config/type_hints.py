@@ -16,6 +16,7 @@ Location = tuple[str | int, ...]
 
 _EXPECTED = {
     "int_type": "a whole number",
+    "int_parsing_size": "a smaller number",
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",

@@ -18,6 +18,7 @@ from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.setup import (
     build_dataset,
     build_model,
+    check_training_data,
     load_config,
     load_trained,
     log_notes,
@@ -129,17 +130,22 @@ class TestConfig:
                 "data.preprocess.short_side: 240 is above long_side",
             ),
             ("data.preprocess.long_side=48", "data.preprocess.short_side: 64 is above long_side 48"),
-            (
-                "data.augment.short_sides=[80, 112]",
-                "data.augment.short_sides: 112 is above data.preprocess.long",
-            ),
         ],
     )
     def test_a_short_side_that_never_applies(self, override: str, expected: str, tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             load(tmp_path, override)
         assert f": {expected}" in message(error) and "and would never apply" in message(error)
-        load(tmp_path, "data.preprocess={short_side: 96, long_side: 96}", "data.augment.short_sides=[96]")
+        load(tmp_path, "data.preprocess={short_side: 96, long_side: 96}")
+
+    def test_a_short_side_of_training_that_never_applies(self, tmp_path: Path) -> None:
+        """Only training is refused: other tools ignore `augment`."""
+        datasets = [build_dataset(load(tmp_path), split) for split in ("train", "val")]
+        with pytest.raises(UserError) as error:
+            check_training_data(load(tmp_path, "data.augment.short_sides=[80, 112]"), *datasets)
+        assert "command line: data.augment.short_sides: 112 is above data.preprocess.long_side 96" in message(error)
+        with pytest.raises(UserError, match="1 image has no file"):
+            check_training_data(load(tmp_path, "data.augment.short_sides=[80, 96]"), *datasets)
 
     @pytest.mark.parametrize("text", ["a: " + "[" * 5000 + "]" * 5000, "a0: 1\n" + CHAIN], ids=["lists", "references"])
     def test_deep_nesting(self, text: str, tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ def test_accepted_or_refused_in_one_line(leaf: Leaf, data: st.DataObject) -> Non
             config = load(leaf.scene, f"{leaf.path}={flow(value)}")
             build_all(config, leaf.path.startswith("model.") or leaf.path == "data.preprocess.stride")
         except UserError as error:
-            assert re.fullmatch(r"[^:]+(:\d+)?: [\w.]+: [^\n]+", str(error)), str(error)
+            for line in str(error).split("\n"):  # one for each wrong item of a list
+                assert re.fullmatch(r"[^:]+(:\d+)?: \w+(\.[^:]*)*: .+", line), line
 
 
 def numbers_in(hint: Any, bounds: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
