@@ -41,7 +41,7 @@ def _inspect(path: str) -> Inspection:
         return Inspection(None, error=error.strerror or str(error))
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
-        return Inspection(digest, decode(content).shape[:2])
+        return Inspection(digest, decode(content, path).shape[:2])
     except ValueError as error:
         return Inspection(digest, error=str(error))
 
