@@ -85,6 +85,20 @@ def test_size_is_that_of_the_image_as_exif_turns_it(tmp_path):
     assert load_image(str(tmp_path / "out" / "a.jpg")).shape == (64, 48, 3)
 
 
+def test_other_files_of_a_folder_are_reported_in_one_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
+    for name in ("a.png", "sub/b.png"):
+        write_image(tmp_path / "in" / name)
+    others = ["c.heic", "sub/d.HEIC", "e.gif", "f.mp4", "raw"]
+    for name in (*others, "a.json", "a.xml", "sub/b.txt", ".hidden.heic", ".git/g.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    assert len(run([NOTHING] * 2, tmp_path / "in", tmp_path / "out")) == 2
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    skipped = "skipped files: 1 without suffix, 1 .gif, 2 .heic, 1 .mp4; supported are .jpg, .jpeg, .png"
+    assert line.startswith(f"{tmp_path}/in: {skipped}")
+
+
 def write_truth(folder, image_names, size=(48, 64)):
     """Annotations of images of one size; the first image contains a dog."""
     height, width = size
@@ -177,11 +191,16 @@ def test_tiff(tmp_path):
     [
         ("no.png", r"no\.png: no such image or folder; correct the path"),
         ("notes.txt", r"notes\.txt: not an image file; supported are \.jpg"),
-        ("empty", r"empty: contains no image \(\.jpg.*; correct the path"),
+        ("empty", r"empty: contains no image; supported are \.jpg.*; correct the path"),
+        ("other", r"other: contains no image; skipped files: 1 \.gif, 2 \.heic; supported are \.jpg"),
+        ("other/a.HEIC", r"a\.HEIC: not an image file; supported are \.jpg"),
     ],
 )
 def test_a_source_without_images_is_refused(tmp_path, source, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.gif"):
+        (tmp_path / "other" / name).touch()
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=message):
         run([], tmp_path / source, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Folders of image files without annotations, for inference."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.sizes import read_header
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+KNOWN = {*SUFFIXES, ".json", ".jsonl", ".txt", ".xml", ".csv", ".yaml", ".yml"}  # with annotations beside images
 
 
 class ImageFile(NamedTuple):
@@ -31,7 +34,8 @@ class ImageFiles:
     def find(cls, source: Path) -> "ImageFiles":
         """Find one file, or all images of a folder and its sub-folders, sorted by name.
 
-        Skips hidden files and folders. Raises UserError if the source does not exist or contains no image.
+        Skips hidden files and folders. Logs a warning on the other files skipped, except for annotations. Raises
+        UserError if the source does not exist or contains no image.
         """
         if source.is_file():
             if source.suffix.lower() not in SUFFIXES:
@@ -39,11 +43,17 @@ class ImageFiles:
             return cls(source.parent, [source.name])
         if not source.is_dir():
             raise UserError(f"{source}: no such image or folder; correct the path")
-        files = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        relative = (path.relative_to(source) for path in files)
-        names = sorted(path.as_posix() for path in relative if not any(part.startswith(".") for part in path.parts))
+        relative = (path.relative_to(source) for path in source.rglob("*") if path.is_file())
+        files = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
+        names = sorted(path.as_posix() for path in files if path.suffix.lower() in SUFFIXES)
+        others = Counter(path.suffix.lower() for path in files)
+        counts = [f"{n} {suffix or 'without suffix'}" for suffix, n in sorted(others.items()) if suffix not in KNOWN]
+        skipped = f"skipped files: {', '.join(counts)}; supported are {', '.join(SUFFIXES)}"
         if not names:
-            raise UserError(f"{source}: contains no image ({', '.join(SUFFIXES)}); correct the path")
+            reason = skipped if counts else f"supported are {', '.join(SUFFIXES)}; correct the path"
+            raise UserError(f"{source}: contains no image; {reason}")
+        if counts:
+            get_logger().warning("%s: %s", source, skipped)
         return cls(source, names)
 
     def __len__(self) -> int:
