@@ -25,7 +25,7 @@ from ppdet_lite.storage.files import require_space
 
 CODEC = "mp4v"  # MPEG-4 part 2, which every build of OpenCV can write and every player can read
 DEFAULT_FPS = 25.0  # for a video that does not specify it
-MEASURED_FRAMES = 10  # from which the frame rate of a camera is measured
+MEASURED_FRAMES = 10  # number of first frames from which the frame rate of a camera is measured
 
 
 def infer_video(detector: Detector, source: str | Path, output: Path, batch_size: int = 1, score: float = 0.5) -> None:
@@ -44,13 +44,15 @@ def infer_video(detector: Detector, source: str | Path, output: Path, batch_size
     require_score(detector, score)
     name = _name(source, output)
     with StopRequest() as stop, contextlib.closing(Video(source)) as video:
-        start, count = time.monotonic(), 0
+        start, count, gap, end = time.monotonic(), 0, 0.0, 0.0
+        fps = video.fps or DEFAULT_FPS
         try:
             output.mkdir(parents=True, exist_ok=True)
             jsonl = output / f"{name}.jsonl"
             with jsonl.open("w", encoding="utf-8") as lines, _VideoFile(output / name, video) as writer:
                 for frame, result in _detect_frames(detector, video, 1 if video.is_camera else batch_size, stop):
                     result, count = result.above(score), count + 1
+                    gap, end = max(gap, abs(frame.time - frame.index / fps)), frame.time
                     records = as_records(detector, result)
                     record = {"frame": frame.index, "time": round(frame.time, 3), "detections": records}
                     lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
@@ -65,11 +67,14 @@ def infer_video(detector: Detector, source: str | Path, output: Path, batch_size
             raise UserError(f"{output / name}: {reason}") from error
         rate = count / (time.monotonic() - start)
         get_logger().info("%d frames, %.2f frames/s: %s.mp4 and %s.jsonl in %s", count, rate, name, name, output)
+        if not video.is_camera and end > 0 and gap > max(0.05 * end, 2 / fps):
+            message = "%s.mp4 shows frames up to %.1f s early or late: the frame rate varies; %s.jsonl has their times"
+            get_logger().warning(message, name, gap, name)
         if stop.is_requested:
             if not video.is_camera:
                 raise Stopped(f"stopped by {stop.signal.name}", EXIT_CODES[stop.signal])
-        elif video.missing_frames_message is not None:
-            raise RunFailed(f"{video.missing_frames_message}; the detections before that are written")
+        elif (message := video.check_end()) is not None:
+            raise RunFailed(f"{message}; the detections before that are written")
 
 
 def _name(source: str | Path, output: Path) -> str:

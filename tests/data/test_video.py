@@ -9,7 +9,7 @@ import pytest
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images import video as module
 from ppdet_lite.data.images.video import Video, is_video
-from tests.videos import cut, write_video
+from tests.videos import cut, lengthen, trim, write_video
 
 
 def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
     for i, frame in enumerate(frames):
         assert frame.pixels.shape == (48, 64, 3) and frame.pixels.dtype == np.uint8
         assert abs(frame.pixels.mean() - 30 * i) < 3
-    assert video.missing_frames_message is None and list(video.frames()) == []
+    assert video.check_end() is None and list(video.frames()) == []
 
 
 def test_colours_are_rgb(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_colours_are_rgb(tmp_path: Path) -> None:
 def test_a_file_that_was_cut_off_is_told_of_after_its_frames(tmp_path: Path, name: str, codec: str) -> None:
     video = Video(cut(write_video(tmp_path / name, 20, codec=codec), 0.6))
     count = len(list(video.frames()))
-    assert 0 < count < 18 and video.missing_frames_message == f"{tmp_path / name} is damaged after {count} of 20 frames"
+    assert 0 < count < 18 and video.check_end() == f"{tmp_path / name} is damaged after {count} of 20 frames"
 
 
 @pytest.mark.parametrize("content", [b"", b"some text\n" * 50, b"\0" * 2000])
@@ -51,6 +51,51 @@ def test_what_is_no_video(tmp_path: Path, content: bytes, capfd: pytest.CaptureF
     with pytest.raises(UserError, match=r"c\.mp4: not a video that OpenCV can read"):
         Video(tmp_path / "c.mp4")
     assert capfd.readouterr() == ("", "")  # FFmpeg has its own words for it
+
+
+@pytest.mark.parametrize("start", [0, 0.25, 0.5])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_frames_hidden_by_an_edit_list_are_no_damage(tmp_path: Path, name: str, start: float) -> None:
+    video = Video(trim(write_video(tmp_path / name, 12), start, 0.5))
+    levels = [frame.pixels.mean() for frame in video.frames()]
+    assert levels == pytest.approx([30 * i % 256 for i in range(round(12 * start), round(12 * start) + 6)], abs=12)
+    assert video.total == 12 and video.check_end() is None
+
+
+def test_undecodable_frames_of_a_trimmed_video_are_damage(tmp_path: Path) -> None:
+    path = trim(write_video(tmp_path / "a.mp4", 12), 0, 0.5)
+    content = bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    start += (end - start) // 8
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    video = Video(path)
+    count = len(list(video.frames()))
+    assert count < 6 and video.check_end() == f"{path} is damaged after {count} of 12 frames"
+
+
+def test_a_sound_longer_than_the_picture_is_no_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The number of frames of a Matroska file is an estimate from its duration."""
+    video = Video(lengthen(write_video(tmp_path / "a.mkv", 10), 4))
+    assert (len(list(video.frames())), video.total, video.check_end()) == (10, 40, None)
+    assert caplog.messages == []
+
+
+def test_missing_frames_without_proof_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "a.flv", 40, codec="FLV1")
+    video = Video(cut(path, 0.5))
+    count = len(list(video.frames()))
+    assert count < 38 and video.check_end() is None
+    assert caplog.messages == [
+        f"{path} ends after {count} of 40 frames that its duration implies: its sound is longer, or it is damaged"
+    ]
+
+
+def test_a_text_file_is_no_video(tmp_path: Path) -> None:
+    """FFmpeg renders it as text on a terminal."""
+    (tmp_path / "images.txt").write_text("\n".join(f"images/{i}.jpg" for i in range(2000)))
+    with pytest.raises(UserError, match=r"images\.txt: not a video that OpenCV can read"):
+        Video(tmp_path / "images.txt")
 
 
 class Camera:
@@ -77,15 +122,15 @@ def test_a_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     video = Video("camera:1")
     assert (video.is_camera, video.fps, video.total) == (True, None, None)
     assert [frame.time for frame in video.frames()] == [0.0, 0.5, 1.0]
-    assert video.missing_frames_message == "camera:1 gives no more frames after 3"
+    assert video.check_end() == "camera:1 gives no more frames after 3"
     with pytest.raises(UserError, match=r"^camera:0: no such camera, or another program uses it"):
         Video("camera:0")
 
 
 def test_which_sources_are_videos(tmp_path: Path) -> None:
-    for name in ("a.mp4", "b.MOV", "c.jpg", "notes"):
+    for name in ("a.mp4", "b.MOV", "c.jpg", "notes", "d.HEIC"):
         (tmp_path / name).touch()
-    names = ("a.mp4", "b.MOV", "c.jpg", "notes", "", "absent.mp4")
-    assert [is_video(tmp_path / name) for name in names] == [True, True, False, True, False, False]
+    names = ("a.mp4", "b.MOV", "c.jpg", "notes", "", "absent.mp4", "d.HEIC")  # HEIC: FFmpeg reads a tile of the image
+    assert [is_video(tmp_path / name) for name in names] == [True, True, False, True, False, False, False]
     assert is_video("camera:0") and is_video(Path("camera:12"))
     assert not is_video("camera:x") and not is_video("camera")

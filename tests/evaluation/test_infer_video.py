@@ -1,6 +1,7 @@
 """Inference on videos: the annotated video, the lines of JSON, and the files after an interruption."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from ppdet_lite.evaluation import infer_video as module
 from ppdet_lite.evaluation.infer_video import infer_video
 from tests.data.test_video import Camera
 from tests.tiny_run import Oracle, describe_tiny_run, tiny_checkpoint
-from tests.videos import cut, read_video, write_video
+from tests.videos import cut, read_video, slow_down, trim, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES, IDS = ["猫", "dog"], [40, 7]
@@ -89,6 +90,23 @@ def test_a_damaged_end_is_reported_after_writing(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"a\.mkv is damaged after \d+ of 20 frames; the detections before that are"):
         infer_video(oracle(20), tmp_path / "a.mkv", tmp_path / "out")
     assert len(lines_of(tmp_path / "out/a.jsonl")) == len(read_video(tmp_path / "out/a.mp4")[0]) > 0
+
+
+def test_a_trimmed_video_is_not_damaged(tmp_path: Path) -> None:
+    infer_video(oracle(6), trim(write_video(tmp_path / "a.mp4", 12), 0.5, 0.5), tmp_path / "out")
+    assert len(lines_of(tmp_path / "out/a.jsonl")) == len(read_video(tmp_path / "out/a.mp4")[0]) == 6
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+def test_a_varying_frame_rate_is_warned_about(
+    tmp_path: Path, factor: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
+    infer_video(oracle(12), slow_down(write_video(tmp_path / "a.mp4", 12), 6, factor), tmp_path / "out")
+    times = [line["time"] for line in lines_of(tmp_path / "out/a.jsonl")]
+    assert times[:7] == pytest.approx([0.08 * i for i in range(7)]) and times[11] == pytest.approx(0.48 + 0.4 * factor)
+    warnings = [message for message in caplog.messages if "frame rate varies" in message]
+    assert len(warnings) == (factor > 1)
 
 
 def test_a_camera_is_recorded_at_its_measured_frame_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
