@@ -1,17 +1,18 @@
 """`Detector`: runs a trained model, an exported folder or an ONNX file on images."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
+import PIL.Image  # installed with Paddle
 
 from ppdet_lite.assembly.setup import TrainedModel, load_config, load_trained, use_device
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.data.images.decoding import load_image
+from ppdet_lite.data.images.decoding import from_pillow, load_image
 from ppdet_lite.data.images.files import ImageFile
 from ppdet_lite.data.images.sizes import read_header
 from ppdet_lite.data.loading.loader import EvalBatches, Loader
@@ -23,7 +24,8 @@ from ppdet_lite.deployment.predictor import GRAPH, Predictor
 
 RUN_CONFIG = "config.yml"
 
-Image = str | Path | np.ndarray
+Image = str | Path | np.ndarray | PIL.Image.Image
+INPUT = "give a path, an RGB array uint8 [H, W, 3] or a Pillow image"
 
 
 class Detections(NamedTuple):
@@ -95,14 +97,14 @@ class Detector:
     def __call__(self, images, batch_size=1):
         """Detect objects in an image or in each image of a list, above the score threshold of `postprocess`.
 
-        An image is the path of a file, whose EXIF orientation is applied, or an RGB array, uint8 [H, W, 3]. The BGR
-        array that cv2.imread returns is passed as image[..., ::-1].
+        An image is the path of a file, an RGB array, uint8 [H, W, 3], or a Pillow image. The EXIF orientation of files
+        and Pillow images is applied. The BGR array that cv2.imread returns is passed as image[..., ::-1].
 
         batch_size: the largest number of images in a batch; all images of a batch have the same padded size.
 
-        Raises UserError for an image that cannot be read and for an array of another shape or type.
+        Raises UserError for an image that cannot be read, and for an argument of any other type.
         """
-        if isinstance(images, Image):
+        if isinstance(images, Image) or not _is_list(images):
             (detections,) = self([images])
             return detections
         dataset = _ImageList(images)
@@ -122,12 +124,10 @@ class Detector:
 
 
 class _ImageList:
-    """Files and arrays as a dataset for `EvalBatches`."""
+    """Files and arrays as a dataset for `EvalBatches`. Pillow images are converted to arrays."""
 
-    def __init__(self, images: Sequence[Image]) -> None:
-        self._images = list(images)
-        for index, image in enumerate(self._images):
-            _check(image, index)
+    def __init__(self, images: Iterable[Image]) -> None:
+        self._images = [_checked(image, index) for index, image in enumerate(images)]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -177,19 +177,32 @@ def _run_config(source: Path) -> Path:
     )
 
 
-def _size(image: Image) -> tuple[int, int]:
+def _size(image: str | Path | np.ndarray) -> tuple[int, int]:
     if isinstance(image, np.ndarray):
         return image.shape[:2]
     header = read_header(image)
     return (1, 1) if header is None else header[:2]
 
 
-def _check(image: Image, index: int) -> None:
+def _is_list(images: Any) -> bool:
+    """Return whether an argument contains images; a tensor or a table, which has dimensions, does not."""
+    if isinstance(images, bytes | bytearray | Mapping | Set) or getattr(images, "ndim", 1) != 1:
+        return False
+    return isinstance(images, Iterable)
+
+
+def _checked(image: Any, index: int) -> str | Path | np.ndarray:
+    """Return a path or an array, converted from a Pillow image. Raises UserError for anything else."""
+    if isinstance(image, PIL.Image.Image):
+        try:
+            image = from_pillow(image, f"image {index}")
+        except ValueError as error:
+            raise UserError(f"image {index} cannot be converted: {error}") from None
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            actual = f"{image.dtype} {list(image.shape)}"
-            raise UserError(f"image {index} is {actual}; an array has to be uint8 [H, W, 3], RGB")
+            raise UserError(f"image {index} is {image.dtype} {list(image.shape)}; {INPUT}")
     elif not isinstance(image, str | Path):
-        raise UserError(f"image {index} is a {type(image).__name__}; give a path or an RGB array, uint8 [H, W, 3]")
+        raise UserError(f"image {index} is of type {type(image).__name__}; {INPUT}")
     elif Path(image).is_dir():
         raise UserError(f"{image} is a folder; give a list of its images")
+    return image

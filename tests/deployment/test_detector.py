@@ -7,6 +7,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import paddle
+import PIL.Image
 import pytest
 
 import ppdet_lite
@@ -74,6 +76,28 @@ def test_an_array_is_rgb(detector: Detector, place: Path) -> None:
     assert len(other.boxes) != len(found.boxes) or np.abs(other.scores - found.scores).max() > 0
 
 
+def test_a_pillow_image_is_detected_like_its_file(detector: Detector, place: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = place / "images" / "7.png"
+    original = Image.open(path)
+    Image.open(path).save(tmp_path / "turned.png", exif=exif)
+    original.convert("RGBA").save(tmp_path / "alpha.png")
+    original.convert("P").save(tmp_path / "palette.png")
+    original.convert("L").save(tmp_path / "grey.png")
+    paths = [path, *sorted(tmp_path.iterdir())]
+    expected = [detector(path) for path in paths]
+    for found, other in zip([detector(Image.open(path)) for path in paths], expected, strict=True):
+        assert_same(found, other)
+    for found, other in zip(detector([Image.open(path) for path in paths], batch_size=2), expected, strict=True):
+        assert_same(found, other, 1e-3)
+    width, height = original.size
+    turned = detector(Image.open(tmp_path / "turned.png")).boxes
+    assert len(turned) and turned[:, 2].max() <= height and turned[:, 3].max() > height < width
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_list_gives_a_list_in_its_order(detector: Detector, place: Path, batch_size: int) -> None:
     paths = sorted((place / "images").iterdir())
@@ -110,12 +134,23 @@ def test_above_drops_low_scores() -> None:
         ("no.png", r"cannot read image .*no\.png: No such file"),
         ("bad.jpg", r"bad\.jpg cannot be decoded"),
         (".", "is a folder; give a list of its images"),
-        (np.zeros((8, 8), np.uint8), r"image 0 is uint8 \[8, 8\]; an array has to be uint8 \[H, W, 3\], RGB"),
+        (np.zeros((8, 8), np.uint8), r"image 0 is uint8 \[8, 8\]; give a path, an RGB array uint8 \[H, W, 3\] or a P"),
         (np.zeros((8, 8, 4), np.uint8), r"image 0 is uint8 \[8, 8, 4\]"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"image 0 is uint8 \[2, 8, 8, 3\]"),
         (np.zeros((8, 8, 3), np.float32), r"image 0 is float32 \[8, 8, 3\]"),
         (np.zeros((0, 8, 3), np.uint8), r"image 0 is uint8 \[0, 8, 3\]"),
-        ([np.zeros((8, 8, 3), np.uint8), 7], "image 1 is a int; give a path or an RGB array"),
+        (np.array(["a.jpg"]), r"image 0 is <U5 \[1\]; give a path"),
+        ([np.zeros((8, 8, 3), np.uint8), 7], "image 1 is of type int; give a path, an RGB array"),
+        ([["a.jpg"]], "image 0 is of type list; give a path"),
+        (None, "image 0 is of type NoneType; give a path"),
+        (7, "image 0 is of type int; give a path"),
+        (b"a.jpg", "image 0 is of type bytes; give a path"),
+        ({"a.jpg": 1}, "image 0 is of type dict; give a path"),
+        ({"a.jpg", "b.jpg"}, "image 0 is of type set; give a path"),
+        (paddle.zeros([3, 8, 8]), "image 0 is of type Tensor; give a path"),
+        (paddle.zeros([]), "image 0 is of type Tensor; give a path"),
+        (PIL.Image.new("F", (8, 8)), "image 0 cannot be converted: its pixels are float32"),
+        (PIL.Image.new("RGB", (0, 8)), r"image 0 is uint8 \[8, 0, 3\]"),
     ],
 )
 def test_invalid_images_are_refused(detector: Detector, place: Path, image: object, message: str) -> None:
