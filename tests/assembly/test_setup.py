@@ -1,11 +1,9 @@
 """From a config to models, data sets and devices; weights that fit and weights that do not."""
 
-import inspect
 import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,6 @@ from ppdet_lite.assembly.setup import (
     run_folder,
     use_device,
 )
-from ppdet_lite.config import registry
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.box_head import ConvFCHead
@@ -207,22 +204,6 @@ class TestModel:
         assert same(first, second)
         assert not same(first, arrays(build_model(load(tmp_path, "runtime.seed=4"), CLASSES)))
 
-    def test_channels_that_gn_cannot_divide(self, tmp_path: Path) -> None:
-        config = load(tmp_path, "model.neck.norm=gn", "model.neck.out_channels=48")
-        with pytest.raises(UserError) as error:
-            build_model(config, CLASSES)
-        assert (
-            "command line: model.neck.norm: gn has 32 groups: the number of channels must be a multiple of 32, not 48"
-            in message(error)
-        )
-
-    def test_thresholds_that_contradict_each_other(self, tmp_path: Path) -> None:
-        config = load(tmp_path, "model.rpn.matcher={foreground_iou: 0.3, background_iou: 0.7}")
-        with pytest.raises(
-            UserError, match=r"command line: model.rpn.matcher.background_iou: 0\.7 is above foreground_iou 0\.3"
-        ):
-            build_model(config, CLASSES)
-
     def test_padding_has_to_match_the_coarsest_map(self, tmp_path: Path) -> None:
         config = load(tmp_path, "data.preprocess.stride=8")
         with pytest.raises(UserError) as error:
@@ -232,57 +213,6 @@ class TestModel:
             in message(error)
         )
         build_model(load(tmp_path, "data.preprocess.stride=16"), CLASSES)
-
-    def test_a_size_is_needed_for_every_level(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            UserError, match=r"command line: model\.rpn\.anchors\.sizes: 5 anchor sizes for 3 pyramid levels"
-        ):
-            build_model(load(tmp_path, "model.rpn.anchors.sizes=[32, 64, 128, 256, 512]"), CLASSES)
-
-    @pytest.mark.parametrize(
-        ("overrides", "expected"),
-        [
-            (["model.backbone.out_stages=[2, 4]"], "model.neck.type: FPN needs each stride to be twice the one before"),
-            (["model.backbone.out_stages=[4, 3]"], "model.backbone.out_stages: expected ascending stages"),
-            (["model.backbone.norm=none"], "model.backbone.norm: a ResNet without norms cannot be trained"),
-            (["model.backbone.dilated=true"], "model.backbone.dilated: applies to stage 5"),
-            (["model.backbone.groups=2"], "model.backbone.groups: applies to bottleneck blocks only"),
-            (["model.backbone.base_width=4"], "model.backbone.base_width: applies to bottleneck blocks only"),
-            (["model.backbone.deformable={stages: [3], groups: 3}"], "model.backbone.deformable.groups: 3 groups do"),
-            (["model.backbone.deformable={stages: [4, 5]}"], "model.backbone.deformable.stages: stages [5] are not"),
-            (
-                ["model.backbone.deformable={stages: [4], version: 1, mask_scale: 2}"],
-                "model.backbone.deformable.mask_scale: version 1 has no mask",
-            ),
-            (["model.roi_pool.canonical_stride=4"], "model.roi_pool.canonical_stride: RoIs are pooled at strides"),
-            (["model.roi_pool={type: DeformPSRoIPool}"], "model.roi_pool.type: DeformPSRoIPool needs a single map"),
-            (["model.rpn.anchors.sizes=[[8], [16, 32], [64]]"], "model.rpn.anchors.sizes: every level needs the same"),
-            (
-                ["model.roi_sampler.sampler.count=3"],
-                "model.roi_sampler.sampler.count: foreground_share 0.25",
-            ),
-            (["model.rpn.sampler={count: 1}"], "model.rpn.sampler.count: foreground_share 0.5 of count 1"),
-            (["model.box_head={type: Res5Head}"], "model.box_head.depth: stage 5 of ResNet 50 needs the 1024 channels"),
-            (["model.mimic={backbone: {type: ResNet, norm: none}}"], "model.mimic.backbone.norm: a ResNet without"),
-            (["model.mimic={crop_size: 100}"], "model.mimic.crop_size: 100 is not a multiple of 16"),
-        ],
-    )
-    def test_an_impossible_combination_names_the_key(self, overrides: list[str], expected: str, tmp_path: Path) -> None:
-        """A default that is not given (`Res5Head.depth`) has the place of its owner."""
-        with pytest.raises(UserError) as error:
-            build_model(load(tmp_path, *overrides), CLASSES)
-        assert f": {expected}" in message(error)
-
-    def test_no_constructor_raises_a_plain_value_error(self) -> None:
-        """`config.registry.build` locates IncompatibleArguments; a ValueError would have no place."""
-        for cls in registry._registry.values():
-            for name in {"__init__", "__post_init__"} & vars(cls).keys():
-                if name == "__post_init__" or not is_dataclass(cls):
-                    assert "raise ValueError" not in inspect.getsource(getattr(cls, name)), cls
-
-    def test_pooling_levels_must_exist(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"command line: model.roi_pool.levels: 4 levels, but the neck has 3"):
-            build_model(load(tmp_path, "model.roi_pool.levels=4"), CLASSES)
 
 
 class TestDataset:
