@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import ppdet_lite
-from ppdet_lite.core.log import ROOT
+from ppdet_lite.core.log import PACKAGE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,7 +20,7 @@ def untouched_logging() -> Iterator[None]:
     """The command-line tools configure the package's logger; the next test finds it as after the import."""
     assert ppdet_lite.__version__  # imported first of all: it sets threads and malloc
     yield
-    logger = logging.getLogger(ROOT)
+    logger = logging.getLogger(PACKAGE)
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)

@@ -10,7 +10,7 @@ import yaml
 from paddle.vision import models
 
 from ppdet_lite.assembly.batch_tensors import detection_arguments
-from ppdet_lite.assembly.setup import build_model, build_unfilled, load_config
+from ppdet_lite.assembly.setup import build_model, build_uninitialized, load_config
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.deployment.export import save_graph
@@ -157,7 +157,7 @@ def test_file_name_and_model_agree(path: Path) -> None:
 
 
 def test_backbones_have_the_size_of_the_papers(config: Config, request: pytest.FixtureRequest) -> None:
-    model = build_unfilled(config, CLASSES)
+    model = build_uninitialized(config, CLASSES)
     branches = ("._mean", "._variance", ".offset.weight", ".offset.bias")
     if config["model"]["backbone"]["variant"] == "d" or config["model"]["neck"] is None:
         return  # another stem; stage 5 elsewhere
@@ -182,7 +182,7 @@ def test_where_the_weights_to_start_from_come_from(path: Path) -> None:
 
 def test_pretrained_weights_fit(config: Config) -> None:
     """Paddle's ResNet of that depth has every array of the backbone and of a C4 head, and no other."""
-    model, backbone = build_unfilled(config, CLASSES), config["model"]["backbone"]
+    model, backbone = build_uninitialized(config, CLASSES), config["model"]["backbone"]
     if config["pretrain_weights"] is None or backbone["variant"] != "b":
         return
     with paddle.LazyGuard():

@@ -141,12 +141,12 @@ def test_nothing_to_learn(options, refused, shapes):
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"annotations": []}))
     line = refused("train.py", CONFIG, options)
-    assert f"data.train.annotations: {path}: 4 of 4 images have no box that is no crowd: there is nothing to" in line
+    assert f"data.train.annotations: {path}: 4 of 4 images have no boxes other than crowd regions: annotate" in line
 
 
 def test_the_number_of_classes(options, refused):
     line = refused("train.py", CONFIG, [*options, "model.num_classes=3"])
-    assert line == "error: command line: model.num_classes: follows from the categories in the annotations, remove it\n"
+    assert line == "error: command line: model.num_classes: is derived from the categories in the annotations, remove it\n"
 
 
 def test_corrupt_image(options, refused, shapes):
@@ -167,7 +167,7 @@ def test_weights_of_another_model(options, refused, tmp_path, shapes, tool):
         "export_model.py": ("--output", tmp_path / "exported"),
     }[tool]
     line = refused(tool, CONFIG, [*options, f"weights={tmp_path}/other.safetensors"], *arguments)
-    assert "weights of another model" in line and "6 mis-shaped" in line
+    assert "weights are of another model" in line and "6 mismatched" in line
     assert not (tmp_path / "pictures").exists() and not (tmp_path / "exported").exists()
 
 
@@ -201,15 +201,15 @@ def test_damaged_weights(options, refused, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "nowhere: no such file or folder; name a run's folder, an export's, or an .onnx file"),
+        ("nowhere", "nowhere: no such file or folder; give a run folder, an exported folder or an .onnx file"),
         (
             "shapes",
-            "shapes: neither a run's folder (config.yml) nor an export's (model.json, infer_cfg.yml) nor an .onnx",
+            "shapes: not a run folder (config.yml), an exported folder (model.json, infer_cfg.yml) or an .onnx",
         ),
-        ("a.txt", "a.txt: neither a run's folder"),
-        ("a.onnx", "a.onnx: no ONNX file, or a damaged one"),
-        ("theirs", "theirs/infer_cfg.yml: has no section ppdet_lite: another program's export"),
-        ("run", "run: holds no intact checkpoint"),
+        ("a.txt", "a.txt: not a run folder"),
+        ("a.onnx", "a.onnx: not an ONNX file, or damaged"),
+        ("theirs", "theirs/infer_cfg.yml: has no section ppdet_lite, another program wrote it"),
+        ("run", "run: contains no intact checkpoint"),
     ],
 )
 def test_what_is_no_model(options, refused, shapes, tmp_path, tool, name, message):
@@ -236,7 +236,7 @@ def test_what_is_no_video(options, refused, tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     arguments = ("--input", tmp_path / "a.mp4", "--output", tmp_path / "pictures")
     line = refused("infer.py", CONFIG, [*options, f"weights={tmp_path}/w.safetensors"], *arguments)
-    assert "a.mp4: no video that OpenCV can read: empty, damaged, or of another kind; images are known by" in line
+    assert "a.mp4: not a video that OpenCV can read: it is empty, damaged or of an unsupported format; the" in line
     assert not (tmp_path / "pictures").exists()
 
 

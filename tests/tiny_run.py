@@ -170,4 +170,4 @@ def perfect_answers(dataset: CocoDataset) -> list[tuple]:
 def as_detector(model: nn.Layer, dataset: CocoDataset, preprocess: Preprocess) -> Detector:
     """A detector of the dataset's classes around any model."""
     classes = dataset.class_names, dataset.category_ids.tolist()
-    return Detector.of(TrainedModel(model, *classes, preprocess, "a test"))
+    return Detector.from_trained(TrainedModel(model, *classes, preprocess, "a test"))

@@ -12,7 +12,7 @@ import numpy as np  # noqa: E402
 import paddle  # noqa: E402
 
 from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
-from ppdet_lite.benchmarks.model import exported  # noqa: E402
+from ppdet_lite.benchmarks.model import export_predictors  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.loading.transforms import Sample, collate  # noqa: E402
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
@@ -48,7 +48,10 @@ def step_of(case: Case, way: str) -> Callable[[], object]:
         optimizer = recipe.build(model)
         return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
     model.eval()
-    network = as_trained(model) if way == "as trained" else exported(model, preprocess, onnx=way == "onnx")[way]
+    if way == "as trained":
+        network = as_trained(model)
+    else:
+        network = export_predictors(model, preprocess, onnx=way == "onnx")[way]
 
     def detect() -> object:
         batch = collate(samples, preprocess)
