@@ -146,7 +146,9 @@ def test_nothing_to_learn(options, refused, shapes):
 
 def test_the_number_of_classes(options, refused):
     line = refused("train.py", CONFIG, [*options, "model.num_classes=3"])
-    assert line == "error: command line: model.num_classes: is derived from the categories in the annotations, remove it\n"
+    assert (
+        line == "error: command line: model.num_classes: is derived from the categories in the annotations, remove it\n"
+    )
 
 
 def test_corrupt_image(options, refused, shapes):
