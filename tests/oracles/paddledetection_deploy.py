@@ -24,7 +24,7 @@ import numpy as np
 from ppdet_lite import Detector
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.data.images.decoding import load_image
-from ppdet_lite.data.images.drawing import write_picture
+from ppdet_lite.data.images.drawing import write_image
 from ppdet_lite.data.loading.transforms import collate, image_sample
 from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment.export import export
@@ -128,7 +128,7 @@ def export_recipes(folder: Path, images: Path) -> list[Path]:
 def draw(folder: Path) -> Path:
     """Pictures of different sizes, an even number."""
     for i, size in enumerate((300, 420, 500, 640)):
-        write_picture(folder / f"{i}.png", scene(np.random.default_rng(i), size)[0])
+        write_image(folder / f"{i}.png", scene(np.random.default_rng(i), size)[0])
     return folder
 
 
