@@ -136,7 +136,7 @@ def _paddledetection_keys(preprocess: Preprocess) -> dict[str, Any]:
             {
                 "type": "Resize",
                 # (short side, long side); PaddleDetection takes the smaller number as the short side
-                "target_size": [min(preprocess.short_side, preprocess.long_side), preprocess.long_side],
+                "target_size": [preprocess.short_side, preprocess.long_side],
                 "keep_ratio": True,
                 "interp": cv2.INTER_CUBIC if preprocess.interpolation == "cubic" else cv2.INTER_LINEAR,
             },

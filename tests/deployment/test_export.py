@@ -213,13 +213,6 @@ def test_the_description_has_paddledetections_keys(detector: TrainedModel, expor
     )
 
 
-def test_long_side_limit_below_the_short_side(detector: TrainedModel) -> None:
-    # PaddleDetection takes the smaller number of target_size for the short side
-    preprocess = type(detector.preprocess)(short_side=200, long_side=160)
-    content = yaml.safe_load(Description.from_trained(detector._replace(preprocess=preprocess)).to_yaml())
-    assert content["Preprocess"][0]["target_size"] == [160, 160]
-
-
 class OffPredictor(Predictor):
     """Runs an exported model and modifies its results."""
 

@@ -193,7 +193,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
             np.testing.assert_array_equal(again[name], value, err_msg=name)
 
     train(load_config(QUICKSTART, [*options, *ALONE]), run, resume="auto")
-    told = "steps have 8 images (4 x 2 devices x 1 batches), those of this run 8 images (4 x 1 devices x 2 batches)"
+    told = "steps have 8 images (2 x 2 devices x 2 batches), those of this run 8 images (4 x 1 devices x 2 batches)"
     assert told in log_of(run)
     alone, both = (weights_of(folder, TOTAL) for folder in (run, straight))
     for name, value in both.items():

@@ -26,7 +26,7 @@ def traced_deform_conv2d(
     oh, ow = paddle.shape(offset)[2], paddle.shape(offset)[3]
     o, c, kh, kw = weight.shape
     group_channels = c // deformable_groups  # channels with the same offsets; D = deformable_groups in shapes
-    k_y, k_x = (np.tile(i.ravel(), deformable_groups) for i in np.indices((kh, kw)))  # [D*K], K = kh * kw
+    k_y, k_x = (np.tile(axis.ravel(), deformable_groups) for axis in np.indices((kh, kw)))  # [D*K], K = kh * kw
     y_at = _add_kernel_positions(offset[:, 0::2], k_y * dilation[0] - padding[0])  # [N, OH, OW, D*K]
     x_at = _add_kernel_positions(offset[:, 1::2], k_x * dilation[1] - padding[1])
     y_at = y_at + (paddle.arange(oh, dtype="float64") * _constant(stride[0])).reshape([1, -1, 1, 1])
