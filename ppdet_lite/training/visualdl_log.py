@@ -84,7 +84,11 @@ def _framed(content: bytes) -> bytes:
 
 
 def _earlier_records(paths: Sequence[Path], last: int) -> Iterator[bytes]:
-    """Yield the records of files up to iteration `last`; of those with equal tag and iteration, only the latest."""
+    """Yield the records of files up to iteration `last`; of those with equal tag and iteration, only the latest.
+
+    A file is read up to its first damaged record, which a crash may have left at its end.
+    """
+    from google.protobuf.message import DecodeError
     from visualdl.proto.record_pb2 import Record
 
     records: dict[tuple[str, int], bytes] = {}
@@ -93,9 +97,12 @@ def _earlier_records(paths: Sequence[Path], last: int) -> Iterator[bytes]:
         while start + 8 <= len(content):
             (length,) = struct.unpack_from("<Q", content, start)
             data, start = content[start + 8 : start + 8 + length], start + 8 + length
-            if len(data) < length:  # the run was killed while it wrote
+            if len(data) < length:
                 break
-            value = Record.FromString(data).values[0]
+            try:
+                value = Record.FromString(data).values[0]
+            except (DecodeError, IndexError):
+                break
             if value.WhichOneof("one_value") != "meta_data" and value.id <= last:
                 records[value.tag, value.id] = data
     yield from records.values()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from visualdl import LogReader
 
 from ppdet_lite.training.visualdl_log import VisualDLLog
@@ -65,3 +66,13 @@ def test_records_of_several_files_and_an_incomplete_one(tmp_path: Path) -> None:
     (tmp_path / "other").rmdir()
     write(tmp_path, 4, range(5, 6), 0.5)
     assert curve(tmp_path) == [(1, 0.0), (2, 0.0), (3, 0.25), (4, 0.25), (5, 0.5)]
+
+
+@pytest.mark.parametrize("tail", [bytes(64), b"\x04" + bytes(7) + b"\xff" * 4], ids=["zeros", "no record"])
+def test_a_file_with_a_damaged_end_is_continued(tmp_path: Path, tail: bytes) -> None:
+    """As a crash of the machine may leave it."""
+    write(tmp_path, 0, range(1, 4))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes() + tail)
+    write(tmp_path, 3, range(4, 5), 0.5)
+    assert curve(tmp_path) == [(1, 0.0), (2, 0.0), (3, 0.0), (4, 0.5)]
