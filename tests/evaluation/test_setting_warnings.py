@@ -1,7 +1,6 @@
 """Refusals and warnings about what the COCO metric cannot measure, and about sizes that were not trained."""
 
 import json
-import logging
 import runpy
 import sys
 from pathlib import Path
@@ -21,15 +20,6 @@ from ppdet_lite.storage.checkpoint import save_checkpoint
 from tests.tiny_run import CATEGORIES, describe_tiny_run, tiny_checkpoint, tiny_config, tiny_dataset, write_annotations
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def logger():
-    """Restore the package's logger after a tool."""
-    root = logging.getLogger("ppdet_lite")
-    before = (root.handlers[:], root.level, root.propagate)
-    yield
-    root.handlers[:], root.level, root.propagate = before
 
 
 @pytest.fixture
