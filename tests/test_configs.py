@@ -124,10 +124,10 @@ def test_header_tells_what_it_is(path: Path) -> None:
     header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert len(lines) <= 25
     if path.parent.name == "quickstart":
-        assert "make quickstart" in header or f"-c configs/{name_of(path)}" in header
+        assert "make quickstart" in header or f"-c {name_of(path).removesuffix('.yml')}" in header
         return
     assert "https://arxiv.org/abs/" in header
-    assert f"python tools/train.py -c configs/{name_of(path)}" in header
+    assert f"ppdet-lite train -c {name_of(path).removesuffix('.yml')}" in header
     assert "AP" in header
 
 

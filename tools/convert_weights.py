@@ -1,47 +1,11 @@
-"""Convert checkpoints of other projects: python tools/convert_weights.py --from ppdet -c CONFIG SRC DST
+"""Convert checkpoints of other projects, from a checkout: the same as `ppdet-lite convert-weights`."""
 
---from  convert SRC, a file of another project, to DST, a run folder: evaluate it with -c DST/config.yml -o weights=DST
---to    convert SRC, weights of this project, to DST, a file for another project
-"""
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppdet_lite.core import cli, log, runtime
-
-
-def main() -> None:
-    parser = cli.config_parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument(
-        "--from", dest="source", metavar="PROJECT", help="ppdet, torchvision, mmdet, mmdet-caffe or detectron2"
-    )
-    direction.add_argument("--to", dest="target", choices=["ppdet"], help="ppdet: a .pdparams file for PaddleDetection")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="COCO annotations with the class names")
-    parser.add_argument(
-        "--bn-epsilon", metavar="E", type=float, help="epsilon of batch norms (1e-5); torchvision's COCO_V1 has 0"
-    )
-    parser.add_argument("src", metavar="SRC", type=Path, help="file or folder to read")
-    parser.add_argument("dst", metavar="DST", type=Path, help="folder or file to write")
-    args = parser.parse_args(cli.separate_overrides(sys.argv[1:]))
-    with runtime.quiet_import():
-        import paddle
-
-        from ppdet_lite.assembly import conversion
-    log.configure()
-    paddle.set_device("cpu")
-    peer = conversion.checked_peer(args.source or args.target)
-    config = conversion.peer_config(args.config, peer, cli.overrides(args))
-    cli.handle_print_config(args, config)
-    if args.target:
-        conversion.write_peer_weights(peer, config, args.src, args.dst)
-    else:
-        conversion.convert_file(peer, config, args.src, args.dst, args.classes, args.bn_epsilon)
-
+from ppdet_lite.__main__ import run_command
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_command("convert-weights", sys.argv[1:])

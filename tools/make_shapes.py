@@ -1,28 +1,11 @@
-"""Generate the synthetic shapes dataset, unless it exists: python tools/make_shapes.py"""
+"""Generate the synthetic shapes dataset, from a checkout: the same as `ppdet-lite make-shapes`."""
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppdet_lite.core.cli import run
-
-
-def main() -> None:
-    """Parse the command line and generate the dataset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output", default="dataset/shapes", help="folder to write")
-    parser.add_argument("--train", type=int, default=400, help="number of training images")
-    parser.add_argument("--val", type=int, default=60, help="number of validation images")
-    parser.add_argument("--seed", type=int, default=0, help="random seed")
-    parser.add_argument("--size", type=int, default=320, help="longest side of an image in pixels")
-    args = parser.parse_args()
-    from ppdet_lite.data.synthetic.shapes import generate
-
-    written = generate(args.output, args.train, args.val, args.seed, args.size)
-    print(f"{args.output}: {f'{args.train} + {args.val} images written' if written else 'already exists'}")
-
+from ppdet_lite.__main__ import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("make-shapes", sys.argv[1:])

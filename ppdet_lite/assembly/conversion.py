@@ -93,7 +93,7 @@ def convert_file(
     save_checkpoint(folder / "checkpoints/best", {"model": report.matched}, meta)
     write_run_files(folder, config, *classes)
     get_logger().info("%d arrays of %s converted into %s", len(report.matched), file, folder)
-    get_logger().info("evaluate it: python tools/eval.py -c %s -o weights=%s", folder / "config.yml", folder)
+    get_logger().info("evaluate it: ppdet-lite eval -c %s -o weights=%s", folder / "config.yml", folder)
 
 
 def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> None:

@@ -165,7 +165,7 @@ def load_trained(config: Config) -> TrainedModel:
     if (peer := find_peer(weights.arrays)) is not None:
         raise UserError(
             f"{weights.source}: weights of another project; convert them: "
-            f"python tools/convert_weights.py --from {peer} -c CONFIG {weights.source} FOLDER"
+            f"ppdet-lite convert-weights --from {peer} -c CONFIG {weights.source} FOLDER"
         )
     if "class_names" in weights.meta:
         class_names, category_ids = weights.meta["class_names"], weights.meta["category_ids"]

@@ -1,10 +1,11 @@
 """Comparison of two devices: the results of single operators, then of whole training steps.
 
-`tools/env_check.py --gpu` compares a GPU with the CPU. For operators with a separate CPU implementation
+`ppdet-lite env-check --gpu` compares a GPU with the CPU. For operators with a separate CPU implementation
 (`ops.dispatch`), this also compares the two implementations.
 """
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ from ppdet_lite.ops.roi_align import pyramid_roi_align
 from ppdet_lite.structures import Rois, Targets
 
 Numbers = dict[str, np.ndarray]
-CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart/shapes_r18_fpn.yml"
+CONFIG = "quickstart/shapes_r18_fpn"  # a recipe of the package
+PACKAGE = Path(__file__).resolve().parents[1]
 SIZE = (64, 96)  # (h, w) of images in a training step
 
 
@@ -307,10 +309,13 @@ def train_two(device: str) -> str:
         ]
         command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", name]
         command += ["--backend", "gloo"] if device == "cpu" else []
-        command += [str(CONFIG.parents[2] / "tools/train.py"), "-c", str(CONFIG), "-o", f"output={folder}"]
+        command += [str(PACKAGE / "__main__.py"), "train", "-c", CONFIG, "-o", f"output={folder}"]
         command += [*sets, "data.preprocess={short_side: 64, long_side: 96}", "train.rehearse=false"]
         command += ["data.loader={batch_size: 1, threads: 0}", "train={length: 2 iterations, evaluate_every: null}"]
-        done = subprocess.run([*command, f"runtime.device={device}"], capture_output=True, text=True)
+        paths = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths}  # also when the package is not installed
+        command += [f"runtime.device={device}"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             logs = [line for log in sorted(folder.glob("workerlog.*")) for line in log.read_text().splitlines()]
             errors = [line for line in logs if "rror: " in line] or logs or done.stderr.splitlines()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial, reduce
 from pathlib import Path
 
+from ppdet_lite.config.recipes import find_config, suggest_recipe
 from ppdet_lite.config.yaml_nodes import Node, parse, plain
 from ppdet_lite.core.errors import UserError
 
@@ -17,13 +18,13 @@ _OVERRIDE = re.compile(r"([^\s.=]+(?:\.[^\s.=]+)*)=(.*)", re.DOTALL)
 
 
 def read_with_bases(path: str | Path) -> Node:
-    """Read a file and merge it over its bases.
+    """Read a file, or a recipe given by its name, and merge it over its bases.
 
     Bases are merged in the order given, each after its own bases. A base that several files share is merged once, at
     its first occurrence, so that two variants of one base keep the changes of both.
     """
     layers: dict[Path, Node] = {}
-    _collect_layers(Path(path), (), layers)
+    _collect_layers(find_config(path), (), layers)
     *_, own = layers.values()
     return Node(reduce(merge, layers.values()).value, own.origin)
 
@@ -106,7 +107,7 @@ def _collect_layers(path: Path, chain: tuple[Path, ...], layers: dict[Path, Node
     bases = node.value.get(BASE)
     if bases is not None:
         for base in _base_paths(bases):
-            _collect_layers(path.parent / base, (*chain, key), layers, f"{bases.origin}: {BASE}: ")
+            _collect_layers(find_config(base, path.parent), (*chain, key), layers, f"{bases.origin}: {BASE}: ")
     layers[key] = Node({name: child for name, child in node.value.items() if name != BASE}, node.origin)
 
 
@@ -123,7 +124,7 @@ def _read_file(path: Path, referrer: str) -> Node:
     try:
         content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{referrer}{name}: no such file") from None
+        raise UserError(f"{referrer}{name}: no such file{suggest_recipe(path)}") from None
     except UnicodeDecodeError:
         raise UserError(f"{referrer}{name}: is not UTF-8 text") from None
     except OSError as error:

@@ -70,7 +70,7 @@ def prepare(environ: MutableMapping[str, str] = os.environ) -> tuple[Setting, ..
 
 
 def applied_settings() -> tuple[Setting, ...]:
-    """Return the settings made by the last `prepare`, for the training log and tools/env_check.py."""
+    """Return the settings made by the last `prepare`, for the training log and ppdet-lite env-check."""
     return _applied
 
 

@@ -88,12 +88,12 @@ def from_folder(folder: Path) -> Description:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; use tools/export_model.py") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; use ppdet-lite export-model") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: invalid YAML: {' '.join(str(error).split())}; export the model again") from error
     section = content.get(SECTION) if isinstance(content, dict) else None
     if not isinstance(section, dict):
-        raise UserError(f"{path}: has no section {SECTION}, another program wrote it; use tools/export_model.py")
+        raise UserError(f"{path}: has no section {SECTION}, another program wrote it; use ppdet-lite export-model")
     return _parse({**section, "class_names": content.get("label_list")}, str(path))
 
 

@@ -28,7 +28,7 @@ class OnnxPredictor:
         self._session = _session(Path(path), threads or int(os.environ["OMP_NUM_THREADS"]))
         metadata = self._session.get_modelmeta().custom_metadata_map
         if SECTION not in metadata:
-            raise UserError(f"{path}: an ONNX file of another program; write one with tools/export_model.py")
+            raise UserError(f"{path}: an ONNX file of another program; write one with ppdet-lite export-model")
         self.description = from_json(metadata[SECTION], str(path))
 
     def __call__(
@@ -46,7 +46,7 @@ def _session(path: Path, threads: int) -> "InferenceSession":
     except ModuleNotFoundError as error:
         raise UserError(f"{path}: ONNX files need {error.name}: pip install -r requirements-onnx.txt") from error
     if not path.is_file():
-        raise UserError(f"{path}: no such file; write one with tools/export_model.py --format onnx")
+        raise UserError(f"{path}: no such file; write one with ppdet-lite export-model --format onnx")
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3  # errors

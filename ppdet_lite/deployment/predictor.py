@@ -24,7 +24,7 @@ class Predictor:
     def __init__(self, folder: Path, onednn: bool = True, threads: int | None = None) -> None:
         for name in (GRAPH, WEIGHTS):
             if not (Path(folder) / name).is_file():
-                raise UserError(f"{folder}: not an exported model: {name} is missing; use tools/export_model.py")
+                raise UserError(f"{folder}: not an exported model: {name} is missing; use ppdet-lite export-model")
         settings = inference.Config(str(Path(folder) / GRAPH), str(Path(folder) / WEIGHTS))
         settings.disable_gpu()
         settings.disable_glog_info()

@@ -103,7 +103,7 @@ def _read(path: Path) -> Weights:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pth", ".pt", ".pkl"):
-        raise UserError(f"{path}: a file of another project; convert it with tools/convert_weights.py")
+        raise UserError(f"{path}: a file of another project; convert it with ppdet-lite convert-weights")
     raise UserError(f"{path}: unknown file type; give a .pdparams or .safetensors file, a checkpoint or a run folder")
 
 

@@ -44,7 +44,7 @@ def dump_step(
     rank = dist.get_rank()
     folder = folder / FOLDER / (f"iter_{step.iteration + 1:08d}" + (f".rank{rank}" if rank else ""))
     message = f"{error}; in iteration {step.iteration + 1}"
-    command = f"python tools/train.py --replay {folder}"
+    command = f"ppdet-lite train --replay {folder}"
     meta = {
         "iteration": step.iteration,
         "seeds": list(step.seeds),

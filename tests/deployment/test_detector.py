@@ -165,7 +165,7 @@ def test_invalid_images_are_refused(detector: Detector, place: Path, image: obje
         ("nothing", "nothing: no such file or folder; give a run folder, an exported folder or an .onnx file"),
         ("images", "images: not a run folder"),
         ("val.json", r"val\.json: not a run folder .* for a bare weights file, give its config"),
-        ("half", r"half: not an exported model: model\.pdiparams is missing; use tools/export_model\.py"),
+        ("half", r"half: not an exported model: model\.pdiparams is missing; use ppdet-lite export-model"),
         ("torn", r"torn: damaged or not written by this program; export it again \(.*Cannot read tensor"),
         ("other", r"other/infer_cfg\.yml: has no section ppdet_lite, another program wrote it"),
     ],

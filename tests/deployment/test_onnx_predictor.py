@@ -34,7 +34,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path) -> None:
 
 def test_a_file_of_another_program(tmp_path: Path) -> None:
     path = other_programs_file(tmp_path / "model.onnx", author="somebody")
-    assert "an ONNX file of another program; write one with tools/export_model.py" in told(path)
+    assert "an ONNX file of another program; write one with ppdet-lite export-model" in told(path)
 
 
 def test_a_damaged_description(tmp_path: Path) -> None:

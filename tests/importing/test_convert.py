@@ -112,7 +112,7 @@ def test_the_command_that_an_error_names(source, form, given):
         CocoDataset(str(source.folder / "images"), str(source.folder / given))
     words = str(caught.value).split()
     at = words.index("--from")
-    assert words[at - 1 : at + 2] == ["tools/import_data.py", "--from", form] and words[at + 3 :] == ["--output", "DIR"]
+    assert words[at - 1 : at + 2] == ["import-data", "--from", form] and words[at + 3 :] == ["--output", "DIR"]
     (content,) = source.bring_in(words[at + 1], words[at + 2]).values()
     assert len(content["annotations"]) == 6
 

@@ -29,7 +29,7 @@ def proposal(images, annotations):
     """Return the arguments of the command in the message, or the message if it has none."""
     with pytest.raises(UserError) as caught:
         CocoDataset(str(images), str(annotations))
-    _, _, command = str(caught.value).partition("python tools/import_data.py ")
+    _, _, command = str(caught.value).partition("ppdet-lite import-data ")
     return shlex.split(command) if command else str(caught.value)
 
 

@@ -166,7 +166,7 @@ def test_mistakes_are_reported_in_one_line(place: Path, run: Tool, arguments: li
 
 def test_the_message_for_a_foreign_file_has_the_command(run: Tool) -> None:
     message = refused(run("-o", "weights=theirs.pdparams", tool="eval"))
-    assert "python tools/convert_weights.py --from ppdet -c CONFIG theirs.pdparams FOLDER" in message
+    assert "ppdet-lite convert-weights --from ppdet -c CONFIG theirs.pdparams FOLDER" in message
 
 
 def test_a_model_without_names_there_is_reported(place: Path) -> None:

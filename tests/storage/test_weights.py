@@ -68,7 +68,7 @@ def test_other_files_are_refused(tmp_path):
     for name, text in [
         ("none.pdparams", "no such weights; give a .pdparams or .safetensors file"),
         ("w.bin", "unknown file type"),
-        ("w.pth", "a file of another project; convert it with tools/convert_weights.py"),
+        ("w.pth", "a file of another project; convert it with ppdet-lite convert-weights"),
         ("cut.safetensors", "damaged, or of a type that NumPy"),
         ("f8.safetensors", "damaged, or of a type that NumPy does not have .*float8"),
         ("folder.pdparams", "contains no intact checkpoint"),

@@ -56,7 +56,7 @@ def test_a_failed_step_is_kept_and_told(dump: tuple[Path, str]) -> None:
         *("model.safetensors", "batch.safetensors", "checkpoint.json", "config.yml", "report.txt"),
     }
     assert "is not finite" in error and "in iteration 2; first not finite: " in error
-    assert error.endswith(f"python tools/train.py --replay {folder}")
+    assert error.endswith(f"ppdet-lite train --replay {folder}")
     report = (folder / "report.txt").read_text()
     assert "losses of batch 2: loss_rpn_objectness" in report and "gradient norms: backbone" in report
     assert error in (folder.parents[1] / "train.log").read_text()

@@ -44,7 +44,7 @@ def _import_hint(form: str, source: Path, sample: Path, images: Path | None, pre
         return f"{prefix}{form}, not COCO JSON; export it as COCO or Pascal VOC"
     if form == "voc" and "Annotations" in source.parts:
         source = _up_to(source, "Annotations")
-    command = f"python tools/import_data.py --from {form} {shlex.quote(str(source))}"
+    command = f"ppdet-lite import-data --from {form} {shlex.quote(str(source))}"
     if not _finds_image(form, source, sample):
         command += f" --images {shlex.quote(str(images)) if images is not None and images.is_dir() else 'DIR'}"
     root, first = yolo_root(source), ""

@@ -182,7 +182,7 @@ class DatasetError(UserError):
 
     def __init__(self, file: str, problems: Sequence[Problem]) -> None:
         first, *more = [problem for problem in problems if problem.level == "refusal"]
-        others = f" (and {len(more)} more kinds of errors; tools/check_data.py lists them)" if more else ""
+        others = f" (and {len(more)} more kinds of errors; ppdet-lite check-data lists them)" if more else ""
         super().__init__(f"{file}: {first}{others}", key="images" if first.kind == "file_missing" else "annotations")
         self.problems = list(problems)
 

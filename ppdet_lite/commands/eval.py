@@ -1,0 +1,54 @@
+"""Evaluate with the COCO metric: ppdet-lite eval -c CONFIG -o weights=PATH [--report DIR]
+
+--model DIR|FILE.onnx evaluates an exported model; --results FILE scores existing results; --compare A B compares two.
+"""
+
+from pathlib import Path
+
+from ppdet_lite.core import cli, log, runtime
+
+
+def main() -> None:
+    """Parse the arguments and run the command."""
+    parser = cli.config_parser(__doc__)
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--model", metavar="PATH", type=Path, help="evaluate this exported model")
+    given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
+    given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
+    parser.add_argument("--report", metavar="DIR", type=Path, help="also write an error analysis: HTML, JSON, CSV")
+    parser.add_argument("--score", metavar="S", type=float, help="score threshold of the report (0.5)")
+    args = parser.parse_args()
+    if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
+        parser.error("--score is a number from 0 to 1 and requires --report")
+    with runtime.quiet_import():
+        from paddle import distributed
+
+        from ppdet_lite.assembly import setup
+        from ppdet_lite.config.registry import build
+        from ppdet_lite.deployment.detector import select_detector
+        from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
+        from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
+        from ppdet_lite.reporting.compare import compare_runs
+        from ppdet_lite.reporting.report import write_report
+    config = setup.load_config(args.config, cli.overrides(args))
+    cli.handle_print_config(args, config)
+    log.configure(distributed.get_rank())
+    results, weights, options = args.results, None, build(config["eval"])
+    detector = None if args.compare or results else select_detector(config, args.model)
+    dataset = setup.build_dataset(config, "val", None if detector is None else detector.class_names)
+    if detector is not None:
+        setup.check_images(config, "val", dataset)
+    setup.log_notes(dataset)
+    if args.compare:
+        compare_runs(dataset, args.compare, options.backend, args.report)
+        return
+    if detector is None:
+        metrics = evaluate_results(dataset, results, options)
+    else:
+        results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
+        loader, augment = build(config["data"]["loader"]), build(config["data"]["augment"])
+        warn_about_evaluation(options, augment, detector.preprocess, detector.postprocess)
+        metrics = evaluate(detector, dataset, loader, results.parent, options)
+    if args.report is not None and distributed.get_rank() == 0:
+        facts = {"config": args.config, "weights": weights, "backend": config["eval"]["backend"]}
+        write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)
