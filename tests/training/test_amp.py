@@ -52,6 +52,31 @@ def test_on_a_cpu_a_layer_rounds_what_it_takes_and_gives() -> None:
     assert [name for name, _ in network.named_parameters()] == ["0.weight", "0.bias"]
 
 
+def noise(*shape: int) -> paddle.Tensor:
+    return paddle.to_tensor(np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["convolution", "pooling"])
+def test_offsets_are_computed_in_float32(kind: str) -> None:
+    """Bit for bit, beside a layer that is rounded; the same features go into both."""
+    features, proposals = noise(1, 4, 16, 16), tiny.rois([[3, 4, 30, 40], [0, 0, 60, 60]])
+    if kind == "convolution":
+        deformable = DeformConv2D(4, 8, 3, 1, 1, Deformable())
+    else:
+        deformable = DeformRoIPool([4], 4, True, hidden=4, output_size=2, levels=1, canonical_stride=4)
+    for layer in deformable.sublayers():
+        if isinstance(layer, nn.Conv2D | nn.Linear):
+            layer.weight.set_value(noise(*layer.weight.shape))
+    network = nn.LayerList([deformable, nn.Conv2D(4, 8, 3)])
+    inputs = (features,) if kind == "convolution" else ([features], proposals)
+    exact, plain = deformable.offsets(*inputs), network[1](features)
+    with rounded_layers(network, "bfloat16"):
+        found, rounded = deformable.offsets(*inputs), network[1](features)
+    assert exact[0].abs().max() > 0.1 and (rounded != plain).any()
+    for value, expected in zip(found, exact, strict=True):
+        np.testing.assert_array_equal(value.numpy(), expected.numpy())
+
+
 def step(amp: str | None = None, loss_scale: float = 1.0, clip: float | None = 1.0) -> tuple[Step, dict[str, Any]]:
     model = tiny.detector(pool="modulated")
     model.train()
