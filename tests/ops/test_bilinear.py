@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import paddle
 import pytest
@@ -92,3 +94,13 @@ def test_sum_rows(monkeypatch: pytest.MonkeyPatch, chunk: int, wanted: tuple[boo
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-12)
     if wanted[0]:
         np.testing.assert_allclose(leaf.grad.numpy(), table_grad.T, atol=1e-12)
+
+
+@pytest.mark.parametrize(("sums", "taps", "channels"), [(1000, 9, 7), (1000, 300, 256), (1, 4, 8), (0, 4, 8)])
+def test_a_chunk_of_sum_rows_is_bounded_by_the_values_that_it_gathers(sums: int, taps: int, channels: int) -> None:
+    """Together the chunks have every sum once, in their order; a chunk is no smaller than needed."""
+    chunks = row_sums._chunks(paddle.zeros([3, channels]), paddle.zeros([sums, taps], "int64"))
+    counts = [len(range(sums)[part]) for part in chunks]
+    assert [i for part in chunks for i in range(sums)[part]] == list(range(sums))
+    largest = max(row_sums.CHUNK_VALUES // (taps * channels), 1)
+    assert max(counts) <= largest and len(chunks) == max(math.ceil(sums / largest), 1)

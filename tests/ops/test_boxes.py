@@ -10,6 +10,7 @@ from tests.tiny import area, boxes, float32, iou, overlap, random_boxes
 
 UNIT = (1.0, 1.0, 1.0, 1.0)
 HEAD = (10.0, 10.0, 5.0, 5.0)
+DISTINCT = (10.0, 8.0, 5.0, 4.0)
 
 
 def test_area_is_continuous() -> None:
@@ -64,6 +65,9 @@ def test_encode_by_hand() -> None:
     # 10 x 20 around (5, 10) -> 20 x 20 around (15, 15)
     found = encode_boxes(boxes([0, 0, 10, 20]), boxes([5, 5, 25, 25]), HEAD)
     np.testing.assert_allclose(found.numpy(), [[10.0, 2.5, 5 * math.log(2), 0]], rtol=1e-6)
+    # 4 x 2 around (2, 1) -> 8 x 8 around (4, 4); each delta has a weight of its own
+    found = encode_boxes(boxes([0, 0, 4, 2]), boxes([0, 0, 8, 8]), DISTINCT)
+    np.testing.assert_allclose(found.numpy(), [[5.0, 12.0, 5 * math.log(2), 4 * math.log(4)]], rtol=1e-6)
 
 
 def test_decode_by_hand() -> None:
@@ -72,7 +76,7 @@ def test_decode_by_hand() -> None:
     np.testing.assert_allclose(decode_boxes(boxes([0, 0, 10, 20]), deltas, HEAD).numpy(), [[0, 0, 20, 10]], atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", [UNIT, HEAD])
+@pytest.mark.parametrize("weights", [UNIT, HEAD, DISTINCT])
 def test_decode_inverts_encode(weights: tuple[float, ...]) -> None:
     rng = np.random.default_rng(5)
     start, end = float32(random_boxes(rng, 40)), float32(random_boxes(rng, 40))

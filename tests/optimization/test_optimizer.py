@@ -229,6 +229,14 @@ def test_state_is_named_after_the_models_parameters() -> None:
     assert {key.split("/")[0] for key in optimizer_state(optimizer, net)} == set(trained(net))
 
 
+def test_state_of_a_parameter_whose_internal_name_begins_with_that_of_another() -> None:
+    net = nn.Linear(2, 3, weight_attr=paddle.ParamAttr(name="w_1"), bias_attr=paddle.ParamAttr(name="w_1_0"))
+    optimizer = SGD().build(net)
+    advance(net, optimizer, 0)
+    state = optimizer_state(optimizer, net)
+    assert {name: value.shape for name, value in state.items()} == {"weight/velocity": (2, 3), "bias/velocity": (3,)}
+
+
 def test_state_does_not_depend_on_earlier_optimizers() -> None:
     net = Net()
     names = []
