@@ -147,7 +147,7 @@ class RCNNTeacher(nn.Layer):
             if flipped:  # x from the right border; x1 > x2 mirrors the patch
                 x1, x2 = size[1] - x1, size[1] - x2
             boxes = paddle.stack([x1 / scale[1], y1 / scale[0], x2 / scale[1], y2 / scale[0]], axis=1)
-            patches.append(crop_and_resize(image.astype("float32"), boxes, self.crop_size, extent))
+            patches.append(crop_and_resize(image, boxes, self.crop_size, extent))
         return paddle.concat(patches)
 
     def losses(self, student: Tensor, teacher: Tensor, logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
