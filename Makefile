@@ -1,15 +1,17 @@
-# Both `make quickstart` and `make test` work on a fresh machine: they create .venv first.
+# Both `make quickstart` and `make test` work on a fresh machine: they create .venv first, from python3 or, if Paddle has
+# no wheels for that one, from the newest Python on the PATH that it has wheels for.
 PYTHON ?= python3
+CANDIDATES := $(PYTHON) $(if $(filter python3,$(PYTHON)),python3.13 python3.12 python3.11 python3.10)
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # GPU=cu126, or another CUDA version of Paddle's index, selects Paddle for it. Default: the version that is installed.
-GPU ?= $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
+GPU ?= $(filter-out cpu,$(patsubst $(VENV)/.paddle-%,%,$(wildcard $(VENV)/.paddle-*)))
 REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
-INSTALLED := $(VENV)/.installed$(if $(GPU),-$(GPU))
-CONFIG := configs/quickstart/shapes_r18_fpn.yml
-RUN := output/shapes_r18_fpn
+INSTALLED := $(VENV)/.paddle-$(or $(GPU),cpu)
+TOOLS_INSTALLED := $(VENV)/.tests
 
-.PHONY: help setup quickstart test test-slow lint clean
+.PHONY: help setup setup-tests quickstart test test-slow lint clean
 
 help:
 	@echo "make quickstart   install, generate the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
@@ -21,30 +23,36 @@ help:
 
 setup: $(INSTALLED)
 
-$(INSTALLED): $(REQUIREMENTS) requirements-onnx.txt requirements-dev.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is required; choose one with make PYTHON=python3.11 ...")'
-	@echo "installing into $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV)
+setup-tests: $(TOOLS_INSTALLED)
+
+$(INSTALLED): $(REQUIREMENTS) pyproject.toml
+	@for python in $(CANDIDATES); do \
+		if $$python tools/check_python.py > /dev/null 2>&1; then break; fi; python=; \
+	done; \
+	if [ -z "$$python" ]; then $(PYTHON) tools/check_python.py; exit 2; fi; \
+	echo "installing into $(VENV), with $$($$python --version) ..."; \
+	$$python -m venv $(VENV)
 	@$(PY) -m pip uninstall -qq --yes $(if $(GPU),paddlepaddle,paddlepaddle-gpu)
-	@PADDLE_CUDA=$(GPU) $(PY) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-dev.txt
-	@rm -f $(VENV)/.installed* && touch $@
+	@PADDLE_CUDA=$(GPU) $(PIP) -r $(REQUIREMENTS)
+	@rm -f $(VENV)/.paddle-* && touch $@
+
+$(TOOLS_INSTALLED): $(INSTALLED) requirements-dev.txt
+	@echo "installing what the tests need ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
 
 quickstart: setup
-	$(PY) tools/make_shapes.py --output dataset/shapes
-	$(PY) tools/train.py -c $(CONFIG) --resume auto --eval
-	$(PY) tools/export_model.py -c $(CONFIG) -o weights=$(RUN) --output $(RUN)/export
-	$(PY) tools/infer.py -c $(CONFIG) -o weights=$(RUN) --input dataset/shapes/val --output $(RUN)/predictions
-	@echo "AP: $(RUN)/metrics.json   images: $(RUN)/predictions   exported model: $(RUN)/export"
+	$(PY) -m ppdet_lite quickstart
 
 # One process with one thread per core, at most four processes; test files run in parallel.
-test: setup
+test: setup-tests
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
 
-test-slow: setup
+test-slow: setup-tests
 	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py \
 		tests/training/test_kill_run.py tests/training/test_memory.py
 
-lint: setup
+lint: setup-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ RUN_FAILED = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # a shell's exit code for SIGPIPE: 128 + 13
+PADDLE = "paddlepaddle==3.3.1"  # the tested version, as in pyproject.toml
 PACKAGES = {  # imported module -> the distributions that may provide it
     "paddle": ("paddlepaddle", "paddlepaddle-gpu"),
     "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
@@ -21,6 +23,7 @@ PACKAGES = {  # imported module -> the distributions that may provide it
     **{name: (name,) for name in ("numpy", "pydantic", "safetensors", "pycocotools", "msgspec", "matplotlib")},
     **{name: (name,) for name in ("jinja2", "simplejpeg", "tqdm", "visualdl")},
 }
+SYSTEM_PACKAGES = {"libgomp.so.1": "libgomp1"}  # of Paddle's wheels; the library's package in Debian
 
 
 def config_parser(description: str, required: bool = True) -> argparse.ArgumentParser:
@@ -73,8 +76,8 @@ def handle_print_config(args: argparse.Namespace, config: Any) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a tool. Print UserError as one line with exit code 2, RunFailed as one line with code 1.
 
-    A required package that is not installed also gives one line and code 2. Ctrl-C gives code 130, and a standard
-    output closed by its reader code 141. Any other error is a bug and keeps its traceback.
+    A required package or system library that is not installed also gives one line and code 2. Ctrl-C gives code 130,
+    and a standard output closed by its reader code 141. Any other error is a bug and keeps its traceback.
     """
     try:
         main()
@@ -83,17 +86,26 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(USER_ERROR if isinstance(error, UserError) else RUN_FAILED)
     except Stopped as stopped:  # its message is in the log already
         sys.exit(stopped.code)
-    except ModuleNotFoundError as error:
-        if error.name not in PACKAGES:
+    except ImportError as error:
+        if (missing := _missing(error)) is None:
             raise
-        print(
-            f"error: {sys.executable} has no {error.name}: pip install -r requirements.txt, "
-            "or activate the environment created by make: . .venv/bin/activate",
-            file=sys.stderr,
-        )
+        print(f"error: {missing}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         log.discard_stdout()
         sys.exit(BROKEN_PIPE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def _missing(error: ImportError) -> str | None:
+    """Return which package or system library an import lacks, and how to install it; None for any other error."""
+    if library := re.match(r"(\S+\.so\S*): cannot open shared object file", str(error)):
+        name = library[1]
+        package = f" (Debian, Ubuntu: apt-get install {SYSTEM_PACKAGES[name]})" if name in SYSTEM_PACKAGES else ""
+        return f"the system library {name} is missing; install it{package}"
+    if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+        return None
+    package = PADDLE if error.name == "paddle" else PACKAGES[error.name][0]
+    activate = "or activate the environment with ppdet-lite, such as that of make: . .venv/bin/activate"
+    return f"{sys.executable} has no {error.name}: pip install {package}, {activate}"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 PACKAGES = ("onnx", "onnxruntime", "paddle2onnx")
+NO_PADDLE2ONNX = (3, 13)  # the first version of Python without wheels of paddle2onnx 2.1
 CONVERT = "ppdet_lite.deployment.onnx_convert"
 DIMENSIONS = {  # of the graph's inputs and outputs; letters are dynamic: N images with M detections
     "image": ("N", 3, "H", "W"),
@@ -39,8 +40,14 @@ DIMENSIONS = {  # of the graph's inputs and outputs; letters are dynamic: N imag
 
 def require_packages() -> None:
     """Raise UserError, with the command to install them, if packages for ONNX export are missing."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"ONNX export needs {', '.join(missing)}: pip install -r requirements-onnx.txt")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if "paddle2onnx" in missing and sys.version_info >= NO_PADDLE2ONNX:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise UserError(
+            f"ONNX export needs paddle2onnx, which has no wheels for Python {version}: export with Python 3.10 to 3.12"
+        )
+    if missing:
+        raise UserError(f"ONNX export needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def save_onnx(folder: Path, file: Path, description: Description) -> None:

@@ -44,7 +44,7 @@ def _session(path: Path, threads: int) -> "InferenceSession":
     try:
         import onnxruntime as runtime
     except ModuleNotFoundError as error:
-        raise UserError(f"{path}: ONNX files need {error.name}: pip install -r requirements-onnx.txt") from error
+        raise UserError(f"{path}: ONNX files need {error.name}: pip install onnxruntime") from error
     if not path.is_file():
         raise UserError(f"{path}: no such file; write one with ppdet-lite export-model --format onnx")
     settings = runtime.SessionOptions()

@@ -37,9 +37,25 @@ def test_a_missing_package_is_reported_in_one_line(capsys):
         run(raising(ModuleNotFoundError("No module named 'paddle'", name="paddle")))
     assert caught.value.code == 2
     message = capsys.readouterr().err
-    assert "has no paddle: pip install -r requirements.txt" in message and message.count("\n") == 1
+    assert "has no paddle: pip install paddlepaddle==3.3.1, or" in message and message.count("\n") == 1
+    with pytest.raises(SystemExit) as caught:
+        run(raising(ModuleNotFoundError("No module named 'cv2'", name="cv2")))
+    assert "has no cv2: pip install opencv-python-headless, or" in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError):  # our own bug
         run(raising(ModuleNotFoundError("No module named 'ppdet_lite.x'", name="ppdet_lite.x")))
+
+
+@pytest.mark.parametrize(
+    ("library", "remedy"),
+    [("libgomp.so.1", "; install it (Debian, Ubuntu: apt-get install libgomp1)\n"), ("libx.so.2", "; install it\n")],
+)
+def test_a_missing_system_library_is_reported_in_one_line(capsys, library, remedy):
+    with pytest.raises(SystemExit) as caught:
+        run(raising(ImportError(f"{library}: cannot open shared object file: No such file or directory")))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: the system library {library} is missing{remedy}"
+    with pytest.raises(ImportError):  # our own bug
+        run(raising(ImportError("cannot import name 'x' from 'ppdet_lite'")))
 
 
 def test_other_errors_propagate():

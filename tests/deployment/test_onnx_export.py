@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import sys
 import tempfile
 from pathlib import Path
 
@@ -189,15 +190,21 @@ def test_a_full_disk(tmp_path: Path, trained: TrainedModel, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("has_wheels", [True, False])
 def test_missing_packages_are_reported_before_the_export(
-    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_wheels: bool
 ) -> None:
+    monkeypatch.setattr(onnx_export, "NO_PADDLE2ONNX", (4, 0) if has_wheels else (3, 0))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else name)
     monkeypatch.setattr(export_module, "save_graph", None)
     with pytest.raises(UserError) as caught:
         export(trained, tmp_path / "model", None, "both")
-    told = "ONNX export needs onnx, onnxruntime, paddle2onnx: pip install -r requirements-onnx.txt"
-    assert str(caught.value) == told
+    packages = "ONNX export needs onnx, onnxruntime, paddle2onnx: pip install onnx onnxruntime paddle2onnx"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    no_wheels = (
+        f"ONNX export needs paddle2onnx, which has no wheels for Python {version}: export with Python 3.10 to 3.12"
+    )
+    assert str(caught.value) == (packages if has_wheels else no_wheels)
 
 
 def test_one_format_does_not_delete_another(trained: TrainedModel, exported: Path) -> None:
