@@ -183,6 +183,22 @@ def test_legacy_equals_a_loop(part: tuple[int, int] | None, group: int, classes:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
+def test_the_least_size_of_a_legacy_roi_is_a_tenth_of_a_cell() -> None:
+    """A pixel is a sixteenth of a cell wide; two corners are exchanged."""
+    boxes = np.array([[40, 40, 40, 40], [20, 70, 10, 66.0]])
+    options = {"semantics": "legacy", "sample_per_part": 2}
+    found = deform_roi_pool(tensor(RAMP), tensor(boxes), counts([2]), (1, 2), 1 / 16, **options)
+    np.testing.assert_allclose(found.numpy(), legacy_loop(RAMP, boxes, [0, 0], (1, 2), 1 / 16, 2), atol=1e-12)
+
+
+def test_a_box_that_is_not_finite_leaves_the_others_alone() -> None:
+    boxes = make_boxes(np.random.default_rng(3))[[0, 1, 6]]
+    alone = deform_roi_pool(tensor(RAMP), tensor(boxes), counts([3]), 2, SCALE)
+    beside = np.insert(boxes, 1, [np.nan, 3, 8, 9], axis=0)
+    found = deform_roi_pool(tensor(RAMP), tensor(beside), counts([4]), 2, SCALE).numpy()
+    np.testing.assert_array_equal(found[[0, 2, 3]], alone.numpy())
+
+
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_without_offsets_it_is_roi_align(ratio: int) -> None:
     rng = np.random.default_rng(3)
