@@ -1,6 +1,5 @@
 """The content of a COCO annotation file as packed arrays."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from ppdet_lite.data.annotations.problems import Problem
 class Annotations(NamedTuple):
     """The A annotations of a file, in the order of the file."""
 
-    ids: Sequence[Any]  # as in the file
+    ids: list[Any]  # as in the file
     image_ids: np.ndarray  # [A] int64
     category_ids: np.ndarray  # [A] int64
     xywh: np.ndarray  # [A, 4] float64; NaN where a value is null or the box is missing

@@ -1,19 +1,18 @@
 """Reads a COCO annotation file into a few arrays, with a fast path for files that follow the format exactly.
 
 The fast path decodes the file into typed records and skips all other keys (such as segmentations, nine tenths of COCO's
-own files). If anything deviates from the format, `repair` reads the file again record by record, and repairs each
-deviation or reports where it is.
+own files). If anything deviates from the format, `repair` reads the file again: it checks images, categories and the
+annotations that deviate one by one, and repairs each deviation or reports where it is.
 """
 
 import mmap
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from ppdet_lite.data.annotations.coco_content import Annotations, CocoFile
-from ppdet_lite.data.annotations.lenient_values import is_flag_set, is_rotated
+from ppdet_lite.data.annotations.annotation_records import AnnotationRecord, pack
+from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.repair import read_categories, read_with_repairs
 
 __all__ = ["read_categories", "read_coco"]
@@ -31,21 +30,10 @@ class _Category(msgspec.Struct, gc=False):
     name: str
 
 
-class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    area: float | None = None
-    iscrowd: Literal[0, 1] | None = None
-    id: int | None = None
-    ignore: Any = None
-    attributes: Any = None
-
-
 class _Content(msgspec.Struct):
     images: list[_Image]
     categories: list[_Category]
-    annotations: list[_Annotation]
+    annotations: list[AnnotationRecord]
 
 
 _DECODER = msgspec.json.Decoder(_Content)
@@ -66,7 +54,7 @@ def read_coco(path: str, images: Path | None = None) -> CocoFile:
 
 def _to_arrays(content: _Content) -> CocoFile | None:
     """Convert the content to arrays; return None if something in it has to be repaired or reported."""
-    images, records, count = content.images, content.annotations, len(content.annotations)
+    images = content.images
     categories = sorted(content.categories, key=lambda category: category.id)
     names = [category.name for category in categories]
     category_ids = np.fromiter((category.id for category in categories), np.int64, len(categories)).tolist()
@@ -83,16 +71,5 @@ def _to_arrays(content: _Content) -> CocoFile | None:
         and sizes.max() <= np.iinfo(np.int32).max
     ):
         return None
-    annotations = Annotations(
-        [record.id for record in records],
-        np.fromiter((record.image_id for record in records), np.int64, count),
-        np.fromiter((record.category_id for record in records), np.int64, count),
-        np.fromiter((number for record in records for number in record.bbox), np.float64, 4 * count).reshape(-1, 4),
-        np.fromiter((np.nan if record.area is None else record.area for record in records), np.float64, count),
-        np.fromiter((record.iscrowd == 1 for record in records), bool, count),
-        np.fromiter((record.iscrowd is not None for record in records), bool, count),
-        np.fromiter((is_flag_set(record.ignore) for record in records), bool, count),
-        np.fromiter((is_rotated(record.attributes) for record in records), bool, count),
-    )
     file_names = [image.file_name for image in images]
-    return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, annotations, [])
+    return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, pack(content.annotations), [])

@@ -2,17 +2,37 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.annotations.annotation_records import SeparatedAnnotations, separate, separate_encoded
 from ppdet_lite.data.annotations.other_formats import other_format
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
 
 LISTS = ("images", "annotations", "categories")
 
 
-def read_lists(path: str, images: Path | None = None) -> tuple[dict[str, list[dict]], list[Problem]]:
-    """Read images, annotations and categories; segmentations are kept only for records without a bbox.
+class Lists(NamedTuple):
+    """The three lists of a file."""
+
+    images: list[dict]
+    categories: list[dict]
+    annotations: SeparatedAnnotations
+
+
+class _Encoded(msgspec.Struct):
+    images: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+    annotations: list[msgspec.Raw]
+
+
+_DECODER = msgspec.json.Decoder(_Encoded)
+
+
+def read_lists(path: str, images: Path | None = None) -> tuple[Lists, list[Problem]]:
+    """Read images, annotations and categories; segmentations are kept only for annotations without a bbox.
 
     Raises UserError if the file is not a COCO annotation file; images: the image folder, for the message.
     """
@@ -23,6 +43,23 @@ def read_lists(path: str, images: Path | None = None) -> tuple[dict[str, list[di
     except OSError as error:
         message = f"cannot read annotations {path}: {error.strerror}; see dataset/README.md"
         raise UserError(message, key="annotations") from None
+    lists = _decode(raw)
+    return (lists, []) if lists is not None else _parse(path, raw)
+
+
+def _decode(raw: bytes) -> Lists | None:
+    """Decode a file whose lists have the right types; None if it is another file, or JSON that msgspec rejects."""
+    try:
+        content = _DECODER.decode(raw)
+        annotations = separate_encoded(content.annotations, _parse_record)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
+    is_coco = content.images and content.categories and all(isinstance(r, dict) for r in annotations.others.values())
+    return Lists(content.images, content.categories, annotations) if is_coco else None
+
+
+def _parse(path: str, raw: bytes) -> tuple[Lists, list[Problem]]:
+    """Parse a file in any encoding of JSON, with NaN; raise UserError if it is not a COCO annotation file."""
     encoding = json.detect_encoding(raw)
     try:
         content = json.loads(raw.decode(encoding), object_hook=_without_mask)
@@ -35,7 +72,7 @@ def read_lists(path: str, images: Path | None = None) -> tuple[dict[str, list[di
     return _lists(path, content), problems
 
 
-def _lists(path: str, content: Any) -> dict[str, list[dict]]:
+def _lists(path: str, content: Any) -> Lists:
     if isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]:
         raise UserError(f"{path} contains detections (a COCO results file); give annotations", key="annotations")
     for key in LISTS:
@@ -45,7 +82,7 @@ def _lists(path: str, content: Any) -> dict[str, list[dict]]:
         if not records and key != "annotations":
             raise UserError(f"{path} is not a COCO detection file: its list of {key} is empty", key="annotations")
         _require_mappings(path, key, records)
-    return {key: content[key] for key in LISTS}
+    return Lists(content["images"], content["categories"], separate(content["annotations"]))
 
 
 def _require_mappings(path: str, key: str, records: list) -> None:
@@ -53,6 +90,10 @@ def _require_mappings(path: str, key: str, records: list) -> None:
     raise_if_refused(
         path, problems_at("record", rows, len(records), lambda row: Example(value={key: records[row]}, number=row + 1))
     )
+
+
+def _parse_record(raw: bytes) -> Any:
+    return json.loads(raw, object_hook=_without_mask)
 
 
 def _without_mask(record: dict) -> dict:

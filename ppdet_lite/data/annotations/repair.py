@@ -1,6 +1,7 @@
-"""Reads a COCO annotation file record by record, repairing deviations from the format where their meaning is clear.
+"""Reads a COCO annotation file that deviates from the format, and repairs deviations whose meaning is clear.
 
-Every value is checked, so that each problem is reported with its place: the file, the annotation, its image, the value.
+Images, categories and the annotations that deviate are checked value by value, so that each problem is reported with
+its place: the file, the annotation, its image, the value. The other annotations are decoded by their types.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.data.annotations import lenient_values
+from ppdet_lite.data.annotations.annotation_records import SeparatedAnnotations, pack
 from ppdet_lite.data.annotations.coco_content import Annotations, CocoFile
 from ppdet_lite.data.annotations.json_lists import read_lists
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
@@ -25,15 +27,15 @@ def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
     images: the image folder, for the message on a file in another format.
     """
     lists, problems = read_lists(path, images)
-    categories, category_problems = _categories(lists["categories"])
-    images = _Records(lists["images"], lambda record: Example(image=record.get("id"), file=_file(record)))
+    categories, category_problems = _categories(lists.categories)
+    images = _Records(dict(enumerate(lists.images)), lambda record: Example(image=record.get("id"), file=_file(record)))
     image_ids, sizes = images.integers("id", "image_id", "image_number"), _sizes(images)
     images.add_repeated("image_id_repeated", image_ids, "id")
-    for row, record in enumerate(images.items):
+    for row, record in images.items.items():
         if not _file(record):
             images.add("file_name", row, "file_name")
     annotations, annotation_problems = _annotations(
-        lists["annotations"], _file_names(image_ids, images.items), dict(zip(image_ids, sizes, strict=True))
+        lists.annotations, _file_names(image_ids, lists.images), dict(zip(image_ids, sizes, strict=True))
     )
     problems += category_problems + images.problems() + annotation_problems
     raise_if_refused(path, problems)
@@ -42,7 +44,7 @@ def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
         [category for category, _ in categories],
         np.array(image_ids, np.int64),
         np.array(sizes, np.int32),
-        [record["file_name"] for record in images.items],
+        [record["file_name"] for record in lists.images],
         annotations,
         problems,
     )
@@ -51,16 +53,21 @@ def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
 def read_categories(path: str) -> tuple[list[str], list[int]]:
     """Return class names and category ids of a file, in the order of ids. Raises UserError as `read_coco`."""
     lists, _ = read_lists(path)
-    categories, problems = _categories(lists["categories"])
+    categories, problems = _categories(lists.categories)
     raise_if_refused(path, problems)
     return [name for _, name in categories], [category for category, _ in categories]
 
 
 class _Records:
-    """A list of a file with the problems of its records; `describe` returns an Example with the ids of a record."""
+    """Records of a list by row, with their problems.
 
-    def __init__(self, items: Sequence[dict], describe: Callable[[dict], Example]) -> None:
-        self.items, self._describe = items, describe
+    total: the length of the list, if `items` are only a part of it. describe: returns an Example with a record's ids.
+    """
+
+    def __init__(
+        self, items: Mapping[int, dict], describe: Callable[[dict], Example], total: int | None = None
+    ) -> None:
+        self.items, self._describe, self._total = items, describe, len(items) if total is None else total
         self._rows: dict[str, dict[int, str]] = {}  # kind of problem -> row -> key of the faulty value
 
     def add(self, kind: str, row: int, key: str) -> None:
@@ -77,7 +84,7 @@ class _Records:
 
     def integers(self, key: str, refusal: str, note: str) -> list[int | None]:
         """Return the integers under a key, with None for invalid ones; refusal, note: the problems to add."""
-        return [self._integer(row, record.get(key), key, refusal, note) for row, record in enumerate(self.items)]
+        return [self._integer(row, record.get(key), key, refusal, note) for row, record in self.items.items()]
 
     def _integer(self, row: int, value: Any, key: str, refusal: str, note: str) -> int | None:
         integer, usual = lenient_values.parse_integer(value)
@@ -96,14 +103,14 @@ class _Records:
             return self._describe(record)._replace(value=value, number=row + 1 if record.get("id") is None else None)
 
         return [
-            problems_at(kind, sorted(keys), len(self.items), lambda row, keys=keys: example(row, keys[row]))[0]
+            problems_at(kind, sorted(keys), self._total, lambda row, keys=keys: example(row, keys[row]))[0]
             for kind, keys in self._rows.items()
         ]
 
 
 def _categories(records: Sequence[dict]) -> tuple[list[tuple[int, str]], list[Problem]]:
     """Return (id, name) of the categories in the order of ids, and their problems."""
-    categories = _Records(records, lambda record: Example(category=record.get("id")))
+    categories = _Records(dict(enumerate(records)), lambda record: Example(category=record.get("id")))
     ids = categories.integers("id", "category_id", "category_number")
     names = []
     for row, record in enumerate(records):
@@ -127,7 +134,7 @@ def _categories(records: Sequence[dict]) -> tuple[list[tuple[int, str]], list[Pr
 def _sizes(images: _Records) -> list[list[int]]:
     """Return [height, width] of each image, with 0 where the record does not give it."""
     sizes = []
-    for row, record in enumerate(images.items):
+    for row, record in images.items.items():
         sizes.append([0, 0])
         for i, key in enumerate(("height", "width")):
             side, usual = (0, True) if record.get(key) is None else lenient_values.parse_integer(record[key])
@@ -141,7 +148,7 @@ def _sizes(images: _Records) -> list[list[int]]:
 
 
 def _annotations(
-    items: Sequence[dict], file_names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
+    items: SeparatedAnnotations, file_names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
 ) -> tuple[Annotations | None, list[Problem]]:
     """Return the annotations, or None if some are refused, and their problems; file_names, sizes: by image id."""
 
@@ -149,7 +156,7 @@ def _annotations(
         image_id = lenient_values.parse_integer(record.get("image_id"))[0]
         return Example(record.get("id"), record.get("image_id"), file=file_names.get(image_id))
 
-    records, rows = _Records(items, describe), range(len(items))
+    records, rows = _Records(items.others, describe, len(items.records)), list(items.others)
     ids = [_id(records, row) for row in rows]
     image_ids = records.integers("image_id", "image", "number")
     category_ids = records.integers("category_id", "category", "number")
@@ -159,17 +166,17 @@ def _annotations(
     problems = records.problems()
     if any(problem.level == "refusal" for problem in problems):
         return None, problems
-    annotations = Annotations(
-        ids,
-        np.array(image_ids, np.int64),
-        np.array(category_ids, np.int64),
-        np.array(xywh, np.float64).reshape(-1, 4),
-        np.array(areas, np.float64),
-        np.array([flag is True for flag in is_crowd], bool),
-        np.array([flag is not None for flag in is_crowd], bool),
-        np.array([lenient_values.is_flag_set(record.get("ignore")) for record in items], bool),
-        np.array([lenient_values.is_rotated(record.get("attributes")) for record in items], bool),
-    )
+    annotations = pack(items.records)
+    for row, value in zip(rows, ids, strict=True):
+        annotations.ids[row] = value
+    annotations.image_ids[rows], annotations.category_ids[rows] = image_ids, category_ids
+    annotations.xywh[rows] = np.array(xywh, np.float64).reshape(-1, 4)
+    annotations.areas[rows] = areas
+    annotations.is_crowd[rows] = [flag is True for flag in is_crowd]
+    annotations.has_crowd_flag[rows] = [flag is not None for flag in is_crowd]
+    others = items.others.values()
+    annotations.has_ignore_flag[rows] = [lenient_values.is_flag_set(record.get("ignore")) for record in others]
+    annotations.is_rotated[rows] = [lenient_values.is_rotated(record.get("attributes")) for record in others]
     return annotations, problems
 
 
