@@ -191,6 +191,14 @@ def test_the_least_size_of_a_legacy_roi_is_a_tenth_of_a_cell() -> None:
     np.testing.assert_allclose(found.numpy(), legacy_loop(RAMP, boxes, [0, 0], (1, 2), 1 / 16, 2), atol=1e-12)
 
 
+@pytest.mark.parametrize("semantics", ["aligned", "legacy"])
+def test_no_gradient_reaches_the_boxes(semantics: str) -> None:
+    x, offset = tensor(RAMP, wants_grad=True), tensor(np.full((1, 2, 2, 2), 0.3), wants_grad=True)
+    boxes = tensor([[8, 8, 30, 33]], wants_grad=True)
+    deform_roi_pool(x, boxes, counts([1]), 2, 1 / 8, offset=offset, semantics=semantics).sum().backward()
+    assert boxes.grad is None and x.grad.abs().sum() > 0 and offset.grad.abs().sum() > 0
+
+
 def test_a_box_that_is_not_finite_leaves_the_others_alone() -> None:
     boxes = make_boxes(np.random.default_rng(3))[[0, 1, 6]]
     alone = deform_roi_pool(tensor(RAMP), tensor(boxes), counts([3]), 2, SCALE)

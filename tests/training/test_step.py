@@ -38,6 +38,21 @@ def test_a_run_samples_by_its_own_seed(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen == [batch_seed(5, batch) for batch in range(4)]
 
 
+def test_each_accumulated_batch_samples_by_its_own_seed() -> None:
+    """The same batch twice in a step has the mean of the losses that it has alone with either seed."""
+
+    def losses(*seeds: int) -> dict[str, float]:
+        model = tiny.detector()
+        model.train()
+        optimizer = SGD().build(model)
+        optimizer.set_lr(0.01)
+        return train_step(model, optimizer, [tiny.batch()] * len(seeds), seeds=seeds).losses
+
+    first, second, both = losses(3), losses(4), losses(3, 4)
+    assert first["loss_cls"] != pytest.approx(second["loss_cls"], rel=1e-4)
+    assert both == pytest.approx({name: (value + second[name]) / 2 for name, value in first.items()}, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_on_a_gpu_the_forward_pass_computes_in_the_configured_type(
     dtype: amp.AmpDtype, monkeypatch: pytest.MonkeyPatch
