@@ -10,6 +10,7 @@ from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.losses import sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.rpn import RPN
+from ppdet_lite.ops import dispatch
 from ppdet_lite.structures import Rois
 from tests.tiny import boxes, float32, iou, random_boxes, targets
 
@@ -104,6 +105,12 @@ class TestProposals:
         )
         np.testing.assert_allclose(found.boxes.numpy(), [[30, 10, 50, 50]], rtol=1e-6)
 
+    def test_proposals_are_constants(self) -> None:
+        """The losses of the box head train the RPN only through the shared features."""
+        deltas, logits = still([[0.0]])[0], paddle.zeros([1, 1])
+        deltas.stop_gradient = logits.stop_gradient = False
+        assert one_level().propose([boxes([20, 20, 40, 40])], [logits], [deltas], SIZES).boxes.stop_gradient
+
     def test_small_boxes_are_dropped(self) -> None:
         rows = [[0, 0, 5, 50], [10, 0, 60, 5], [0, 60, 6, 66], [95, 0, 120, 50]]  # the last is 5 wide once clipped
         logits = [[4.0, 3, 2, 1]]
@@ -113,14 +120,17 @@ class TestProposals:
     def test_an_image_without_valid_boxes_gets_one_proposal(self) -> None:
         rows = [[200.0, 0, 210, 10], [0, 200, 10, 210], [300, 300, 310, 310]]  # all beyond the image
         logits = [[1.0, 3, 2], [1, 3, 2]]
-        found = one_level().propose([boxes(*rows)], [float32(logits)], still(logits), float32([[100, 100], [400, 400]]))
+        found = one_level().propose([boxes(*rows)], [float32(logits)], still(logits), float32([[60, 100], [400, 400]]))
         assert found.counts.tolist() == [1, 3]
-        assert (found.boxes[0, 2:] <= 100).all()
+        assert found.boxes[0].tolist() == [0, 0, 100, 60]  # the whole image
         assert found.counts.dtype == paddle.int32
 
     @pytest.mark.parametrize("seed", range(3))
     @pytest.mark.parametrize("training", [True, False])
-    def test_against_a_loop(self, seed: int, training: bool) -> None:
+    @pytest.mark.parametrize("on_cpu", [True, False])
+    def test_against_a_loop(self, seed: int, training: bool, on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On a GPU, one call of NMS has all levels of an image."""
+        monkeypatch.setattr(dispatch, "on_cpu", lambda _: on_cpu)
         rng = np.random.default_rng(seed)
         anchors = [random_boxes(rng, count, size=120, least=5) for count in (60, 20, 3)]
         logits = [rng.permutation(2 * len(a)).reshape(2, -1) / 10 for a in anchors]
