@@ -6,7 +6,8 @@ arguments that they do not support; each operator or module states its condition
 
 | operator                | eager, CPU                 | eager, GPU       | traced                  | tested by test_* |
 |-------------------------|----------------------------|------------------|-------------------------|------------------|
-| `layers.conv2d`         | `cpu.convolution` (oneDNN) | `F.conv2d`       | `F.conv2d`              | convolution      |
+| `layers.conv2d`         | `cpu.convolution` (oneDNN) | `F.conv2d`       | `F.conv2d`              | convolution,     |
+|                         |                            |                  |                         | onednn           |
 | `layers.group_norm`     | `cpu.group_norm`           | `F.group_norm`   | `F.group_norm`          | group_norm       |
 | `layers.frozen_norm`    | `cpu.frozen_norm`          | the same         | `F.batch_norm`          | frozen_norm      |
 | `layers.*relu`          | in place                   | `F.relu`         | `F.relu`                | relu             |
@@ -26,7 +27,7 @@ arguments that they do not support; each operator or module states its condition
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.ops.cpu import onednn
+from ppdet_lite.ops.cpu import onednn_library
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -40,15 +41,21 @@ def eager_on_cpu(tensor: Tensor) -> bool:
     return paddle.in_dynamic_mode() and on_cpu(tensor)
 
 
+@paddle.jit.not_to_static
+def eager_on_gpu(tensor: Tensor) -> bool:
+    """Return whether operators on this tensor run eagerly on a GPU; False while a graph is traced."""
+    return paddle.in_dynamic_mode() and not on_cpu(tensor)
+
+
 def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether oneDNN is in use and can compute this convolution: 4-D float32 tensors, a bias of [O]."""
-    if onednn.library() is None:
+    """Return whether oneDNN is in use and can compute this convolution: 4-D float32 tensors on a CPU, a bias of [O]."""
+    if onednn_library.library() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
     valid_shapes = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
-    return valid_shapes and all(tensor.dtype == paddle.float32 for tensor in tensors)
+    return valid_shapes and all(tensor.dtype == paddle.float32 and on_cpu(tensor) for tensor in tensors)
 
 
 def describe_convolution() -> str:
     """Return a log line: which library computes convolutions on a CPU and, if it is not oneDNN, why not."""
-    return onednn.description()
+    return onednn_library.description()

@@ -3,25 +3,23 @@
 Paddle uses oneDNN only for exported graphs. Its own convolution first copies the input to a matrix (im2col), which for
 few channels takes as long as the matrix product. A `Primitive` computes on contiguous tensors. If oneDNN uses another
 memory layout, such as blocks of channels, the data is reordered to it and back, which costs little; the buffers for
-this are allocated by Paddle and freed after each call.
+this are allocated by Paddle and freed after each call. All of them are in CPU memory, whatever Paddle's current device.
 Names and numbers are those of oneDNN 3's dnnl.h and dnnl_types.h (https://uxlfoundation.github.io/oneDNN).
+Every failure is a `OneDnnError`.
 """
 
-import ctypes
 import functools
 import math
 import threading
 from collections.abc import Sequence
-from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
-from pathlib import Path
+from ctypes import c_int64, c_void_p
 from typing import Any, NamedTuple
 
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.core import runtime
+from ppdet_lite.ops.cpu.onednn_library import CArgument, Object, OneDnnError, check, library
 
-MAJOR_VERSION = 3  # of the C interface; a library of another version is not used
 MAX_PRIMITIVES = 256  # cached per function; oneDNN caches the code of 1024, so creating one again takes 0.1 ms
 
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _TRAINING, _USER_SCRATCHPAD = 1, 1, 3, 1, 1, 64, 1
@@ -29,6 +27,7 @@ _SRC, _DST, _WEIGHTS, _BIAS, _SCRATCHPAD = 1, 17, 33, 41, 80  # numbers of a pri
 _GRADIENT_OF = 128  # added to the number of an argument for the argument's gradient
 _SRC_LAYOUT, _WEIGHTS_LAYOUT, _DST_LAYOUT = 129, 131, 133  # queries of an argument's layout; + 1 for its gradient
 _SCRATCHPAD_LAYOUT = 136
+_CPU_MEMORY = paddle.CPUPlace()
 _Sizes = c_int64 * 12
 _lock = threading.Lock()  # held from setting a primitive's arguments until it has run
 
@@ -57,8 +56,15 @@ class Convolution(NamedTuple):
         return self.weight[2:] == (1, 1) and (self.stride, self.padding) == (1, 0)
 
     @property
-    def has_valid_shapes(self) -> bool:
-        """Whether the shapes are consistent and no tensor is empty."""
+    def options(self) -> tuple[int, int, int, int]:
+        """Stride, padding, dilation and groups, the last arguments of `F.conv2d`."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the parameters are in range, the shapes consistent, and no tensor empty."""
+        if min(self.stride, self.padding + 1, self.dilation, self.groups) < 1:
+            return False
         outputs, inputs = self.weight[:2]
         valid_channels = outputs % self.groups == 0 and self.x[1] == inputs * self.groups
         return valid_channels and min(self.x + self.weight + self.out) > 0
@@ -67,12 +73,15 @@ class Convolution(NamedTuple):
 class Primitive:
     """An operation on float32 tensors of fixed shapes; called with its tensors in the order of `arguments`."""
 
-    def __init__(self, descriptor: "_Object", arguments: Sequence["_Argument"]) -> None:
+    def __init__(self, descriptor: "Object", arguments: Sequence["_Argument"]) -> None:
         self._arguments = arguments
         self._execution = _Execution(descriptor, {argument.number: argument.memory for argument in arguments})
 
     def __call__(self, *tensors: Tensor) -> None:
-        """Run the operation and write the output tensors. All tensors must be contiguous and have the fixed shapes."""
+        """Run the operation and write the output tensors, which must have the fixed shapes.
+
+        Raises OneDnnError if a tensor is not contiguous float32 in CPU memory.
+        """
         with _lock:
             buffers = [argument.bind(tensor) for argument, tensor in zip(self._arguments, tensors, strict=True)]
             self._execution.run()
@@ -98,7 +107,7 @@ def input_gradient(convolution: Convolution) -> Primitive:
     """Return the primitive of the gradient of x, called as (gradient of out, weight, gradient of x)."""
     hint, (x, weight, _, out) = _describe_forward(convolution), _any_layouts(convolution)
     options = (_engine()[0], _DIRECT, x, weight, out, *_geometry(convolution), hint, _attributes())
-    descriptor = _Object("primitive_desc", "convolution_backward_data", *options)
+    descriptor = Object("primitive_desc", "convolution_backward_data", *options)
     gradient = _Argument(_GRADIENT_OF + _SRC, convolution.x, descriptor, _SRC_LAYOUT + 1, is_output=True)
     out_gradient = _Argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1)
     return Primitive(descriptor, [out_gradient, _weight_argument(_WEIGHTS, convolution, descriptor), gradient])
@@ -109,7 +118,7 @@ def weight_gradient(convolution: Convolution) -> Primitive:
     """Return the primitive of the other gradients, called as (x, gradient of out, of weight[, of bias])."""
     hint, layouts = _describe_forward(convolution), _any_layouts(convolution)
     options = (_engine()[0], _DIRECT, *layouts, *_geometry(convolution), hint, _attributes())
-    descriptor = _Object("primitive_desc", "convolution_backward_weights", *options)
+    descriptor = Object("primitive_desc", "convolution_backward_weights", *options)
     arguments = [
         _Argument(_SRC, convolution.x, descriptor, _SRC_LAYOUT),
         _Argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1),
@@ -121,51 +130,6 @@ def weight_gradient(convolution: Convolution) -> Primitive:
     return Primitive(descriptor, arguments)
 
 
-def library() -> ctypes.CDLL | None:
-    """Return Paddle's oneDNN library, or None if it is not used."""
-    return _load()[0]
-
-
-def description() -> str:
-    """Return a log line: which library computes convolutions on a CPU and, if it is not oneDNN, why not."""
-    return f"convolutions on a CPU: {_load()[1]}"
-
-
-@functools.cache
-def _load() -> tuple[ctypes.CDLL | None, str]:  # the library, and the text for the log
-    if not runtime.is_enabled("onednn"):
-        return None, f"Paddle's own ({runtime.SWITCH} is without onednn)"
-    paths = sorted((Path(paddle.__file__).parent / "libs").glob("libdnnl.so*"))
-    if not paths:
-        return None, "Paddle's own (Paddle is installed without libdnnl.so)"
-    dnnl = ctypes.CDLL(str(paths[0]))
-    dnnl.dnnl_version.restype = ctypes.POINTER(c_int)  # a structure whose first fields are major, minor, patch
-    version = dnnl.dnnl_version()[:3]
-    if version[0] != MAJOR_VERSION:
-        return None, f"Paddle's own (its oneDNN is version {version[0]}, not {MAJOR_VERSION})"
-    dnnl.dnnl_primitive_desc_query_md.restype = c_void_p
-    dnnl.dnnl_memory_desc_get_size.restype = c_size_t
-    return dnnl, "oneDNN " + ".".join(map(str, version))
-
-
-class _CArgument(ctypes.Structure):  # dnnl_exec_arg_t
-    _fields_ = (("number", c_int), ("memory", c_void_p))
-
-
-class _Object:
-    """Owns an object of the library, created by `dnnl_{kind}_{create}` or `dnnl_{create}_{kind}_create`."""
-
-    def __init__(self, kind: str, create: str, *arguments: Any) -> None:
-        self.handle = c_void_p()
-        self._destroy = getattr(library(), f"dnnl_{kind}_destroy")
-        values = [argument.handle if isinstance(argument, _Object) else argument for argument in arguments]
-        function = f"{kind}_{create}" if create.startswith("create") else f"{create}_{kind}_create"
-        _check(function, byref(self.handle), *values)
-
-    def __del__(self) -> None:
-        self._destroy(self.handle)
-
-
 class _Execution:
     """Runs a primitive with its arguments, given by number. Paddle allocates the scratchpad anew for each run.
 
@@ -173,23 +137,23 @@ class _Execution:
     destroys the primitive, both threads corrupt each other's memory.
     """
 
-    def __init__(self, descriptor: _Object, arguments: dict[int, _Object]) -> None:
-        layout = c_void_p(library().dnnl_primitive_desc_query_md(descriptor.handle, _SCRATCHPAD_LAYOUT, 0))
+    def __init__(self, descriptor: Object, arguments: dict[int, Object]) -> None:
+        layout = _query_layout(descriptor, _SCRATCHPAD_LAYOUT)
         self._size = math.ceil(library().dnnl_memory_desc_get_size(layout) / 4)
-        self._scratchpad = _Object("memory", "create", layout, _engine()[0], None) if self._size else None
+        self._scratchpad = Object("memory", "create", layout, _engine()[0], None) if self._size else None
         self._memories = arguments | ({_SCRATCHPAD: self._scratchpad} if self._scratchpad else {})
-        arguments = [_CArgument(number, memory.handle) for number, memory in self._memories.items()]
-        self._arguments = (_CArgument * len(arguments))(*arguments)
-        self._primitive = _Object("primitive", "create", descriptor)
+        arguments = [CArgument(number, memory.handle) for number, memory in self._memories.items()]
+        self._arguments = (CArgument * len(arguments))(*arguments)
+        self._primitive = Object("primitive", "create", descriptor)
 
     def run(self) -> None:
         """Run the primitive and wait until it has finished."""
         stream = _engine()[1].handle
         if self._scratchpad:
-            scratchpad = paddle.empty([self._size], "float32")
-            _check("memory_set_data_handle", self._scratchpad.handle, c_void_p(scratchpad.data_ptr()))
-        _check("primitive_execute", self._primitive.handle, stream, len(self._arguments), self._arguments)
-        _check("stream_wait", stream)
+            scratchpad = empty([self._size])
+            _set_data(self._scratchpad, scratchpad)
+        check("primitive_execute", self._primitive.handle, stream, len(self._arguments), self._arguments)
+        check("stream_wait", stream)
 
 
 class _Argument:
@@ -202,23 +166,23 @@ class _Argument:
         self,
         number: int,
         shape: tuple[int, ...],
-        descriptor: _Object,
+        descriptor: Object,
         query: int,
         index: int = 0,
         is_output: bool = False,
     ) -> None:
         self.number, self.is_output = number, is_output
         contiguous = _contiguous_layout(shape)
-        required = c_void_p(library().dnnl_primitive_desc_query_md(descriptor.handle, c_int(query), c_int(index)))
+        required = _query_layout(descriptor, query, index)
         engine = _engine()[0]
-        self.user_memory = self.memory = _Object("memory", "create", contiguous, engine, None)
+        self.user_memory = self.memory = Object("memory", "create", contiguous, engine, None)
         self._reorder = None
         if not library().dnnl_memory_desc_equal(contiguous.handle, required):
             self._size = library().dnnl_memory_desc_get_size(required) // 4
-            self.memory = _Object("memory", "create", required, engine, None)
+            self.memory = Object("memory", "create", required, engine, None)
             layouts = (required, contiguous) if is_output else (contiguous, required)
             source, target = (self.memory, self.user_memory) if is_output else (self.user_memory, self.memory)
-            reorder = _Object("primitive_desc", "reorder", layouts[0], engine, layouts[1], engine, _attributes())
+            reorder = Object("primitive_desc", "reorder", layouts[0], engine, layouts[1], engine, _attributes())
             self._reorder = _Execution(reorder, {_SRC: source, _DST: target})
 
     def bind(self, tensor: Tensor) -> Tensor | None:
@@ -226,11 +190,11 @@ class _Argument:
 
         Returns the reordered copy, which must stay alive until the primitive has run and `copy_back` was called.
         """
-        _check("memory_set_data_handle", self.user_memory.handle, c_void_p(tensor.data_ptr()))
+        _set_data(self.user_memory, tensor)
         if self._reorder is None:
             return None
-        copy = paddle.empty([self._size], "float32")
-        _check("memory_set_data_handle", self.memory.handle, c_void_p(copy.data_ptr()))
+        copy = empty([self._size])
+        _set_data(self.memory, copy)
         if not self.is_output:
             self._reorder.run()
         return copy
@@ -242,29 +206,29 @@ class _Argument:
 
 
 @functools.cache
-def _engine() -> tuple[_Object, _Object]:
+def _engine() -> tuple[Object, Object]:
     """Return the CPU engine and the stream in which primitives run."""
-    engine = _Object("engine", "create", _CPU, c_size_t(0))
-    return engine, _Object("stream", "create", engine, _IN_ORDER)
+    engine = Object("engine", "create", _CPU, 0)
+    return engine, Object("stream", "create", engine, _IN_ORDER)
 
 
 @functools.cache
-def _attributes() -> _Object:
+def _attributes() -> Object:
     """Return the attributes of all primitives: the caller provides the scratchpad."""
-    attributes = _Object("primitive_attr", "create")
-    _check("primitive_attr_set_scratchpad_mode", attributes.handle, _USER_SCRATCHPAD)
+    attributes = Object("primitive_attr", "create")
+    check("primitive_attr_set_scratchpad_mode", attributes.handle, _USER_SCRATCHPAD)
     return attributes
 
 
-def _describe_forward(convolution: Convolution) -> _Object:
+def _describe_forward(convolution: Convolution) -> Object:
     arguments = (_engine()[0], _TRAINING, _DIRECT, *_any_layouts(convolution), *_geometry(convolution), _attributes())
-    return _Object("primitive_desc", "convolution_forward", *arguments)
+    return Object("primitive_desc", "convolution_forward", *arguments)
 
 
-def _any_layouts(convolution: Convolution) -> tuple[_Object, _Object, _Object | None, _Object]:
+def _any_layouts(convolution: Convolution) -> tuple[Object, Object, Object | None, Object]:
     """Return descriptors of x, weight, bias and out that let the primitive choose the layout of all but bias."""
     x, weight, out = (
-        _Object("memory_desc", "create_with_tag", len(shape), _Sizes(*shape), _FLOAT32, _ANY_LAYOUT)
+        Object("memory_desc", "create_with_tag", len(shape), _Sizes(*shape), _FLOAT32, _ANY_LAYOUT)
         for shape in (convolution.x, _grouped_weight_shape(convolution), convolution.out)
     )
     return x, weight, _contiguous_layout(convolution.weight[:1]) if convolution.has_bias else None, out
@@ -276,7 +240,7 @@ def _grouped_weight_shape(convolution: Convolution) -> tuple[int, ...]:
     return convolution.weight if convolution.groups == 1 else (convolution.groups, o // convolution.groups, *rest)
 
 
-def _weight_argument(number: int, convolution: Convolution, descriptor: _Object, is_output: bool = False) -> _Argument:
+def _weight_argument(number: int, convolution: Convolution, descriptor: Object, is_output: bool = False) -> _Argument:
     shape, query = _grouped_weight_shape(convolution), _WEIGHTS_LAYOUT + is_output
     return _Argument(number, shape, descriptor, query, is_output=is_output)
 
@@ -288,13 +252,27 @@ def _geometry(convolution: Convolution) -> tuple[Any, ...]:
     return _Sizes(stride, stride), _Sizes(dilation, dilation), padding, padding
 
 
-def _contiguous_layout(shape: tuple[int, ...]) -> _Object:
+def _contiguous_layout(shape: tuple[int, ...]) -> Object:
     """Return the memory descriptor of a contiguous tensor."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return _Object("memory_desc", "create_with_strides", len(shape), _Sizes(*shape), _FLOAT32, _Sizes(*strides))
+    return Object("memory_desc", "create_with_strides", len(shape), _Sizes(*shape), _FLOAT32, _Sizes(*strides))
 
 
-def _check(function: str, *arguments: Any) -> None:
-    """Call a function of the library; raise RuntimeError if it fails."""
-    if status := getattr(library(), f"dnnl_{function}")(*arguments):
-        raise RuntimeError(f"oneDNN: dnnl_{function} returned status {status}")
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return an uninitialized float32 tensor in CPU memory. `paddle.empty` would use the current device."""
+    return paddle.empty(shape, "float32", device=_CPU_MEMORY)
+
+
+def _set_data(memory: Object, tensor: Tensor) -> None:
+    """Let a memory object use a tensor's data. The tensor must stay alive while a primitive reads or writes it."""
+    if not tensor.place.is_cpu_place() or tensor.dtype != paddle.float32 or not tensor.is_contiguous():
+        raise OneDnnError(f"oneDNN: a tensor in {tensor.place}, {tensor.dtype}, is not contiguous float32 on the CPU")
+    check("memory_set_data_handle", memory.handle, tensor.data_ptr())
+
+
+def _query_layout(descriptor: Object, query: int, index: int = 0) -> c_void_p:
+    """Return the memory layout of an argument, owned by the primitive descriptor."""
+    layout = library().dnnl_primitive_desc_query_md(descriptor.handle, query, index)
+    if layout is None:
+        raise OneDnnError(f"oneDNN: dnnl_primitive_desc_query_md has no layout {query}")
+    return c_void_p(layout)
