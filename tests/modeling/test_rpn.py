@@ -219,6 +219,15 @@ class TestLosses:
         assert objectness == pytest.approx(sum(cross_entropy) / 200, rel=1e-6)
         assert box == pytest.approx((0.3 + 0.2 + 0.5) / 200, rel=1e-6)
 
+    def test_each_anchor_learns_its_own_object_of_its_own_image(self) -> None:
+        """Anchors 0 and 3 of the first image, whose objects are in the other order, and anchor 3 of the second."""
+        deltas = np.full((2, 4, 4), 7, np.float32)
+        deltas[0, 0], deltas[0, 3], deltas[1, 3] = [0.1, 0, 0, 0], [0, 0.2, 0, 0], [0, 0, 0.4, 0]
+        truth = [targets([ANCHORS[3], ANCHORS[0]]), targets([ANCHORS[3]])]
+        rpn = one_level(sampler=Sampler(100, 0.5))
+        box = losses(rpn, [paddle.zeros([2, 4])], [float32(deltas)], truth)[1]
+        assert box == pytest.approx((0.1 + 0.2 + 0.4) / 200, rel=1e-6)
+
     def test_smooth_l1(self) -> None:
         deltas = np.zeros((1, 4, 4), np.float32)
         deltas[0, 0] = [0.1, -0.2, 0.5, -1.0]

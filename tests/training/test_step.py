@@ -9,6 +9,7 @@ import paddle
 import pytest
 
 from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.modeling import amp
 from ppdet_lite.optimization.optimizer import SGD
 from ppdet_lite.training.loop import train
@@ -23,19 +24,27 @@ def test_every_batch_of_every_run_samples_by_a_seed_of_its_own() -> None:
     assert all(0 <= seed < 2**32 and batch_seed(*key) == seed for key, seed in seeds.items())
 
 
-def test_a_run_samples_by_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two accumulated batches a step: the run's batches 0 and 1, then 2 and 3."""
-    seen: list[int] = []
+def test_a_run_trains_in_training_mode_and_samples_by_its_own_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two accumulated batches a step: the run's batches 0 and 1, then 2 and 3. An evaluation changes the mode."""
+    seen: list[Any] = []
 
-    def step(*arguments: Any, **_: Any) -> Step:
-        seen.extend(arguments[5])
+    def step(network: paddle.nn.Layer, *arguments: Any, **_: Any) -> Step:
+        seen.extend([network.training and network.neck.training, *arguments[4]])
         return Step({"loss": 1.0}, {})
 
+    def evaluate(detector: Detector, *_: Any) -> dict[str, Any]:
+        detector.network.model.eval()
+        return {"AP": 0.5, "per_class": {}}
+
     monkeypatch.setattr("ppdet_lite.training.run.train_step", step)
+    monkeypatch.setattr("ppdet_lite.training.run.evaluate", evaluate)
     options = small_shapes(tmp_path / "shapes", train=4, val=1)
-    options += ["train={length: 2 iterations, checkpoint_every: null, evaluate_every: null, accumulate: 2}"]
-    train(load_config(QUICKSTART, [*options, "data.loader.threads=0", "runtime.seed=5"]), tmp_path / "run")
-    assert seen == [batch_seed(5, batch) for batch in range(4)]
+    options += ["train={length: 2 iterations, checkpoint_every: null, evaluate_every: 1 iterations, accumulate: 2}"]
+    options += ["train.preview_images=0", "data.loader.threads=0", "runtime.seed=5"]
+    train(load_config(QUICKSTART, options), tmp_path / "run")
+    assert seen == [True, batch_seed(5, 0), batch_seed(5, 1), True, batch_seed(5, 2), batch_seed(5, 3)]
 
 
 def test_each_accumulated_batch_samples_by_its_own_seed() -> None:
