@@ -70,6 +70,16 @@ def test_class_agnostic_regression_is_unchanged() -> None:
     assert match_classes(theirs, THEIRS, ["dog"], fresh).arrays["predictor.regress.bias"].tolist() == [0, 1, 2, 3]
 
 
+def test_class_agnostic_regression_of_a_single_class_is_unchanged() -> None:
+    """With one class, its four outputs are as many as those of a class-agnostic layer."""
+    theirs, fresh = layers(1, 0), layers(3, 500)
+    for suffix in ("weight", "bias"):
+        fresh[f"predictor.regress.{suffix}"] = fresh[f"predictor.regress.{suffix}"][..., :4]
+    match = match_classes(theirs, ["cow"], OURS, fresh)
+    assert match.layers == ["predictor.classify.weight", "predictor.classify.bias"]
+    assert match.arrays["predictor.regress.bias"].tolist() == theirs["predictor.regress.bias"].tolist()
+
+
 @pytest.mark.parametrize(
     ("renames", "told"),
     [
