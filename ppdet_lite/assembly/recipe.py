@@ -83,13 +83,14 @@ class Evaluation:
     flip: also detect in the horizontally flipped image.
     loss: also compute the training losses on validation images, without augmentation; the mimicking losses only
         during training.
-    backend: `pycocotools`, or `faster`, which requires the package faster-coco-eval.
+    backend: the package that computes AP: `faster` is faster-coco-eval; `pycocotools` is the original and several times
+        slower; `auto` is the first of these that is installed. The numbers are the same.
     """
 
     short_sides: Annotated[Sequence[Pixels], Field(min_length=1)] | None = None
     flip: bool = False
     loss: bool = False
-    backend: Literal["pycocotools", "faster"] = "pycocotools"
+    backend: Literal["auto", "faster", "pycocotools"] = "auto"
 
 
 @register

@@ -26,6 +26,7 @@ def main() -> None:
         from ppdet_lite.assembly import setup
         from ppdet_lite.config.registry import build
         from ppdet_lite.deployment.detector import select_detector
+        from ppdet_lite.evaluation.coco_backends import require_backend
         from ppdet_lite.evaluation.evaluate import RESULTS, evaluate, evaluate_results
         from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
         from ppdet_lite.reporting.compare import compare_runs
@@ -50,5 +51,5 @@ def main() -> None:
         warn_about_evaluation(options, augment, detector.preprocess, detector.postprocess)
         metrics = evaluate(detector, dataset, loader, results.parent, options)
     if args.report is not None and distributed.get_rank() == 0:
-        facts = {"config": args.config, "weights": weights, "backend": config["eval"]["backend"]}
+        facts = {"config": args.config, "weights": weights, "backend": str(require_backend(options.backend))}
         write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)

@@ -1,18 +1,20 @@
-"""The COCO metric: conversion of detections to COCO results, and scoring of results files with pycocotools."""
+"""The COCO metric: conversion of detections to COCO results, and scoring of results files.
 
-import contextlib
-import importlib.util
-import io
+Two packages compute it: faster-coco-eval in C++, and pycocotools, the original. Both give the same digits.
+"""
+
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.evaluation_checks import SUMMARY
 from ppdet_lite.deployment.detect import ImageDetections
+from ppdet_lite.evaluation.coco_backends import BackendName, require_backend
 from ppdet_lite.evaluation.results_file import Results, read_results
 
 COLUMNS = 4  # classes per line of the logged table
@@ -28,34 +30,24 @@ def coco_results(results: Iterable[ImageDetections], category_ids: np.ndarray) -
             yield {"image_id": image.image_id, "category_id": category, "bbox": box, "score": score}
 
 
-def score_file(
-    dataset: CocoDataset, results: Path, backend: Literal["pycocotools", "faster"] = "pycocotools"
-) -> dict[str, Any]:
-    """Score a COCO results file (bbox) against the annotations of a dataset, with pycocotools or faster-coco-eval.
+def score_file(dataset: CocoDataset, results: Path, backend: BackendName = "auto") -> dict[str, Any]:
+    """Score a COCO results file (bbox) against the annotations of a dataset; log which backend does it.
 
     Returns AP, AP50, ..., ARl (see `SUMMARY`) in 0..1, `per_class` {name: AP}, `per_class_AP50` {name: AP50}, and the
     numbers of `images` and `detections`. A metric is -1 if no object of its size or class is annotated; without any
     detection all others are 0. Raises UserError if the file is missing or does not belong to this dataset, or if the
     backend is not installed.
     """
-    require_backend(backend)
-    coco, coco_eval = _backend(backend)
+    selected = require_backend(backend)
     records = _as_annotations(read_results(Path(results), dataset))
-    truth, predicted = coco(), coco()
-    truth.dataset = dataset.ground_truth()
-    predicted.dataset = {**truth.dataset, "annotations": records}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        predicted.createIndex()
-        scorer = coco_eval(truth, predicted, "bbox")
-        scorer.evaluate()
-        scorer.accumulate()
-        scorer.summarize()
-    precision = scorer.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
-    index = {category: k for k, category in enumerate(scorer.params.catIds)}
+    truth, start = dataset.ground_truth(), time.perf_counter()
+    evaluation = selected.evaluate(truth, {**truth, "annotations": records})
+    get_logger().info("scored by %s in %.1f s", selected, time.perf_counter() - start)
+    precision = evaluation.precision[:, :, :, 0, -1]  # [IoU thresholds, recalls, K], all sizes, 100 detections
+    index = {category: k for k, category in enumerate(evaluation.category_ids)}
     columns = {name: index[i] for name, i in zip(dataset.class_names, dataset.category_ids.tolist(), strict=True)}
     return {
-        **{name: float(value) for name, value in zip(SUMMARY, scorer.stats, strict=True)},
+        **{name: float(value) for name, value in zip(SUMMARY, evaluation.summary, strict=True)},
         "per_class": {name: _mean(precision[:, :, k]) for name, k in columns.items()},
         "per_class_AP50": {name: _mean(precision[0, :, k]) for name, k in columns.items()},
         "images": len(dataset),
@@ -70,24 +62,6 @@ def _as_annotations(results: Results) -> list[dict[str, Any]]:
     columns = (*results, np.arange(1, len(areas) + 1), areas, np.zeros(len(areas), int))
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [dict(zip(keys, row, strict=True)) for row in rows]
-
-
-def require_backend(name: Literal["pycocotools", "faster"], place: str = "eval.backend") -> None:
-    """Raise UserError if a backend is not installed. place: the key to change, for the message."""
-    if name == "faster" and importlib.util.find_spec("faster_coco_eval") is None:
-        raise UserError(f"{place}: faster requires a missing package: pip install faster-coco-eval, or set pycocotools")
-
-
-def _backend(name: Literal["pycocotools", "faster"]) -> tuple[type, type]:
-    """Return the classes COCO and COCOeval of a backend."""
-    if name == "pycocotools":
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-
-        return COCO, COCOeval
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    return COCO, COCOeval_faster
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

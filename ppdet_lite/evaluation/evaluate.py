@@ -15,7 +15,8 @@ from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork
 from ppdet_lite.deployment.detector import Detector
-from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, require_backend, score_file
+from ppdet_lite.evaluation.coco_backends import require_backend
+from ppdet_lite.evaluation.coco_metric import coco_results, format_metrics, score_file
 from ppdet_lite.evaluation.progress import in_order, log_progress
 from ppdet_lite.evaluation.test_time_augmentation import make_views, merge_views
 from ppdet_lite.evaluation.validation_loss import validation_losses

@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
+from ppdet_lite.evaluation.coco_backends import BackendName
 from ppdet_lite.evaluation.coco_metric import SUMMARY, score_file
 from ppdet_lite.evaluation.evaluate import RESULTS
 from ppdet_lite.evaluation.results_file import read_results
@@ -32,7 +33,7 @@ SELECTIONS, CONFIDENCE = 1000, 0.95
 def compare_runs(
     dataset: CocoDataset,
     runs: Sequence[Path],
-    backend: Literal["pycocotools", "faster"] = "pycocotools",
+    backend: BackendName = "auto",
     folder: Path | None = None,
     selections: int = SELECTIONS,
     seed: int = 0,

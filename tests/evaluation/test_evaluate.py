@@ -235,7 +235,7 @@ def test_paddles_own_oserror_is_not_taken_for_a_full_disk(tmp_path):
     dataset = tiny_dataset(tmp_path)
 
     class Broken(Oracle):
-        def forward(self, images, image_sizes, scales):
+        def forward(self, *inputs, **sizes):
             raise OSError("(External) CUDA error(719)")
 
     with pytest.raises(OSError, match="CUDA error"):
@@ -323,7 +323,6 @@ def test_detections_are_put_into_the_order_of_images():
 
 def test_both_backends_have_the_same_numbers(tmp_path):
     """On random boxes near the ground truth, with crowds, several sizes and images without objects."""
-    pytest.importorskip("faster_coco_eval")
     dataset = tiny_dataset(tmp_path)
     rng = np.random.default_rng(0)
     answers = []
@@ -333,6 +332,4 @@ def test_both_backends_have_the_same_numbers(tmp_path):
     run(dataset, answers, tmp_path)
     ours, faster = (score_file(dataset, tmp_path / "bbox.json", backend) for backend in ("pycocotools", "faster"))
     assert 0 < ours["AP"] < 1
-    for key in ("per_class", "per_class_AP50"):
-        assert faster.pop(key) == pytest.approx(ours.pop(key), abs=1e-12)
-    assert faster == pytest.approx(ours, abs=1e-12)
+    assert faster == ours  # to the last bit
