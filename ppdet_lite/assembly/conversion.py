@@ -18,7 +18,7 @@ from ppdet_lite.config.messages import join_with_or
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.coco_file import read_categories
-from ppdet_lite.peers.config_differences import DIFFERENCES
+from ppdet_lite.peers.config_differences import DIFFERENCES, IN_ALL_PROJECTS
 from ppdet_lite.peers.dataset_classes import known_classes
 from ppdet_lite.peers.files import PeerFile, read_peer_file
 from ppdet_lite.peers.names import PEERS, find_peer
@@ -39,7 +39,7 @@ class Classes(NamedTuple):
 def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> Config:
     """Load a config with another project's settings where they differ; the user's overrides take precedence."""
     differences = DIFFERENCES[peer](load_config(path, overrides))
-    return load_config(path, [*differences, *overrides])
+    return load_config(path, [*IN_ALL_PROJECTS, *differences, *overrides])
 
 
 def checked_peer(name: str) -> str:

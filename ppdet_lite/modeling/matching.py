@@ -34,13 +34,14 @@ class Matcher:
         background_iou: boxes below this IoU with all ground truth are background; boxes in between are ignored.
         keep_best: for each ground-truth box, the boxes with the highest IoU > 0 (ties included) are foreground too.
         crowd_coverage: a box that is not foreground is ignored if at least this fraction of its area is inside a crowd
-            region, which counts neither as an object nor as background.
+            region, which then counts neither as an object nor as background. None: crowd regions have no effect, so
+            boxes inside them are background (torchvision, detectron2, PaddleDetection, mmdetection as configured).
     """
 
     foreground_iou: Fraction = 0.5
     background_iou: Fraction = 0.5
     keep_best: bool = False
-    crowd_coverage: Fraction = 0.5
+    crowd_coverage: Fraction | None = 0.5
 
     def __post_init__(self) -> None:
         if self.background_iou > self.foreground_iou:
@@ -51,7 +52,7 @@ class Matcher:
     def __call__(self, boxes: Tensor, targets: Targets) -> Matches:
         """Match boxes [A, 4] with the ground truth of one image."""
         labels, index = self._match_objects(boxes, targets.boxes)
-        if targets.crowds.shape[0]:
+        if self.crowd_coverage is not None and targets.crowds.shape[0]:
             in_crowd = box_coverage(boxes, targets.crowds).max(axis=1) >= self.crowd_coverage
             labels = paddle.where(in_crowd & (labels != FOREGROUND), paddle.full_like(labels, IGNORE), labels)
         return Matches(labels, index)

@@ -61,7 +61,8 @@ class RoIAlign(_PyramidPool):
     Args:
         sampling_ratio: samples per bin and axis; 0 adapts it to the RoI (detectron2, mmdetection, PaddleDetection), 2
             in torchvision.
-        aligned: with the half-pixel shift (detectron2, mmdetection) or without (torchvision, PaddleDetection).
+        aligned: with the half-pixel shift (detectron2, mmdetection, PaddleDetection 2.6.0) or without (torchvision, and
+            PaddleDetection from 2.6.1 and 2.7.1 on, which ignores its configs' `aligned: True`).
         levels: RoIs are pooled from this number of levels, counted from the finest; FPN's fifth is for the RPN only.
         canonical_size, canonical_stride: a square RoI of this side in pixels is pooled from the level of this stride,
             one of half that side from the next finer level.

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 from ppdet_lite.config.checked_config import Config
 
+IN_ALL_PROJECTS = ["model.rpn.matcher.crowd_coverage=null", "model.roi_sampler.matcher.crowd_coverage=null"]
+"""Overrides for what all projects do differently: none of them ignores boxes inside crowd regions."""
+
 
 def _ppdet_differences(config: Config) -> list[str]:
     """PaddleDetection uses cubic interpolation, clips boxes to the size before rounding, and removes tiny proposals.

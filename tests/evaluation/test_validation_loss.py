@@ -1,5 +1,7 @@
 """The validation loss compared with direct calls of the model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import paddle
 import pytest
@@ -52,3 +54,26 @@ def test_validation_losses_are_means_of_training_losses_over_images(tmp_path):
     assert metrics["loss"] == pytest.approx(
         result["loss"], rel=1e-6
     ) and f"loss {result['loss']:.4f}" in format_metrics(metrics)
+
+
+class LossByBatchSize(paddle.nn.Layer):
+    """A detector whose losses are 6 and 1 for a batch of one image, and 3 and 0 for one of two."""
+
+    needs_originals = False
+
+    def __init__(self):
+        super().__init__()
+        self.rpn, self.batch_sizes = paddle.nn.Linear(1, 1), []
+
+    def forward(self, images, *rest):
+        self.batch_sizes.append(len(images))
+        values = {1: (6.0, 1.0), 2: (3.0, 0.0)}[len(images)]
+        return SimpleNamespace(losses=dict(zip(("loss_a", "loss_b"), map(paddle.to_tensor, values), strict=True)))
+
+
+def test_each_image_counts_once_however_large_its_batch(tmp_path):
+    """Batches of one and two images: (6 + 2 * 3) / 3 and (1 + 2 * 0) / 3; by batches they were 4.5 and 0.5."""
+    model, dataset = LossByBatchSize(), tiny_dataset(tmp_path)
+    result = validation_losses(model, dataset, PREPROCESS, Loader(batch_size=2, threads=1))
+    assert sorted(model.batch_sizes) == [1, 2]
+    assert result == {"loss": pytest.approx(13 / 3), "losses": {"loss_a": 4.0, "loss_b": pytest.approx(1 / 3)}}

@@ -84,6 +84,18 @@ def test_a_box_in_a_crowd_is_neither_object_nor_background() -> None:
     assert stricter.labels.tolist()[:3] == [IGNORE, BACKGROUND, BACKGROUND]
 
 
+def test_without_crowd_coverage_boxes_in_a_crowd_are_background() -> None:
+    """As if the crowd were not annotated: detectron2, torchvision and PaddleDetection leave crowd regions out."""
+    rows = boxes([100, 100, 110, 110], [100, 100, 200, 200], [0, 0, 10, 4], [0, 0, 10, 10])
+    truth = targets([[100, 100, 200, 200], TRUTH], crowd=[True, False])
+    matches = Matcher(0.5, 0.3, crowd_coverage=None)(rows, truth)
+    assert matches.labels.tolist() == [BACKGROUND, BACKGROUND, IGNORE, FOREGROUND]  # IoU 0, 0, 0.4, 1
+    assert matches.target_index[3].item() == 0
+    crowd = targets([[0, 0, 300, 300]], crowd=[True])
+    assert Matcher(crowd_coverage=None)(rows, crowd).labels.tolist() == [BACKGROUND] * 4
+    assert Matcher(crowd_coverage=0.0)(rows, truth).labels.tolist() == [IGNORE, IGNORE, IGNORE, FOREGROUND]
+
+
 def test_an_object_inside_a_crowd_stays_an_object() -> None:
     truth = targets([[0, 0, 100, 100], TRUTH], crowd=[True, False])
     matches = Matcher(0.7, 0.3, keep_best=True)(boxes([0, 0, 10, 9], [0, 0, 10, 6], [30, 30, 40, 40]), truth)

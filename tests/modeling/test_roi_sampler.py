@@ -51,6 +51,15 @@ def test_an_image_without_proposals() -> None:
     assert sampled.target_classes.tolist() == [1, K]
 
 
+def test_rois_in_a_crowd_are_background_without_crowd_coverage() -> None:
+    sampler = RoISampler(Matcher(0.5, 0.5, crowd_coverage=None), Sampler(1000, 0.5))
+    in_crowd = [200, 200, 210, 210]
+    truth = [targets([[190, 190, 300, 300], DOG], [0, 1], [True, False]), targets([[0, 0, 99, 99]], crowd=[True])]
+    sampled = sampler(rois([in_crowd, FAR], [FAR]), truth, K)
+    assert sampled.rois.boxes.tolist() == [DOG, in_crowd, FAR, FAR]  # the crowd itself is no RoI
+    assert sampled.target_classes.tolist() == [1, K, K, K]
+
+
 def test_no_rois_where_a_crowd_covers_everything() -> None:
     crowd = targets([[0, 0, 100, 100]], crowd=[True])
     sampled = EVERYTHING(rois([FAR, NEAR]), [crowd], K)

@@ -268,6 +268,16 @@ class TestLosses:
         sum(found.values()).backward()
         np.testing.assert_allclose(logits.grad.numpy(), [[0, 0, 0, 0.75 / 8]], rtol=1e-6)
 
+    def test_without_crowd_coverage_anchors_in_a_crowd_are_background(self) -> None:
+        logits = paddle.full([1, 4], math.log(3))
+        logits.stop_gradient = False
+        rpn = one_level(sampler=Sampler(8, 0.5), matcher=Matcher(0.7, 0.3, keep_best=True, crowd_coverage=None))
+        truth = targets([[0, 0, 20, 20]], crowd=[True])
+        found = rpn.losses([boxes(*ANCHORS)], [logits], [paddle.ones([1, 4, 4])], [truth])
+        sum(found.values()).backward()
+        assert found["loss_rpn_objectness"].item() == pytest.approx(4 / 8 * math.log(4), rel=1e-6)
+        np.testing.assert_allclose(logits.grad.numpy(), [[0.75 / 8] * 4], rtol=1e-6)
+
     def test_gradient_at_a_logit_of_zero(self) -> None:
         """It is sigmoid(0) - label: -1/2 for the foreground (anchor 0; 1 is ignored), 1/2 for the background."""
         logits = paddle.zeros([1, 4])

@@ -113,6 +113,16 @@ def test_all_settings_of_a_converted_config_are_those_of_the_project(peer: str) 
     assert {name: found[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("peer", DIFFERENCES)
+def test_no_project_ignores_boxes_inside_crowd_regions(peer: str) -> None:
+    """detectron2's data/dataset_mapper.py, PaddleDetection's data/source/coco.py (load_crowd: False) and torchvision's
+    references/detection/coco_utils.py drop crowd regions; mmdetection's assigners have ignore_iof_thr=-1."""
+    names = [f"model.{part}.matcher.crowd_coverage" for part in ("rpn", "roi_sampler")]
+    found = converted(peer, R50_FPN)
+    assert [found[name] for name in names] == [None, None]
+    assert converted(peer, R50_FPN, f"{names[0]}=0.7")[names[0]] == 0.7  # the user's wins
+
+
 @pytest.mark.parametrize(
     ("peer", "config", "overrides", "expected"),
     [
