@@ -1,5 +1,6 @@
 """ResNet: shapes, sizes of the papers' models, freezing, and equal results to Paddle's ResNet."""
 
+import numpy as np
 import paddle
 import pytest
 from paddle import nn
@@ -179,6 +180,17 @@ def test_variant_d_has_a_deep_stem_and_a_pooled_shortcut(images: paddle.Tensor) 
     means = x.reshape([2, 64, 8, 2, 12, 2]).mean(axis=[3, 5])
     difference = block.identity(x) - block.shortcut(means)
     assert difference.abs().max().item() < 1e-5
+
+
+def test_the_pooled_shortcut_of_an_odd_size_has_the_mean_of_the_pixels_that_exist() -> None:
+    """The 3x3 convolution with stride 2 rounds the size up, and so must the shortcut."""
+    block = ResNet(18, norm="gn", frozen_stages=0, out_stages=[3], variant="d").res3[0]
+    x = paddle.rand([1, 64, 5, 3])
+    assert block(x).shape == [1, 128, 3, 2]
+    pooled = block.pool(x).numpy()
+    np.testing.assert_allclose(pooled[:, :, 0, 0], x.numpy()[:, :, :2, :2].mean(axis=(2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(pooled[:, :, 2, 0], x.numpy()[:, :, 4, :2].mean(axis=2), rtol=1e-5)
+    np.testing.assert_allclose(pooled[:, :, 2, 1], x.numpy()[:, :, 4, 2], rtol=1e-5)
 
 
 def test_variant_c_has_a_deep_stem_only() -> None:
