@@ -1,7 +1,7 @@
 """Norm layers, and the convolution + norm block of which all networks here consist."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import paddle
@@ -85,12 +85,33 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
 
 
 def running_statistics(model: nn.Layer) -> list[Tensor]:
-    """Return the running means and variances of a model's batch norms, which change in training."""
+    """Return the running means and variances of a model's batch norms, which change in training.
+
+    Those of frozen norms, and of batch norms with `use_global_stats`, do not change. Group norms have none.
+    """
     return [statistic for norm in _batch_norms(model) for statistic in (norm._mean, norm._variance)]
 
 
+def copy_running_statistics(model: nn.Layer) -> Callable[[], None]:
+    """Copy the running statistics of a model by one operator. Returns a function that restores them."""
+    statistics = running_statistics(model)
+    if not statistics:
+        return lambda: None
+    copies = paddle.concat(statistics)
+
+    def restore() -> None:
+        start = 0
+        for statistic in statistics:  # through views of the copies: memory may have run out
+            paddle.assign(copies[start : start + statistic.size], statistic)
+            start += statistic.size
+
+    return restore
+
+
 def _batch_norms(model: nn.Layer) -> list[nn.Layer]:
-    return [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
+    """Return the layers that update running statistics in training."""
+    norms = [layer for layer in model.sublayers() if isinstance(layer, nn.BatchNorm2D | nn.SyncBatchNorm)]
+    return [norm for norm in norms if not norm._use_global_stats]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.loading.transforms import Batch
 from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.norm import STATISTICS_SUFFIXES
+from ppdet_lite.modeling.norm import copy_running_statistics
 from ppdet_lite.optimization.optimizer import ACCUMULATORS
 from ppdet_lite.training.memory import memory_errors_reported, peak_memory_mb
 
@@ -58,13 +58,11 @@ def _moments(optimizer: paddle.optimizer.Optimizer) -> int:
 @contextlib.contextmanager
 def _unchanged(model: FasterRCNN) -> Iterator[None]:
     """Restore running statistics and the random state after the block, and clear the gradients."""
-    statistics = {name: value for name, value in model.state_dict().items() if name.endswith(STATISTICS_SUFFIXES)}
-    before = {name: value.clone() for name, value in statistics.items()}
+    restore_statistics = copy_running_statistics(model)
     states = paddle.get_rng_state()
     try:
         yield
     finally:
         model.clear_gradients(set_to_zero=False)
-        for name, value in statistics.items():
-            value.set_value(before[name])
+        restore_statistics()
         paddle.set_rng_state(states)

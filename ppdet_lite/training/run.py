@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import paddle
-
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.pretrained import load_pretrained
 from ppdet_lite.assembly.recipe import Data
@@ -25,7 +23,7 @@ from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.evaluate import evaluate
 from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.norm import running_statistics
+from ppdet_lite.modeling.norm import copy_running_statistics
 from ppdet_lite.optimization.optimizer import Optimizer, freeze
 from ppdet_lite.storage.checkpoint import prune
 from ppdet_lite.training.diagnosis import StepInput
@@ -281,12 +279,11 @@ class Run:
 @contextlib.contextmanager
 def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[None]:
     """Restore the running statistics of batch norms, which a forward pass changes, if the block raises an error."""
-    before = [(value, value.clone()) for value in running_statistics(model)]
+    restore = copy_running_statistics(model)
     try:
         yield
     except Exception:
-        for value, saved in before:
-            paddle.assign(saved, value)
+        restore()
         raise
 
 

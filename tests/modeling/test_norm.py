@@ -5,7 +5,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppdet_lite.modeling.norm import ConvNorm, FrozenBatchNorm, build_norm
+from ppdet_lite.modeling.norm import ConvNorm, FrozenBatchNorm, build_norm, copy_running_statistics
+from tests.operators import count_operators
 from tests.tiny import float32
 
 EPSILON = 1e-5
@@ -99,6 +100,24 @@ def test_frozen_batch_norm_loads_weights_of_batch_norm() -> None:
     assert (missing, unexpected) == ([], [])
     trained.eval()
     np.testing.assert_allclose(frozen(float32(X)).numpy(), trained(float32(X)).numpy(), atol=1e-5)
+
+
+def test_running_statistics_are_copied_by_one_operator_and_restored() -> None:
+    constant = [FrozenBatchNorm(64), nn.BatchNorm2D(64, use_global_stats=True), build_norm("gn", 64)]
+    net = nn.Sequential(build_norm("bn", 64), nn.Conv2D(64, 5, 1), build_norm("bn", 5))
+    net[0]._mean.set_value(MEAN)
+    before = {name: value.numpy() for name, value in net.state_dict().items()}
+    restores = []
+    assert count_operators(lambda: restores.append(copy_running_statistics(nn.Sequential(*constant, net)))) == {
+        "concat": 1
+    }
+    assert not count_operators(lambda: copy_running_statistics(nn.Sequential(*constant)))
+    net(float32(X))
+    names = ("0._mean", "0._variance", "2._mean", "2._variance")
+    assert not any(np.array_equal(net.state_dict()[name].numpy(), before[name]) for name in names)
+    restores[0]()
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name], err_msg=name)
 
 
 def test_no_norm() -> None:

@@ -1,5 +1,6 @@
 """Errors that nobody foresaw, in the middle of a run of one process: what was done is saved, and the log has them."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import InterruptedUpdate, RunFailed
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.storage.checkpoint import load_checkpoint
+from ppdet_lite.training.curves import CurvesPlot
 from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.loop import train
+from ppdet_lite.training.step import Step
+from tests.operators import count_operators
 from tests.tiny_run import QUICKSTART, small_shapes
 
 
@@ -69,6 +73,21 @@ def test_what_was_done_is_saved_and_goes_on_to_the_same_weights(
     train(config, tmp_path, resume="auto")
     again = load_checkpoint(tmp_path / "checkpoints/iter_00000003").groups["model"]
     assert all((value == again[name]).all() for name, value in straight.items())
+
+
+@pytest.mark.parametrize("norm, copies", [("bn", 1), ("frozen_bn", 0), ("gn", 0)])
+def test_a_step_copies_only_running_statistics_by_one_operator(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, copies: int
+) -> None:
+    """The operators of three more steps, in which nothing is computed."""
+    monkeypatch.setattr("ppdet_lite.training.run.train_step", lambda *_, **__: Step({"loss": 1.0}, {}))
+    monkeypatch.setattr(CurvesPlot, "draw", lambda _: None)
+
+    def operators(length: int) -> Counter[str]:
+        more = [f"model.backbone.norm={norm}", f"train.length={length} iterations"]
+        return count_operators(lambda: train(load_config(QUICKSTART, [*options, *more]), tmp_path / str(length)))
+
+    assert operators(4) - operators(1) == Counter(concat=3 * copies)
 
 
 @pytest.mark.parametrize(
