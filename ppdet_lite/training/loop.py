@@ -71,13 +71,13 @@ def _loop(run: Run, stop: StopRequest) -> None:
     """Take all steps. When a stop is requested, finish the current step and write a checkpoint of it."""
     try:
         if run.evaluation_missed:
-            run.evaluate(stop.raise_if_received)
+            run.evaluate(stop)
         while not run.finished:
             with run.saved_on_failure():
                 run.step(stop)
+                if run.evaluation_due:
+                    run.evaluate(stop)
                 with stop.interruptible():
-                    if run.evaluation_due:
-                        run.evaluate(stop.raise_if_received)
                     if run.evaluation_due or run.checkpoint_due:
                         run.record_details()
             if run.checkpoint_due:

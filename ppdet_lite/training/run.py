@@ -3,8 +3,9 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.pretrained import load_pretrained
@@ -168,7 +169,7 @@ class Run:
             return
         if self.average:
             with updating("the average of weights"):
-                self.average.update(self.model, self.state.iteration)
+                self.average.update(self.state.iteration)
         if self.recorder:
             epoch, seconds = position // self.plan.per_epoch, time.perf_counter() - start_time
             memory = (peak_memory_mb(), *memory[1:])  # the other ranks reported theirs before this step
@@ -187,35 +188,43 @@ class Run:
         stop.agree(received)
         return batches, memory
 
-    def evaluate(self, check: Callable[[], None]) -> None:
+    def evaluate(self, stop: StopRequest) -> None:
         """Evaluate the model, or the average of its weights, on the validation images; save it if it is the best.
 
-        check: called after every image in a distributed run, see `evaluation.evaluate`.
+        A stop request interrupts the evaluation. A run that is resumed after an interruption or a failure repeats it.
         """
         self.bad_images.log_summary()
-        with self.average.applied(self.model) if self.average else contextlib.nullcontext():
-            self._evaluate(check if self.world > 1 else None)
+        # no interruption while weights are exchanged, which would leave some averaged and others not
+        with self.average.applied() if self.average else contextlib.nullcontext(), stop.interruptible():
+            results = self._evaluate(stop.raise_if_received if self.world > 1 else None)
+        with stop.interruptible():
+            self._count_evaluation(results)
 
-    def _evaluate(self, check: Callable[[], None] | None) -> None:
+    def _evaluate(self, check: Callable[[], None] | None) -> dict[str, Any]:
+        """Evaluate the weights that the model has now, and record the preview images. Returns the results.
+
+        check: called after every image, see `evaluation.evaluate`.
+        """
         data, settings = self.data, build(self.config["eval"])
         classes = data.val.class_names, data.val.category_ids.tolist()
         detector = Detector.from_trained(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
         results = evaluate(detector, data.val, data.loader, self.folder, settings, check)
-        metric = self.config["train"]["best_metric"]
-        best = (self.state.best or {}).get(metric)
-        sign = -1 if metric == "loss" else 1
-        is_best = best is None or sign * results[metric] > sign * best
-        self.state = self.state._replace(evaluated=self.state.iteration, stale=0 if is_best else self.state.stale + 1)
-        if is_best:
-            self.state = self.state._replace(best={metric: results[metric], "iteration": self.state.iteration})
-        elif self.is_stale:
-            get_logger().info("no better %s for %d evaluations: training ends early", metric, self.state.stale)
         if self.recorder:
             count = self.config["train"]["preview_images"]
-            self.recorder.evaluation(self.state.iteration, results)
             self.recorder.preview(self.state.iteration, self.model, data.val, data.preprocess, count)
-        if is_best:
-            ranks.on_rank0(lambda: self._save("best"))
+        return results
+
+    def _count_evaluation(self, results: Mapping[str, Any]) -> None:
+        """Save the model if its results are the best, and record them. The state changes last, see `evaluate`."""
+        metric = self.config["train"]["best_metric"]
+        state = self.state.after_evaluation(metric, results[metric])
+        if state.stale == 0:
+            ranks.on_rank0(lambda: self._save("best", state))
+        if self.recorder:
+            self.recorder.evaluation(state.iteration, results)
+        self.state = state
+        if self.is_stale:
+            get_logger().info("no better %s for %d evaluations: training ends early", metric, state.stale)
 
     def record_details(self) -> None:
         """Redraw the curves, and record the offsets of deformable parts and the patches of the R-CNN teacher."""
@@ -267,13 +276,13 @@ class Run:
             self.recorder.close()
 
     def _save_and_prune(self) -> None:
-        self._save(f"iter_{self.state.iteration:08d}")
+        self._save(f"iter_{self.state.iteration:08d}", self.state)
         prune(self.folder / "checkpoints", self.config["train"]["keep_last"])
 
-    def _save(self, name: str) -> None:
+    def _save(self, name: str, state: RunState) -> None:
         target = self.folder / "checkpoints" / name
         average = self.average.arrays() if self.average else None
-        save_state(target, self.model, self.optimizer, self.config, self.data.train, self.state, average)
+        save_state(target, self.model, self.optimizer, self.config, self.data.train, state, average)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,14 @@ class RunState(NamedTuple):
     loss_scale: LossScale = LossScale()  # for float16
     offset: int = 0  # iteration - offset is the progress in steps of the current size; see `convert_progress`
 
+    def after_evaluation(self, metric: str, value: float) -> "RunState":
+        """Return the state after an evaluation with this value of the metric that selects the best model."""
+        best = (self.best or {}).get(metric)
+        sign = -1 if metric == "loss" else 1
+        if best is None or sign * value > sign * best:
+            return self._replace(evaluated=self.iteration, stale=0, best={metric: value, "iteration": self.iteration})
+        return self._replace(evaluated=self.iteration, stale=self.stale + 1)
+
 
 def lock_folder(folder: Path, resources: contextlib.ExitStack, resume: str | None) -> Path | None:
     """Lock a run's folder until `resources` closes. Returns the checkpoint to resume from, None for a new run.
@@ -126,7 +134,12 @@ def save_state(
     state: RunState,
     average: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint with everything needed to use the model and to resume its training."""
+    """Write a checkpoint with everything needed to use the model and to resume its training.
+
+    Its groups are `model`, the weights that training continues from; `optimizer`; and `ema`, the average of the
+    weights, if the run has one. `best` is a checkpoint of the same content. Resuming uses all groups. Evaluation,
+    inference, export and `pretrain_weights` use `ema`, if present, else `model` (see `storage.weights.read_weights`).
+    """
     groups = {
         "model": {name: value.numpy() for name, value in model.state_dict().items()},
         "optimizer": optimizer_state(optimizer, model),
@@ -157,23 +170,40 @@ def restore_state(
         raise UserError(
             f"{path} has no optimizer state; resume from an iter_ checkpoint, or use it as pretrain_weights"
         )
-    report = match_weights(state_shapes(model), groups["model"])
-    try:
-        report.require_complete(str(path))
-    except UserError as error:
-        remedy = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
-        raise UserError(f"{error}; {remedy}") from error
-    model.set_state_dict(report.matched)
+    average = groups.get("ema")
+    for arrays in (groups["model"], average):
+        if arrays is not None:
+            _require_fit(model, arrays, path)
+    model.set_state_dict(groups["model"])
     restore_optimizer(optimizer, model, groups["optimizer"])
     before, now = (yaml.safe_load(text) for text in (meta["config"], config.dump()))
     if differences := _differences(before, now):
         get_logger().warning("the config differs from the checkpoint's: %s", "; ".join(differences))
     get_logger().info("resumed from %s after iteration %d", path, meta["iteration"])
+    if average is not None and _are_equal(groups["model"], average):
+        message = (
+            "%s: its own weights are the average, as in `best` of earlier versions: training continues from the average"
+        )
+        get_logger().warning(message, path)
     fields = {key: meta[key] for key in RunState._fields if key in meta}
     fields["loss_scale"] = LossScale(*fields.get("loss_scale", ()))
     state = RunState(**{"evaluated": meta["iteration"], **fields})
     steps = StepSize.of(before, meta.get("devices", ranks.world())), StepSize.of(now, ranks.world())
-    return convert_progress(state, *steps, dataset.epoch_length), groups.get("ema")
+    return convert_progress(state, *steps, dataset.epoch_length), average
+
+
+def _require_fit(model: FasterRCNN, arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Raise UserError unless the arrays in a checkpoint are all the weights of a model."""
+    try:
+        match_weights(state_shapes(model), arrays).require_complete(str(path))
+    except UserError as error:
+        remedy = f"resume with the model it was trained with, or start a new run with -o pretrain_weights={path}"
+        raise UserError(f"{error}; {remedy}") from error
+
+
+def _are_equal(arrays: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> bool:
+    """Return whether all arrays equal those of the same name, bit for bit."""
+    return all(np.array_equal(array, others[name]) for name, array in arrays.items())
 
 
 class StepSize(NamedTuple):

@@ -1,4 +1,4 @@
-"""Accumulation, the average of weights, early stopping, freezing and learning rates by name."""
+"""Accumulation, early stopping, freezing and learning rates by name."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,9 @@ import pytest
 
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.modeling import matching
-from ppdet_lite.optimization.optimizer import SGD, Average, freeze
+from ppdet_lite.optimization.optimizer import SGD, freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
-from ppdet_lite.storage.weights import read_weights
-from ppdet_lite.training.ema import WeightAverage
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.step import train_step
@@ -85,45 +82,6 @@ def test_iterations_and_the_rate_count_accumulated_batches(
         load_checkpoint(path).groups["model"] for path in (late, tmp_path / "again/checkpoints" / late.name)
     )
     assert all(np.array_equal(value, again[name]) for name, value in straight.items())
-
-
-def test_the_average_is_the_formula() -> None:
-    model = paddle.nn.Linear(2, 1)
-    weights = [np.full((2, 1), value, np.float32) for value in (1.0, 3.0, 5.0)]
-    model.weight.set_value(weights[0])
-    average = WeightAverage(model, Average(decay=0.3))
-    expected = 1.0
-    for step, weight in enumerate(weights[1:], start=1):
-        model.weight.set_value(weight)
-        average.update(model, step)
-        share = min(0.3, (1 + step) / (10 + step))
-        expected = share * expected + (1 - share) * weight[0, 0]
-    np.testing.assert_allclose(average.arrays()["weight"], np.full((2, 1), expected), rtol=1e-6)
-    with average.applied(model):
-        np.testing.assert_allclose(model.weight.numpy(), np.full((2, 1), expected), rtol=1e-6)
-    np.testing.assert_array_equal(model.weight.numpy(), weights[2])
-
-
-def test_the_average_is_evaluated_saved_and_gone_on_with(options: list[str], tmp_path: Path, monkeypatch: Any) -> None:
-    seen: list[np.ndarray] = []
-
-    def evaluate(detector: Detector, *rest: Any) -> dict[str, Any]:
-        seen.append(detector.network.model.predictor.classify.bias.numpy())
-        return {"AP": 0.1 * len(seen), "per_class": {}}
-
-    monkeypatch.setattr("ppdet_lite.training.run.evaluate", evaluate)
-    ema = ["train.ema={decay: 0.5}", "train.evaluate_every=2 iterations", "train.keep_last=5"]
-    config = load_config(QUICKSTART, [*options, *ema])
-    train(config, tmp_path / "run")
-    groups = load_checkpoint(tmp_path / "run/checkpoints/iter_00000004").groups
-    name = "predictor.classify.bias"
-    np.testing.assert_array_equal(groups["ema"][name], seen[-1])
-    assert (groups["ema"][name] != groups["model"][name]).any()
-    np.testing.assert_array_equal(read_weights(tmp_path / "run").arrays[name], seen[-1])
-    train(config, tmp_path / "again", resume=str(tmp_path / "run/checkpoints/iter_00000002"))
-    again = load_checkpoint(tmp_path / "again/checkpoints/iter_00000004").groups
-    for group in ("model", "ema"):
-        assert all(np.array_equal(value, again[group][key]) for key, value in groups[group].items())
 
 
 def test_training_ends_when_evaluations_get_no_better(
