@@ -81,6 +81,7 @@ def test_gradients_of_frozen_batch_norm(name: str, trainable: bool) -> None:
     (norm(x) * float32(given)).sum().backward()
     deviation = np.sqrt(column(VARIANCE) + EPSILON)
     np.testing.assert_allclose(x.grad.numpy(), given * column(WEIGHT) / deviation, atol=1e-4)
+    assert norm.weight.stop_gradient == norm.bias.stop_gradient == (not trainable)
     if not trainable:
         assert norm.weight.grad is None
         assert norm.bias.grad is None
@@ -88,6 +89,12 @@ def test_gradients_of_frozen_batch_norm(name: str, trainable: bool) -> None:
     by_weight = (given * (X - column(MEAN)) / deviation).sum(axis=(0, 2, 3))
     np.testing.assert_allclose(norm.weight.grad.numpy(), by_weight, atol=1e-3)
     np.testing.assert_allclose(norm.bias.grad.numpy(), given.sum(axis=(0, 2, 3)), atol=1e-4)
+
+
+def test_frozen_batch_norm_with_another_epsilon() -> None:
+    norm = with_parameters(FrozenBatchNorm(64, epsilon=0.5), stored=True)
+    expected = (X - column(MEAN)) / np.sqrt(column(VARIANCE) + 0.5) * column(WEIGHT) + column(BIAS)
+    np.testing.assert_allclose(norm(float32(X)).numpy(), expected, atol=1e-4)
 
 
 def test_initial_frozen_batch_norm_is_the_identity() -> None:

@@ -193,6 +193,22 @@ def test_the_pooled_shortcut_of_an_odd_size_has_the_mean_of_the_pixels_that_exis
     np.testing.assert_allclose(pooled[:, :, 2, 1], x.numpy()[:, :, 4, 2], rtol=1e-5)
 
 
+def test_only_the_first_block_of_stage_2_can_start_with_a_projection() -> None:
+    for project in (False, True):
+        backbone = ResNet(34, norm="gn", out_stages=[3], project_stage_2=project)
+        assert [block.shortcut is not None for block in backbone.res2] == [project, False, False]
+        assert [block.shortcut is not None for block in backbone.res3] == [True, False, False, False]
+
+
+def test_the_rate_of_a_stage_multiplies_that_of_its_offsets() -> None:
+    offsets = Deformable(stages=(3,), offset_lr=0.1)
+    backbone = ResNet(18, norm="gn", out_stages=[3], stage_lr=(1.0, 0.5, 1.0, 1.0), deformable=offsets)
+    conv = backbone.res3[0].conv2.conv
+    rates = [p.optimize_attr["learning_rate"] for p in (conv.weight, conv.offset.weight, conv.offset.bias)]
+    assert rates == pytest.approx([0.5, 0.05, 0.05])
+    assert backbone.res2[0].conv1.conv.weight.optimize_attr["learning_rate"] == 1.0
+
+
 def test_variant_c_has_a_deep_stem_only() -> None:
     backbone = ResNet(18, norm="gn", out_stages=[3], variant="c")
     assert hasattr(backbone.stem, "conv3") and backbone.res3[0].pool is None
