@@ -150,6 +150,24 @@ def test_only_annotations_with_a_fault_are_read_one_by_one(tmp_path: Path, monke
     ]
 
 
+def test_nan_in_one_annotation_leaves_the_others_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN and Infinity in texts stay what they are, after escaped quotation marks and backslashes, too."""
+    records = many(300)
+    records[137]["area"] = float("nan")
+    records[200]["bbox"] = [float("inf"), 1, float("-inf"), 1e308]
+    records[201]["note"] = 'NaN, Infinity" NaN\\'
+    images = content()["images"]
+    images[0]["file_name"], images[1]["file_name"] = 'say "Infinity".jpg', "\\\\NaN.jpg"
+    path = written(tmp_path / "a.json", content(annotations=records, images=images))
+    boxes, read_box = [], repair._box
+    monkeypatch.setattr(repair, "_box", lambda *args: boxes.append(args) or read_box(*args))
+    found = read_coco(path)
+    assert len(boxes) == 2 and found.problems == []
+    assert found.file_names == [image["file_name"] for image in images]
+    assert np.flatnonzero(np.isnan(found.annotations.areas)).tolist() == [1, 137]  # the second has no area
+    assert found.annotations.xywh[200].tolist() == records[200]["bbox"]
+
+
 FAULTS: list[tuple[str, Any]] = [
     ("id", "12"), ("id", 3.0), ("id", True), ("id", [1]), ("id", 2**70), ("id", None),
     ("image_id", "9"), ("image_id", 4.0), ("image_id", None), ("image_id", 2**63), ("image_id", -(2**63)),

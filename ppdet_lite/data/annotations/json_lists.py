@@ -1,6 +1,13 @@
-"""Reads the three lists of a COCO annotation file; the error for a file in another format names that format."""
+"""Reads the three lists of a COCO annotation file; the error for a file in another format names that format.
+
+NaN and Infinity are not JSON, but Python writes them. msgspec rejects them, so they are replaced by numbers that only
+`_parse_record` reads: an annotation with one is parsed by `json`, and the other annotations stay fast to read.
+"""
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +19,9 @@ from ppdet_lite.data.annotations.other_formats import other_format
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, raise_if_refused
 
 LISTS = ("images", "annotations", "categories")
+NAN = b"1e99999"  # stands for NaN; beyond the range of any number, so msgspec decodes no annotation that contains it
+NUMBERS = {b"NaN": NAN, b"Infinity": b"1e9999"}  # the latter is infinite when parsed
+_ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
 
 class Lists(NamedTuple):
@@ -44,6 +54,8 @@ def read_lists(path: str, images: Path | None = None) -> tuple[Lists, list[Probl
         message = f"cannot read annotations {path}: {error.strerror}; see dataset/README.md"
         raise UserError(message, key="annotations") from None
     lists = _decode(raw)
+    if lists is None and any(name in raw for name in NUMBERS) and NAN not in raw:
+        lists = _decode(_with_numbers(raw))
     return (lists, []) if lists is not None else _parse(path, raw)
 
 
@@ -56,6 +68,30 @@ def _decode(raw: bytes) -> Lists | None:
         return None
     is_coco = content.images and content.categories and all(isinstance(r, dict) for r in annotations.others.values())
     return Lists(content.images, content.categories, annotations) if is_coco else None
+
+
+def _with_numbers(raw: bytes) -> bytes:
+    """Replace NaN and Infinity by NUMBERS, except in text: after an odd number of quotation marks."""
+    places = sorted((position, name) for name in NUMBERS for position in _positions(raw, name))
+    parts, start, copied, in_text = [], 0, 0, False
+    for position, name in places:
+        if raw.find(b"\\", start, position) < 0:
+            marks = raw.count(b'"', start, position)
+        else:
+            marks = _ESCAPE.sub(b"", raw[start:position]).count(b'"')
+        in_text ^= marks % 2 == 1
+        start = position + len(name)
+        if not in_text:
+            parts += [memoryview(raw)[copied:position], NUMBERS[name]]
+            copied = start
+    return b"".join([*parts, memoryview(raw)[copied:]])
+
+
+def _positions(raw: bytes, name: bytes) -> Iterator[int]:
+    position = raw.find(name)
+    while position >= 0:
+        yield position
+        position = raw.find(name, position + len(name))
 
 
 def _parse(path: str, raw: bytes) -> tuple[Lists, list[Problem]]:
@@ -93,7 +129,11 @@ def _require_mappings(path: str, key: str, records: list) -> None:
 
 
 def _parse_record(raw: bytes) -> Any:
-    return json.loads(raw, object_hook=_without_mask)
+    return json.loads(raw, object_hook=_without_mask, parse_float=_parse_float)
+
+
+def _parse_float(text: str) -> float:
+    return math.nan if text == NAN.decode() else float(text)
 
 
 def _without_mask(record: dict) -> dict:
