@@ -98,21 +98,20 @@ class OnGpu:
 @both_kinds
 @pytest.mark.usefixtures("empty_caches")
 def test_buffers_are_in_cpu_memory_if_the_current_device_is_a_gpu(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
-    """Simulated: tensors created without a place are on the GPU, as in a build with CUDA."""
+    """Simulated: tensors created on the current device are on a GPU."""
     created, content = [], arrays(groups)
-    inputs = tensors(content)
+    inputs, create, gpu = tensors(content), paddle._C_ops.empty, object()
 
-    def on_place(create: Callable) -> Callable:
-        def create_here(*args: Any, device: Any = None, **options: Any) -> Any:
-            created.append(device)
-            return create(*args, device=device, **options) if isinstance(device, paddle.CPUPlace) else OnGpu()
+    def create_here(shape: list[int], dtype: Any, place: Any, **options: Any) -> Any:
+        created.append(place)
+        return OnGpu() if place is gpu else create(shape, dtype, place, **options)
 
-        return create_here
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(paddle, name, on_place(getattr(paddle, name)))
+    monkeypatch.setattr(paddle._C_ops, "empty", create_here)
+    monkeypatch.setattr(paddle.tensor.creation, "_current_expected_place", lambda: gpu)
+    assert isinstance(paddle.empty([1]), OnGpu) and isinstance(paddle.empty_like(inputs["x"]), OnGpu)
+    created.clear()
     assert_correct(inputs, content, groups)
-    assert len(created) > 4  # more than the output and three gradients
+    assert len(created) > 4 and gpu not in created  # more than the output and three gradients
 
 
 @needs_onednn
@@ -129,13 +128,13 @@ def test_a_tensor_on_a_gpu_is_left_to_paddle(monkeypatch: pytest.MonkeyPatch, na
 @needs_onednn
 @both_kinds
 @pytest.mark.usefixtures("empty_caches")
-def test_a_buffer_on_a_gpu_is_not_passed_to_the_library(
+def test_an_output_on_a_gpu_is_not_passed_to_the_library(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, groups: int
 ) -> None:
     content, empty = arrays(groups), onednn.empty
-    monkeypatch.setattr(onednn, "empty", lambda shape: OnGpu() if len(shape) == 1 else empty(shape))  # not the outputs
+    monkeypatch.setattr(onednn, "empty", lambda shape: OnGpu() if len(shape) == 4 else empty(shape))
     assert_correct(tensors(content), content, groups)
-    assert "is not contiguous float32 on the CPU" in caplog.text
+    assert "is not contiguous in CPU memory" in caplog.text
 
 
 class Failing:

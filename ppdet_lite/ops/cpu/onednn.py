@@ -78,9 +78,9 @@ class Primitive:
         self._execution = _Execution(descriptor, {argument.number: argument.memory for argument in arguments})
 
     def __call__(self, *tensors: Tensor) -> None:
-        """Run the operation and write the output tensors, which must have the fixed shapes.
+        """Run the operation and write the output tensors. All tensors must be float32 of the fixed shapes.
 
-        Raises OneDnnError if a tensor is not contiguous float32 in CPU memory.
+        Raises OneDnnError if a tensor is not contiguous in CPU memory.
         """
         with _lock:
             buffers = [argument.bind(tensor) for argument, tensor in zip(self._arguments, tensors, strict=True)]
@@ -189,7 +189,10 @@ class _Argument:
         """Use a tensor's memory; reorder an input if required.
 
         Returns the reordered copy, which must stay alive until the primitive has run and `copy_back` was called.
+        Raises OneDnnError for a tensor whose memory oneDNN cannot read.
         """
+        if not (tensor.place.is_cpu_place() and tensor.is_contiguous()):
+            raise OneDnnError(f"oneDNN: a tensor in {tensor.place} is not contiguous in CPU memory")
         _set_data(self.user_memory, tensor)
         if self._reorder is None:
             return None
@@ -259,14 +262,15 @@ def _contiguous_layout(shape: tuple[int, ...]) -> Object:
 
 
 def empty(shape: Sequence[int]) -> Tensor:
-    """Return an uninitialized float32 tensor in CPU memory. `paddle.empty` would use the current device."""
-    return paddle.empty(shape, "float32", device=_CPU_MEMORY)
+    """Return an uninitialized float32 tensor in CPU memory.
+
+    `paddle.empty` would use the current device unless given one; calling its operator takes 2 us instead of 6.
+    """
+    return paddle._C_ops.empty(shape, paddle.float32, _CPU_MEMORY)
 
 
 def _set_data(memory: Object, tensor: Tensor) -> None:
     """Let a memory object use a tensor's data. The tensor must stay alive while a primitive reads or writes it."""
-    if not tensor.place.is_cpu_place() or tensor.dtype != paddle.float32 or not tensor.is_contiguous():
-        raise OneDnnError(f"oneDNN: a tensor in {tensor.place}, {tensor.dtype}, is not contiguous float32 on the CPU")
     check("memory_set_data_handle", memory.handle, tensor.data_ptr())
 
 
