@@ -108,7 +108,7 @@ def test_buffers_are_in_cpu_memory_if_the_current_device_is_a_gpu(monkeypatch: p
 
     monkeypatch.setattr(paddle._C_ops, "empty", create_here)
     monkeypatch.setattr(paddle.tensor.creation, "_current_expected_place", lambda: gpu)
-    assert isinstance(paddle.empty([1]), OnGpu) and isinstance(paddle.empty_like(inputs["x"]), OnGpu)
+    assert isinstance(paddle.empty([1]), OnGpu)
     created.clear()
     assert_correct(inputs, content, groups)
     assert len(created) > 4 and gpu not in created  # more than the output and three gradients
