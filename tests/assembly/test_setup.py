@@ -18,7 +18,6 @@ from ppdet_lite.assembly.setup import (
     build_model,
     check_training_data,
     load_config,
-    load_trained,
     log_notes,
     run_folder,
     use_device,
@@ -212,6 +211,8 @@ class TestModel:
             "data.preprocess.stride: 8 is not a multiple of 16, the stride of the model's coarsest feature map"
             in message(error)
         )
+        with pytest.raises(UserError, match="stride: 24 is not a multiple of 16"):
+            build_model(load(tmp_path, "data.preprocess.stride=24"), CLASSES)
         build_model(load(tmp_path, "data.preprocess.stride=16"), CLASSES)
 
 

@@ -71,3 +71,12 @@ def test_several_sizes_on_one_level() -> None:
 def test_levels_must_have_equally_many_sizes() -> None:
     with pytest.raises(ValueError, match="sizes: every level needs the same number of sizes, not 2, 1"):
         AnchorGenerator(sizes=[[32, 64], [128]])
+
+
+def test_measured_strides_are_those_of_each_axis() -> None:
+    """An image of 28 x 40: 28 / 3 is 9 and 40 / 6 is 6, rounded down."""
+    generator = AnchorGenerator(sizes=(4, 8), ratios=(1.0,), measured_strides=True)
+    maps = [paddle.zeros([1, 1, 7, 10]), paddle.zeros([1, 1, 3, 6])]
+    fine, coarse = generator(maps, [4, 8])
+    assert fine.reshape([7, 10, 4])[2, 3].tolist() == [12 - 2, 8 - 2, 12 + 2, 8 + 2]
+    assert coarse.reshape([3, 6, 4])[2, 5].tolist() == [30 - 4, 18 - 4, 30 + 4, 18 + 4]

@@ -55,6 +55,14 @@ def test_initially_equals_roi_align(
     assert_close(layer(features, rois), plain(features, rois) * (0.5 if modulated else 1.0))
 
 
+def test_the_number_of_samples_is_that_of_the_settings(features: list[Tensor], rois: Rois) -> None:
+    plain = RoIAlign(STRIDES, output_size=SIZE, sampling_ratio=2)
+    plain.eval()
+    found = pool(sampling_ratio=2)(features, rois)
+    assert_close(found, plain(features, rois))
+    assert (found - pool()(features, rois)).abs().max() > 0.01  # adapted to the RoIs
+
+
 @KINDS
 def test_an_offset_is_a_share_of_the_roi(modulated: bool, branch: str, features: list[Tensor], rois: Rois) -> None:
     """With the same offset in all bins the RoI moves by gamma * (width * dx, height * dy); x comes first."""

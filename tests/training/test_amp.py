@@ -52,6 +52,15 @@ def test_on_a_cpu_a_layer_rounds_what_it_takes_and_gives() -> None:
     assert [name for name, _ in network.named_parameters()] == ["0.weight", "0.bias"]
 
 
+def test_a_layer_that_fails_keeps_its_own_weight() -> None:
+    layer = nn.Linear(5, 3)
+    weight, value = layer.weight, layer.weight.numpy()
+    with pytest.raises(ValueError), rounded_layers(nn.Sequential(layer), "bfloat16"):
+        layer(paddle.zeros([2, 4]))
+    assert layer.weight is weight
+    np.testing.assert_array_equal(weight.numpy(), value)
+
+
 def noise(*shape: int) -> paddle.Tensor:
     return paddle.to_tensor(np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32))
 
