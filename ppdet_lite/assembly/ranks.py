@@ -1,34 +1,40 @@
 """Distributed processes (ranks), one per device, as `paddle.distributed.launch` starts them.
 
-Tensors are reduced by Paddle (NCCL or gloo). Python objects, such as losses, errors and stop requests, are exchanged
-over separate sockets between rank 0 and each other rank, for two reasons: gloo has a timeout of 30 seconds, which an
-evaluation exceeds, and a closed socket shows immediately which rank has ended. A single process opens no socket.
+Tensors are reduced by Paddle with NCCL or gloo (`training.gradient_average`). Python objects, such as losses, errors
+and stop requests, are exchanged over separate sockets between rank 0 and each other rank, for two reasons: gloo has a
+timeout of 30 seconds, which an evaluation exceeds, and a closed socket shows immediately which rank has ended. A single
+process opens no socket.
 """
 
+import contextlib
 import ctypes
 import os
 import pickle
 import secrets
+import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, TypeVar
 
-import paddle
-from paddle import Tensor
 from paddle import distributed as dist
 
 from ppdet_lite.core.errors import NotFinite, RunFailed, Stopped, UserError
+from ppdet_lite.core.log import get_logger
 
 T = TypeVar("T")
-BUCKET = 1 << 23  # elements per all-reduce, a compromise between the number of calls and the memory for a copy
+PATIENCE = 10.0  # seconds that a failed rank waits for the others if these may wait for it in a reduction
+GRACE = 3.0  # seconds in which a reduction should notice that another rank has ended
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a dead machine is detected after 25 s
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 SEE_LOGS = "see the log of each rank N, workerlog.N in the launcher's --log_dir"
 
 _links: list[Connection] = []  # on rank 0: to ranks 1, 2, ...; on any other rank: to rank 0
+_watched: object | None = None  # the current block of `watched`
 
 
 def rank() -> int:
@@ -64,23 +70,29 @@ def start() -> None:
         _links[0].send(rank())
     for link in _links:
         _keep_alive(link)
+    threading.Thread(target=_end_when_abandoned, daemon=True).start()
 
 
-def on_all_ranks(work: Callable[[], T]) -> list[T]:
+def on_all_ranks(work: Callable[[], T], reduces: bool = False) -> list[T]:
     """Call `work` on every rank and return the results in the order of ranks. They are pickled and should be small.
 
     An exception of one rank is raised on all ranks: unchanged on that rank; elsewhere as UserError, NotFinite,
     RunFailed or Stopped, with the rank in the message. Raises RunFailed when another rank has ended.
+
+    reduces: whether `work` waits for reductions, as the forward pass of sync_bn does. If it fails on one rank, the
+        others may then wait for that rank forever: after `PATIENCE` seconds it leaves, and `watched` ends them.
     """
     if world() == 1:
         return [work()]
     result, failure = None, None
     try:
-        result = work()
+        with watched() if reduces else contextlib.nullcontext():
+            result = work()
     except (Exception, Stopped) as error:
         failure = error
+    message = (result, None if failure is None else _describe_error(failure))
     try:
-        answers = _exchange((result, None if failure is None else _describe_error(failure)))
+        answers = _exchange(message, PATIENCE if reduces and failure is not None else None)
     except RunFailed as lost:
         raise failure or lost from None
     if failure is not None:
@@ -96,47 +108,79 @@ def on_rank0(work: Callable[[], T]) -> T:
     return on_all_ranks(lambda: work() if rank() == 0 else None)[0]
 
 
-@paddle.no_grad()
-def average_tensors(tensors: Sequence[Tensor]) -> None:
-    """Replace each float32 tensor by its mean over ranks. All ranks pass the same shapes in the same order.
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """End this process, with one line and exit code 1, if another rank ends but the block does not.
 
-    Raises RunFailed when another rank has ended.
+    The block then waits for that rank in a reduction: gloo raises an error, but NCCL waits forever.
     """
-    if world() == 1:
-        return
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        if bucket and sum(part.size for part in bucket) + tensor.size > BUCKET:
-            _average_bucket(bucket)
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        _average_bucket(bucket)
-
-
-def _average_bucket(tensors: Sequence[Tensor]) -> None:
-    flat = paddle.concat([tensor.flatten() for tensor in tensors])
+    global _watched
+    _watched = object()
     try:
-        dist.all_reduce(flat)
-    except (RuntimeError, OSError) as error:  # from gloo or NCCL, whose messages contain addresses only
-        raise RunFailed(f"another rank has ended during a step; {SEE_LOGS}") from error
-    for tensor, mean in zip(tensors, (flat / world()).split([tensor.size for tensor in tensors]), strict=True):
-        paddle.assign(mean.reshape(tensor.shape), tensor)
+        yield
+    finally:
+        _watched = None
 
 
-def _exchange(message: Any) -> list[Any]:
-    """Send this rank's message to all ranks; return the messages of all, in the order of ranks."""
+def _end_when_abandoned() -> None:
+    """Wait until another rank has ended while this one is in a block of `watched`; end this process."""
+    closed = select.poll()
+    for link in _links:
+        closed.register(link.fileno(), getattr(select, "POLLRDHUP", 0))  # besides POLLHUP
+    while True:
+        time.sleep(1)
+        block, ended = _watched, closed.poll(0)
+        if block is None or not ended:
+            continue
+        time.sleep(GRACE)
+        if _watched is block:
+            numbered = enumerate(_links, start=1 if rank() == 0 else 0)
+            number, link = next((number, link) for number, link in numbered if link.fileno() == ended[0][0])
+            get_logger().error("%s; this rank waited for it in a reduction", _reason(number, link))
+            os._exit(1)
+
+
+def _reason(number: int, link: Connection) -> str:
+    """Return why rank `number` has closed its connection: the error that it sent before, if any."""
+    with contextlib.suppress(EOFError, OSError):
+        _, description = link.recv()
+        if description is not None:
+            return f"rank {number}: {description[1]}"
+    return f"rank {number} has ended without an error message; {SEE_LOGS}"
+
+
+def _exchange(message: Any, patience: float | None = None) -> list[Any]:
+    """Send this rank's message to all ranks; return the messages of all, in the order of ranks.
+
+    patience: seconds to wait for another rank before this rank leaves and raises RunFailed; None for no limit.
+    """
+    if not _links:
+        raise RunFailed("this rank has left the others")
     if rank() != 0:
-        return _call_link(0, lambda: (_links[0].send(message), _links[0].recv())[1])
+        _call_link(0, lambda: _links[0].send(message))
+        if not _call_link(0, lambda: _links[0].poll(patience)):
+            _leave()
+        return _call_link(0, _links[0].recv)
     messages = {0: message}
     while waiting := [link for number, link in enumerate(_links, start=1) if number not in messages]:
-        for link in wait(waiting):
+        ready = wait(waiting, patience)
+        if not ready:
+            _leave()
+        for link in ready:
             number = _links.index(link) + 1
             messages[number] = _call_link(number, link.recv)
     answer = pickle.dumps([messages[number] for number in range(world())])
     for number, link in enumerate(_links, start=1):
         _call_link(number, lambda link=link: link.send_bytes(answer))
     return [messages[number] for number in range(world())]
+
+
+def _leave() -> None:
+    """Close the connections, which ends `watched` ranks; raise RunFailed."""
+    for link in _links:
+        link.close()
+    _links.clear()
+    raise RunFailed("the other ranks wait for this one in a reduction")
 
 
 def _call_link(number: int, transfer: Callable[[], T]) -> T:

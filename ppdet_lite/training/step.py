@@ -17,6 +17,7 @@ from ppdet_lite.modeling.faster_rcnn import TrainingOutput
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
 from ppdet_lite.structures import Patches
+from ppdet_lite.training.gradient_average import GradientAverage, average_tensors
 from ppdet_lite.training.memory import memory_errors_reported
 
 
@@ -55,21 +56,27 @@ def train_step(
     """
     batches = [batch] if isinstance(batch, Mapping) else batch
     outputs: list[TrainingOutput] = []
+    average = GradientAverage(network)
 
-    def forward_backward() -> None:
-        with memory_errors_reported("training"):
+    def forward_backward() -> set[str]:
+        with memory_errors_reported("training"), average.all_started():
             for i, part in enumerate(batches):
                 if seeds:
                     paddle.seed(seeds[i])
                 with rounded_layers(network, amp):
                     with autocast_forward(amp):
                         output = network(*training_arguments(part), iteration=iteration)
-                    (sum(output.losses.values()) / len(batches) * loss_scale).backward()
+                    loss = sum(output.losses.values()) / len(batches) * loss_scale
+                    with average.during_backward() if i + 1 == len(batches) else contextlib.nullcontext():
+                        loss.backward()
                 outputs.append(output)
+        return average.missing
 
-    ranks.on_all_ranks(forward_backward)  # an error on one rank is raised on all
-    _average_over_ranks(network)
-    results, scaled_norm = _read(outputs, squared_norms(network))
+    missing = ranks.on_all_ranks(forward_backward, reduces=average.has_sync_bn)  # an error on one rank is raised on all
+    with ranks.watched():
+        average.finish(missing)
+        average_tensors(running_statistics(network))
+        results, scaled_norm = _read(outputs, squared_norms(network))
     gradient_norm = scaled_norm / loss_scale
     if loss_scale > 1 and not math.isfinite(gradient_norm):
         optimizer.clear_grad(set_to_zero=False)
@@ -125,22 +132,6 @@ def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for part in parts for name in part)
     by_name = {name: [part[name] for part in parts if name in part] for name in names}
     return {name: sum(values) / len(values) for name, values in by_name.items()}
-
-
-def _average_over_ranks(network: nn.Layer) -> None:
-    """Average the gradients and the running statistics of norms over all ranks, so that their models stay equal.
-
-    A gradient that some ranks lack counts as 0 there. A parameter that has no gradient on any rank gets none.
-    """
-    if ranks.world() == 1:
-        return
-    trained = {name: p for name, p in network.named_parameters() if not p.stop_gradient}
-    missing = ranks.on_all_ranks(lambda: {name for name, parameter in trained.items() if parameter.grad is None})
-    averaged = [parameter for name, parameter in trained.items() if name not in set.intersection(*missing)]
-    for parameter in averaged:
-        if parameter.grad is None:
-            parameter.grad = paddle.zeros_like(parameter)
-    ranks.average_tensors([*(parameter.grad for parameter in averaged), *running_statistics(network)])
 
 
 def batch_seed(seed: int, number: int) -> int:

@@ -12,6 +12,7 @@ import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.training.gradient_average import average_tensors
 from tests import tiny
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     ranks.start()
     rank, model = ranks.rank(), detector()
     losses = backward(model, rank)
-    ranks.average_tensors([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    average_tensors([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     np.savez(Path(sys.argv[1]) / f"rank{rank}.npz", losses=losses, **gradients(model))
 
 

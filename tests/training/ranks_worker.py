@@ -14,6 +14,7 @@ import ppdet_lite  # noqa: F401  first of all: it sets threads and malloc
 from ppdet_lite.assembly import ranks
 from ppdet_lite.core.errors import RunFailed, Stopped, UserError
 from ppdet_lite.evaluation import evaluate
+from ppdet_lite.training import gradient_average
 from ppdet_lite.training.step import train_step
 from tests import tiny
 
@@ -71,9 +72,9 @@ def check_rounds(me: int) -> None:
 
 
 def check_means(me: int) -> None:
-    ranks.BUCKET = 7
+    gradient_average.BUCKET = 7
     tensors = [paddle.full(shape, me * value, "float32") for shape, value in (([2, 3], 1), ([9], 2), ([1], 3))]
-    ranks.average_tensors(tensors)
+    gradient_average.average_tensors(tensors)
     assert [(list(tensor.shape), set(tensor.numpy().flatten().tolist())) for tensor in tensors] == [
         ([2, 3], {1.0}),
         ([9], {2.0}),
