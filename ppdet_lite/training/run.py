@@ -103,7 +103,8 @@ class Run:
         """Run a step on the largest batch, to check that it fits into memory. Returns the peak memory in MiB."""
         data, keep_original = self.data, self.model.needs_originals
         batch = largest_batch(data.train, data.preprocess, data.augment, data.loader.batch_size, keep_original)
-        rehearse(self.model, self.optimizer, batch, self.accumulate > 1, self.amp)
+        gradient_copies = (self.accumulate > 1) + (self.world > 1)  # the sum of former batches; the average over ranks
+        rehearse(self.model, self.optimizer, batch, gradient_copies, self.amp)
         return peak_memory_mb()
 
     @property
