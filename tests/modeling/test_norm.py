@@ -92,9 +92,13 @@ def test_gradients_of_frozen_batch_norm(name: str, trainable: bool) -> None:
 
 
 def test_frozen_batch_norm_with_another_epsilon() -> None:
-    norm = with_parameters(FrozenBatchNorm(64, epsilon=0.5), stored=True)
-    expected = (X - column(MEAN)) / np.sqrt(column(VARIANCE) + 0.5) * column(WEIGHT) + column(BIAS)
-    np.testing.assert_allclose(norm(float32(X)).numpy(), expected, atol=1e-4)
+    norm, x = with_parameters(FrozenBatchNorm(64, epsilon=0.5), stored=True), float32(X)
+    x.stop_gradient = False
+    scale = column(WEIGHT) / np.sqrt(column(VARIANCE) + 0.5)
+    out = norm(x)
+    np.testing.assert_allclose(out.numpy(), (X - column(MEAN)) * scale + column(BIAS), atol=1e-4)
+    out.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), np.broadcast_to(scale, X.shape), atol=1e-4)
 
 
 def test_initial_frozen_batch_norm_is_the_identity() -> None:

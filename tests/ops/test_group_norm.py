@@ -53,8 +53,12 @@ def test_fixed_weights() -> None:
 
 
 def test_no_images() -> None:
-    weight, bias = paddle.ones([12]), paddle.zeros([12])
-    assert group_norm(paddle.zeros([0, 12, 5, 7]), 3, weight, bias).shape == [0, 12, 5, 7]
+    x, weight, bias = paddle.zeros([0, 12, 5, 7]), paddle.ones([12]), paddle.zeros([12])
+    x.stop_gradient = False
+    out = group_norm(x, 3, weight, bias)
+    assert out.shape == [0, 12, 5, 7]
+    out.sum().backward()
+    assert x.grad is None or x.grad.shape == [0, 12, 5, 7]
 
 
 def test_paddles_operator_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,16 @@ def test_operators_get_float32_of_maps_in_half_precision(on_cpu: bool, monkeypat
     assert dtypes == {paddle.float32}
 
 
+@pytest.mark.parametrize("pool", ["align", "modulated"])
+def test_roi_pooling_receives_float32_of_maps_in_half_precision(pool: Any) -> None:
+    """Layers of a pooling, such as those that predict offsets, have float32 weights."""
+    model, dtypes = tiny.detector(pool=pool), []
+    model.roi_pool.register_forward_pre_hook(lambda _, inputs: dtypes.extend(part.dtype for part in inputs[0]))
+    maps = [paddle.rand([1, 32, 16 // n, 24 // n]).astype("bfloat16") for n in (1, 2, 4, 8, 16)]
+    pooled = model._pool(maps, tiny.rois([[3, 4, 30, 40], [0, 0, 90, 60]]))
+    assert pooled.dtype == paddle.float32 and dtypes == [paddle.float32] * 5
+
+
 def test_losses_of_answers_in_half_precision_are_float32() -> None:
     """The box predictor's; the RPN hands its own on in float32."""
     predictor, rois = BoxPredictor(4, 2), sampled([[0, 0, 9, 9]] * 2, [1, 2], [[0, 0, 9, 8]] * 2)

@@ -150,7 +150,13 @@ def test_too_little_memory_ends_the_run_in_one_line(options: list[str], tmp_path
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("ResourceExhaustedError:\n\nOut of memory on GPU 0. Cannot allocate 2GB")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("ResourceExhaustedError:\n\nOut of memory on GPU 0. Cannot allocate 2GB"),
+        RuntimeError("(External) CUDNN_STATUS_ALLOC_FAILED. Cannot allocate 2GB"),
+        SystemError("paddle::memory::allocation::BadAlloc: Cannot allocate 2GB"),
+    ],
 )
 def test_memory_that_runs_out_is_told(error: Exception) -> None:
     words = r"^out of memory in training: (an allocation failed|.*Cannot allocate 2GB).*batch_size"
