@@ -17,6 +17,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.static import InputSpec
 
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, load_config
@@ -137,10 +138,24 @@ def _matching() -> Numbers:
 
 
 def _nms() -> Numbers:
-    scores = np.random.default_rng(3).permutation(3000).astype(np.float32)
-    groups = np.random.default_rng(4).integers(0, 5, 3000)
-    boxes = _boxes(0, 3000)
-    return {"kept": grouped_nms(*map(paddle.to_tensor, (boxes, scores, groups)), 0.5).numpy()}
+    """Return the kept boxes of many groups, which take several calls on both devices, of few groups, and of no boxes.
+
+    Each is computed in eager mode and by a traced graph.
+    """
+
+    def suppress(boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+        return grouped_nms(boxes, scores, groups, 0.5)
+
+    inputs = [InputSpec([-1, 4], "float32"), InputSpec([-1], "float32"), InputSpec([-1], "int64")]
+    functions = {"eager": suppress, "traced": paddle.jit.to_static(suppress, inputs, full_graph=True)}
+    results = {}
+    for count, group_count in ((9000, 50), (3000, 5), (0, 1)):
+        scores = np.random.default_rng(3).permutation(count).astype(np.float32)
+        groups = np.random.default_rng(4).integers(0, group_count, count)
+        tensors = [paddle.to_tensor(values) for values in (_boxes(0, count), scores, groups)]
+        for name, function in functions.items():
+            results[f"kept of {count}, {name}"] = function(*tensors).numpy()
+    return results
 
 
 def _proposals() -> Numbers:

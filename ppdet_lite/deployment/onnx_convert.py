@@ -23,6 +23,7 @@ from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 
 CONVERTED, CUTS = "converted.onnx", "cuts.json"
 FIRST_NEW_OUTPUT = 1000  # index of the first new output, after the graph's own ones
+KEPT = ("builtin.parameter", "pd_op.data", "pd_op.feed", "pd_op.fetch")  # even if no operator uses their results
 ALIASES = {  # operators that paddle2onnx supports but lists under another name
     *("add", "all", "any", "arange", "argmax", "assign_value_", "batch_norm_", "data", "divide", "expand", "fetch"),
     *("flatten", "floor_divide", "matmul", "max", "maximum", "mean", "min", "minimum", "multiply", "nonzero", "prod"),
@@ -60,59 +61,86 @@ def main() -> None:
     (scratch / CONVERTED).write_bytes(converted)
 
 
+class _Replaceable(NamedTuple):
+    """An operator to cut, or the loop around it, as arguments of `onnx_operators.replacement`."""
+
+    operator: str
+    attributes: dict[str, Any]
+    operands: list[pir.Value]
+    result: pir.Value
+
+
 def cut_operators(program: paddle.static.Program) -> list[Cut]:
-    """Remove the operators in `onnx_operators.REPLACED`: their operands become graph outputs, their results inputs."""
+    """Remove the operators in `onnx_operators.REPLACED`: their operands become graph outputs, their results inputs.
+
+    Operators whose results no other operator uses then are removed too: those that only fed a removed loop.
+    """
     block, cuts, position = program.global_block(), [], FIRST_NEW_OUTPUT
     with paddle.static.program_guard(program):
         for operator in list(block.ops):
-            if (replaceable := _attributes_and_operands(operator)) is None:
+            if (replaceable := _replaceable(operator)) is None:
                 continue
-            (attributes, operands), result, name, inputs = replaceable, operator.result(0), f"cut{len(cuts)}", []
+            result, name, inputs = replaceable.result, f"cut{len(cuts)}", []
             pir.set_insertion_point(operator)
             placeholder = _pir_ops.data(name, list(result.shape), result.dtype, core.Place())
             pir.reset_insertion_point_to_end()
-            for k, value in enumerate(operands):
+            for k, value in enumerate(replaceable.operands):
                 inputs.append(f"{name}_{k}" if value.initialized() else "")
                 if inputs[-1]:
                     _pir_ops.fetch(_pir_ops.assign(value), inputs[-1], position)  # a copy has its own name
                     position += 1
-            cuts.append(Cut(operator.name(), attributes, inputs, name))
+            cuts.append(Cut(replaceable.operator, replaceable.attributes, inputs, name))
             result.replace_all_uses_with(placeholder)
+            block.remove_op(operator)
+    for operator in reversed(block.ops):
+        results = operator.results()
+        if results and operator.name() not in KEPT and all(result.use_empty() for result in results):
             block.remove_op(operator)
     return cuts
 
 
-def _attributes_and_operands(operator: pir.Operation) -> tuple[dict[str, Any], list[pir.Value]] | None:
-    """Return the arguments of `onnx_operators.replacement` for an operator; None if it is not to be replaced."""
+def _replaceable(operator: pir.Operation) -> _Replaceable | None:
+    """Return what replaces an operator of the graph; None if it is to be converted by paddle2onnx."""
     name = operator.name()
+    if name == "pd_op.while":
+        return _nms_in_loop(operator)
     if name not in onnx_operators.REPLACED:
         return None
-    attributes, operands = operator.attrs(), operator.operands_source()
-    attributes = {key: value for key, value in attributes.items() if isinstance(value, bool | int | float | list)}
-    if name == "pd_op.nms":
-        return attributes, _boxes_and_groups(operands[0])
-    if name not in ("pd_op.scale", "pd_op.clip"):
-        return attributes, operands
-    kind = str(operands[0].dtype).removeprefix("paddle.")  # paddle2onnx converts float32 correctly
-    constants = [value.get_defining_op() for value in operands[1:]]
-    if kind == "float32" or {constant.name() for constant in constants} != {"pd_op.full"}:
-        return None
-    return attributes | {"kind": kind, "constants": [constant.attrs()["value"] for constant in constants]}, operands[:1]
+    attributes, operands = _plain_attributes(operator), operator.operands_source()
+    if name in ("pd_op.scale", "pd_op.clip"):
+        kind = str(operands[0].dtype).removeprefix("paddle.")  # paddle2onnx converts float32 correctly
+        constants = [value.get_defining_op() for value in operands[1:]]
+        if kind == "float32" or {constant.name() for constant in constants} != {"pd_op.full"}:
+            return None
+        attributes |= {"kind": kind, "constants": [constant.attrs()["value"] for constant in constants]}
+        operands = operands[:1]
+    return _Replaceable(name, attributes, operands, operator.result(0))
 
 
-def _boxes_and_groups(shifted: pir.Value) -> list[pir.Value]:
-    """Return the boxes and groups from which `grouped_nms` computed the shifted boxes that it passes to Paddle's NMS.
+def _plain_attributes(operator: pir.Operation) -> dict[str, Any]:
+    return {key: value for key, value in operator.attrs().items() if isinstance(value, bool | int | float | list)}
 
-    It shifts each group to a separate region: boxes + groups * distance, in float64. ONNX's NonMaxSuppression takes
-    float32, which would round the shifted boxes.
+
+def _nms_in_loop(loop: pir.Operation) -> _Replaceable | None:
+    """Return the NMS of a loop that `ops.nms` traced, as one NMS with groups; None for another loop.
+
+    The loop passes slices of shifted boxes to Paddle's NMS and concatenates the results. Its boxes are shifted by
+    group: boxes + groups * distance, in float64. ONNX's NonMaxSuppression takes float32, which would round them, but
+    has groups, which the loop is not needed for.
     """
-    add = shifted.get_defining_op()
+    nms = next((inner for block in loop.blocks() for inner in block.ops if inner.name() == "pd_op.nms"), None)
+    if nms is None:
+        return None
+    part = nms.operands_source()[0].get_defining_op()
+    add = part.operands_source()[0].get_defining_op()
     boxes, shift = add.operands_source()
     multiply = shift.get_defining_op()
     groups = multiply.operands_source()[0]
-    if (add.name(), multiply.name(), list(groups.shape)[1:]) != ("pd_op.add", "pd_op.multiply", [1]):
+    used = [result for result in loop.results() if not result.use_empty()]
+    names = part.name(), add.name(), multiply.name(), list(groups.shape)[1:], len(used)
+    if names != ("pd_op.slice", "pd_op.add", "pd_op.multiply", [1], 1):
         raise ValueError("the graph has an NMS outside ops.nms.grouped_nms")
-    return [boxes, groups]
+    return _Replaceable("pd_op.nms", _plain_attributes(nms), [boxes, groups], used[0])
 
 
 def unsupported_operators(program: paddle.static.Program) -> list[str]:

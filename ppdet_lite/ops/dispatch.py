@@ -19,7 +19,8 @@ arguments that they do not support; each operator or module states its condition
 | `deform_roi_pool`       | `bilinear.sum_rows`        | the same         | aligned: Paddle's       | deform_roi_pool  |
 |                         |                            |                  | RoIAlign; else the same |                  |
 | `bilinear.sum_rows`     | `cpu.row_sums`             | the same         | gathers                 | bilinear         |
-| NMS in the RPN          | a call per image and level | a call per image | a call per level        | rpn, reads       |
+| NMS in the RPN          | a call per image and level | a call per image | `grouped_nms` per level | rpn, reads       |
+| `grouped_nms`           | calls of 512 boxes         | of 4096 boxes    | a loop of such calls    | nms, reads       |
 
 `PPDET_LITE_RUNTIME`, if set to parts other than `onednn`, disables oneDNN for eager convolutions (see `core.runtime`).
 """

@@ -22,6 +22,14 @@ def test_a_cpu_computes_the_same_as_itself(name: str) -> None:
     assert result.difference == 0 and result.agrees
 
 
+def test_nms_is_checked_with_and_without_boxes() -> None:
+    results = CHECKS["nms"].run()
+    kept = {name: len(value) for name, value in results.items()}
+    assert kept["kept of 0, eager"] == kept["kept of 0, traced"] == 0
+    assert all(0 < kept[f"kept of {count}, {mode}"] < count for count in (9000, 3000) for mode in ("eager", "traced"))
+    assert all(np.array_equal(results[f"kept of {n}, eager"], results[f"kept of {n}, traced"]) for n in (9000, 3000))
+
+
 @pytest.mark.parametrize("name", ["proposals", "roi_align", "deform_conv", "step"])
 def test_cpu_and_gpu_implementations_agree(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run uses the implementations for GPUs: another NMS, Paddle's operators."""

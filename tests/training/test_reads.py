@@ -6,7 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.ops import dispatch
+from ppdet_lite.structures import BoxHeadOutput, Rois
 from ppdet_lite.training.step import train_step
 from tests import tiny
 from tests.training.reads import counted
@@ -51,6 +53,27 @@ def test_a_step_as_a_gpu_takes_it(name: str, count: int, monkeypatch: pytest.Mon
 def test_a_step_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """There NMS is done by image and level, of which there are five."""
     assert reads({}, images(2), monkeypatch) == {"nms": 10, "tolist": 4, "numpy": 1}
+
+
+@pytest.mark.parametrize(("images", "candidates", "calls"), [(1, 0, 0), (1, 5, 1), (4, 1000, 15)])
+def test_the_last_nms(images: int, candidates: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """15 classes, whose candidates are RoIs of each image. Over 4096 candidates the ends of the calls are one read."""
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)
+    count = images * max(candidates, 1)
+    probability = 1 / 16 if candidates else 0.01
+    logits = paddle.full([count, 16], float(np.log(probability)))
+    logits[:, 15] = float(np.log(1 - 15 * probability))
+    output = BoxHeadOutput(paddle.zeros([count, 1]), logits, paddle.zeros([count, 60]))
+    spread = paddle.arange(count, dtype="float32").unsqueeze(1)
+    boxes = paddle.concat([spread, spread, spread + 1, spread + 1], axis=1)
+    packed = Rois(boxes, paddle.full([images], count // images, "int32"))
+    with counted(monkeypatch) as found:
+        Postprocess()(output, packed, (1.0,) * 4, paddle.full([images, 2], 5000.0), paddle.ones([images, 2]))
+    assert {name: number for name, number in found.items() if number} == {
+        "nonzero": 2,
+        **({"nms": calls} if calls else {}),
+        **({"numpy": 1} if calls > 1 else {}),
+    }
 
 
 def test_losses_of_accumulated_batches_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
