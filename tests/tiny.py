@@ -150,6 +150,7 @@ def batch(seed: int = 0) -> dict[str, Any]:
     return {
         "images": rng.standard_normal((2, 3, HEIGHT, WIDTH)).astype(np.float32),
         "image_sizes": np.array([[64, 96], [50, 70]], np.float32),
+        "original_sizes": np.array([[128, 192], [25, 70]], np.float32),
         "scales": np.array([[0.5, 0.5], [2.0, 1.0]], np.float32),
         "image_ids": np.array([11, 12]),
         "original_images": [rng.standard_normal((3, *size)).astype(np.float32) for size in ((128, 192), (25, 70))],

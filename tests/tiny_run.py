@@ -149,7 +149,7 @@ class Oracle(nn.Layer):
         self.norm, self.postprocess = nn.BatchNorm2D(3), Postprocess()
         self.answers, self.calls = iter(answers), []
 
-    def forward(self, images: paddle.Tensor, image_sizes: paddle.Tensor, scales: paddle.Tensor) -> PackedDetections:
+    def forward(self, images: paddle.Tensor, *_: paddle.Tensor, original_sizes: paddle.Tensor) -> PackedDetections:
         """Note how it was called; give the next N answers."""
         self.calls.append((list(images.shape), self.training, self.norm.training, paddle.is_grad_enabled()))
         parts = [next(self.answers) for _ in range(images.shape[0])]

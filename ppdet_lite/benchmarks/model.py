@@ -184,6 +184,7 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_
         "image": image,
         "image_id": 0,
         "image_size": np.array(size, np.float32),
+        "original_size": np.array(size, np.float32),
         "scale": np.ones(2, np.float32),
         "gt_boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32),
         "gt_classes": rng.integers(0, classes, BOXES),

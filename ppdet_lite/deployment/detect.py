@@ -11,7 +11,7 @@ from paddle import nn
 from ppdet_lite.data.loading.transforms import Batch, flip_boxes
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
-Network = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Network = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """A function that detects objects in network input, such as a `Predictor`; see `TrainedNetwork.__call__`."""
 
 
@@ -36,15 +36,22 @@ class TrainedNetwork:
         self.model = model
 
     def __call__(
-        self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
+        self,
+        images: np.ndarray,
+        image_sizes: np.ndarray,
+        scales: np.ndarray,
+        original_sizes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return detections, rows [M, 6], and the number of rows of each image, [N] int32.
 
-        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original; float32.
+        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original,
+        original_sizes [N, 2] (h, w), to which boxes are clipped (None: image_sizes / scales, rounded); float32.
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
+        known_sizes = None if original_sizes is None else paddle.to_tensor(original_sizes)
         with evaluation_mode(self.model), paddle.no_grad():
-            detections = self.model(*map(paddle.to_tensor, (images, image_sizes, scales)))
+            tensors = map(paddle.to_tensor, (images, image_sizes, scales))
+            detections = self.model(*tensors, original_sizes=known_sizes)
         columns = [detections.classes.numpy()[:, None], detections.scores.numpy()[:, None], detections.boxes.numpy()]
         return np.concatenate(columns, axis=1, dtype=np.float32), detections.counts.numpy()
 
@@ -64,12 +71,10 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
 def detect(network: Network, batches: Iterable[Batch]) -> Iterator[ImageDetections]:
     """Yield the detections of every image in order. Boxes of flipped images are flipped back."""
     for batch in batches:
-        rows, counts = network(batch["images"], batch["image_sizes"], batch["scales"])
+        rows, counts = network(*(batch[key] for key in ("images", "image_sizes", "scales", "original_sizes")))
         parts = np.split(rows, np.cumsum(counts)[:-1])
         for i in np.flatnonzero(batch["flipped"]) if "flipped" in batch else ():
-            width = batch["image_sizes"][i, 1] / batch["scales"][i, 1]
-            boxes = flip_boxes(parts[i][:, 2:], width)
-            boxes[:, ::2] = boxes[:, ::2].clip(0, np.floor(width + 0.5))  # as the model clips boxes
+            boxes = flip_boxes(parts[i][:, 2:], batch["original_sizes"][i, 1])
             parts[i] = np.concatenate([parts[i][:, :2], boxes], axis=1)
         for image_id, part in zip(batch["image_ids"].tolist(), parts, strict=True):
             yield ImageDetections(image_id, part[:, 2:], part[:, 1], part[:, 0].astype(np.int64))

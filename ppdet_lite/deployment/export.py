@@ -26,7 +26,7 @@ from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.files import ImageFiles
-from ppdet_lite.data.loading.transforms import collate, image_sample
+from ppdet_lite.data.loading.transforms import Preprocess, collate, image_sample
 from ppdet_lite.data.synthetic.shapes import scene
 from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import DESCRIPTION, Description
@@ -35,7 +35,7 @@ from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE
 from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.storage.files import replace_folder, require_space
 
 FILES = {"paddle": (GRAPH, WEIGHTS, DESCRIPTION), "onnx": (ONNX_FILE,)}
@@ -84,18 +84,28 @@ def _no_tracebacks() -> Iterator[None]:
 class Deployed(nn.Layer):
     """A detector with the inputs (RGB) and outputs that PaddleDetection's deployment code expects.
 
-    channels: the channel order of the model's own input.
+    preprocess: the preprocessing of the model's own input.
     """
 
-    def __init__(self, model: FasterRCNN, channels: str = "rgb") -> None:
+    def __init__(self, model: FasterRCNN, preprocess: Preprocess = Preprocess()) -> None:
         super().__init__()
-        self.model, self.flip_channels = model, channels == "bgr"
+        self.model = model
+        self.flip_channels, self.rounds_sizes = preprocess.channels == "bgr", preprocess.sizing != "unrounded"
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Predictor.__call__`."""
+        """Return the rows and counts of `Predictor.__call__`.
+
+        No input contains the original size, to which boxes are clipped. It is recovered from im_shape (h, w), exactly
+        if that is original size * scale. So im_shape may have a fraction of a pixel; the size of the network input is
+        im_shape rounded, and at least 1, unless the sizing is `unrounded`. PaddleDetection's code passes whole numbers.
+        """
         image = image.flip(axis=1) if self.flip_channels else image
+        image_sizes = im_shape
+        if self.rounds_sizes:
+            image_sizes = paddle.maximum(paddle.floor(im_shape + 0.5), paddle.ceil(im_shape.clip(max=1.0)))
         with _no_tracebacks():
-            detections = self.model(image, im_shape, scale_factor)
+            original_sizes = recover_sizes(im_shape, scale_factor)
+            detections = self.model(image, image_sizes, scale_factor, original_sizes=original_sizes)
         columns = [detections.classes.unsqueeze(1), detections.scores.unsqueeze(1), detections.boxes]
         # concatenated in float64, which oneDNN does not support: its float32 kernel crashes without rows
         return paddle.concat([c.astype("float64") for c in columns], axis=1).astype("float32"), detections.counts
@@ -155,7 +165,7 @@ def _check_folder(folder: Path, format: str) -> None:
 def _write(trained: TrainedModel, folder: Path, format: str) -> None:
     """Write the files of an export into a folder, without comparing them."""
     description = Description.from_trained(trained)
-    save_graph(trained.model, folder, trained.preprocess.channels)
+    save_graph(trained.model, folder, trained.preprocess)
     if format != "paddle":
         onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
     if format == "onnx":
@@ -195,12 +205,12 @@ def choose_images(config: Config, source: Path | None, count: int) -> list[Path]
     return [Path(files.info(i).path) for i in chosen.tolist()]
 
 
-def save_graph(model: FasterRCNN, folder: Path, channels: str = "rgb") -> None:
-    """Trace a model in evaluation mode and write its graph. channels: the channel order of the model's input.
+def save_graph(model: FasterRCNN, folder: Path, preprocess: Preprocess = Preprocess()) -> None:
+    """Trace a model in evaluation mode and write its graph. preprocess: the preprocessing of the model's input.
 
     Raises RunFailed if the graph has an operator that oneDNN or ONNX does not support, OSError on a full disk.
     """
-    deployed = Deployed(model, channels)
+    deployed = Deployed(model, preprocess)
     deployed.eval()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # caused by Paddle's full_like
@@ -244,7 +254,8 @@ def compare(
         names = [f"synthetic image {i}" for i in range(SYNTHETIC_IMAGES)]
         arrays = (scene(np.random.default_rng(i), size=400 + 100 * i)[0] for i in range(SYNTHETIC_IMAGES))
     samples = [image_sample(array, trained.preprocess, i) for i, array in enumerate(arrays)]
-    samples.append(samples[0] | {"image_id": len(names), "image_size": np.zeros(2, np.float32)})
+    empty = np.zeros(2, np.float32)
+    samples.append(samples[0] | {"image_id": len(names), "image_size": empty, "original_size": empty})
     names.append("an image of size 0 x 0")
     paired, gaps = 0, []
     for size in BATCH_SIZES:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.deployment.description import SECTION, from_json
+from ppdet_lite.deployment.graph_inputs import graph_inputs
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -32,11 +33,15 @@ class OnnxPredictor:
         self.description = from_json(metadata[SECTION], str(path))
 
     def __call__(
-        self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
+        self,
+        images: np.ndarray,
+        image_sizes: np.ndarray,
+        scales: np.ndarray,
+        original_sizes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Predictor.__call__`."""
-        inputs = {"image": images, "im_shape": image_sizes, "scale_factor": scales}
-        rows, counts = self._session.run(None, {name: value.astype(np.float32) for name, value in inputs.items()})
+        stride = self.description.preprocess.stride
+        rows, counts = self._session.run(None, graph_inputs(images, image_sizes, scales, original_sizes, stride))
         return rows, counts
 
 

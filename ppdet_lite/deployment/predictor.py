@@ -7,6 +7,8 @@ import numpy as np
 from paddle import inference
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.deployment.description import DESCRIPTION, from_folder
+from ppdet_lite.deployment.graph_inputs import graph_inputs
 
 GRAPH, WEIGHTS = "model.json", "model.pdiparams"
 CACHED_SHAPES = 10  # limit of input shapes whose primitives oneDNN caches; without it, memory grows with every shape
@@ -39,18 +41,35 @@ class Predictor:
         except (ValueError, RuntimeError) as error:  # raised by Paddle for a file that it cannot read
             reason = " ".join(str(error).split())
             raise UserError(f"{folder}: damaged or not written by this program; export it again ({reason})") from error
+        self._folder = folder
+        self._stride = from_folder(folder).preprocess.stride if (Path(folder) / DESCRIPTION).is_file() else None
 
     def __call__(
-        self, images: np.ndarray, image_sizes: np.ndarray, scales: np.ndarray
+        self,
+        images: np.ndarray,
+        image_sizes: np.ndarray,
+        scales: np.ndarray,
+        original_sizes: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return detections, rows [M, 6], and the number of rows of each image, [N] int32.
 
-        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original; float32.
+        images [N, 3, H, W], image_sizes [N, 2] (h, w) before padding, scales [N, 2] (y, x) resized / original,
+        original_sizes [N, 2] (h, w), to which boxes are clipped (None: image_sizes / scales, rounded); float32.
+        Images whose H and W are no multiples of the network's stride are padded.
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
+
+        Raises UserError if the network fails and the folder contains no description with its stride.
         """
-        for name, value in {"image": images, "im_shape": image_sizes, "scale_factor": scales}.items():
-            self._predictor.get_input_handle(name).copy_from_cpu(np.ascontiguousarray(value, np.float32))
-        self._predictor.run()
+        for name, value in graph_inputs(images, image_sizes, scales, original_sizes, self._stride).items():
+            self._predictor.get_input_handle(name).copy_from_cpu(value)
+        try:
+            self._predictor.run()
+        except (ValueError, RuntimeError) as error:
+            if self._stride is not None:
+                raise
+            reason = " ".join(str(error).split())
+            hint = f"{DESCRIPTION} is missing: pad images to multiples of the model's stride"
+            raise UserError(f"{self._folder}: fails on images {list(images.shape)}; {hint} ({reason})") from error
         rows, counts = (
             self._predictor.get_output_handle(name).copy_to_cpu() for name in self._predictor.get_output_names()
         )

@@ -13,7 +13,7 @@ from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
 from ppdet_lite.modeling.mimic import MimicOutput, RCNNTeacher, network_sources
 from ppdet_lite.modeling.neck import NoNeck
 from ppdet_lite.modeling.norm import frozen_running_statistics
-from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.ops.checks import full_precision
@@ -97,12 +97,14 @@ class FasterRCNN(nn.Layer):
         targets: Sequence[Targets] | None = None,
         originals: Originals | None = None,
         iteration: int | None = None,
+        original_sizes: Tensor | None = None,
     ) -> TrainingOutput | PackedDetections:
         """Return losses and metrics if there are targets, otherwise detections.
 
         images [N, 3, H, W], H and W multiples of `neck.size_divisor`; image_sizes [N, 2] (h, w) before padding; scales
         [N, 2] (y, x) = resized / original size; originals: required in training if `needs_originals`; iteration: number
-        of completed training steps, for losses that start later (None: all losses are active).
+        of completed training steps, for losses that start later (None: all losses are active); original_sizes [N, 2]
+        (h, w): detections are clipped to them (None: `recover_sizes`, which may be off by some pixels).
         Raises ValueError if required originals are missing.
         """
         maps = self.backbone(images)
@@ -113,7 +115,8 @@ class FasterRCNN(nn.Layer):
         proposals = self.rpn.propose(anchors, logits, deltas, image_sizes)
         if targets is None:
             output = self.predictor(self.box_head(self._pool(features, proposals)))
-            return self.postprocess(output, proposals, self.predictor.delta_weights, image_sizes, scales)
+            original_sizes = recover_sizes(image_sizes, scales) if original_sizes is None else original_sizes
+            return self.postprocess(output, proposals, self.predictor.delta_weights, original_sizes, scales)
         sampled = self.roi_sampler(proposals, targets, self.predictor.num_classes)
         output = self.predictor(self.box_head(self._pool(features, sampled.rois)))
         losses = {**self.rpn.losses(anchors, logits, deltas, targets), **self.predictor.losses(output, sampled)}

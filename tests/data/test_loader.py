@@ -59,7 +59,7 @@ def assert_same(first, second):
 
 def test_the_content_of_a_batch(dataset):
     batch = take(train_batches(dataset).iterate(), 1)[0]
-    assert set(batch) == {"images", "image_sizes", "scales", "image_ids", "targets"}
+    assert set(batch) == {"images", "image_sizes", "original_sizes", "scales", "image_ids", "targets"}
     assert batch["images"].shape[:2] == (2, 3) and len(batch["targets"]) == 2
     for index in range(2):
         image = int(batch["image_ids"][index]) - 100

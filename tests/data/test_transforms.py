@@ -186,12 +186,14 @@ def test_how_a_size_is_rounded(sizing, expected):
 
 
 def test_boxes_are_clipped_to_the_size_before_rounding_on_request():
-    """426 x 640 (h, w) at 800 / 426 is 800 x 1201.88; a flipped image begins with the fraction of a pixel."""
+    """426 x 640 (h, w) at 800 / 426 is 800 x 1201.88, of a flipped image too."""
     preprocess, image = Preprocess(sizing="unrounded", interpolation="cubic"), noise(426, 640)
     sample, usual = image_sample(image, preprocess, 0), image_sample(image, Preprocess(interpolation="cubic"), 0)
     assert sample["image_size"].tolist() == [800, np.float32(640 * 800 / 426)]
     assert usual["image_size"].tolist() == [800, 1202] and np.array_equal(sample["image"], usual["image"])
-    assert image_sample(image, preprocess, 0, flipped=True)["image_size"].tolist() == [800, 1202]
+    flipped = image_sample(image, preprocess, 0, flipped=True)
+    assert flipped["image_size"].tolist() == sample["image_size"].tolist()
+    assert np.array_equal(flipped["image"], preprocess.resize(np.ascontiguousarray(image[:, ::-1]))[0])
     assert preprocess.resized_size(426, 640) == (800, 1202)
 
 

@@ -129,7 +129,7 @@ def test_the_graph_has_only_supported_operators(exported: Path) -> None:
 class Interpolating(nn.Layer):
     """A model with a detector's inputs and outputs, and an operator that is refused."""
 
-    def forward(self, images, image_sizes, scales):
+    def forward(self, images, image_sizes, scales, original_sizes=None):
         scores = F.interpolate(images, scale_factor=2).flatten(1).mean(axis=1)
         boxes = paddle.concat([image_sizes, scales], axis=1)
         return PackedDetections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
@@ -149,7 +149,7 @@ from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.structures import PackedDetections
 
 class Corner(paddle.nn.Layer):
-    def forward(self, images, image_sizes, scales):
+    def forward(self, images, image_sizes, scales, original_sizes=None):
         found = image_sizes[:, 0] + scales[:, 0] + images.sum(axis=[1, 2, 3])
         return PackedDetections(found.unsqueeze(1).expand([-1, 4]), found, found.astype("int64"), found.astype("int32"))
 
@@ -167,7 +167,7 @@ def test_tracing_causes_no_warnings(tmp_path: Path) -> None:
 class Faulty(nn.Layer):
     """A custom layer with an error."""
 
-    def forward(self, images, image_sizes, scales):
+    def forward(self, images, image_sizes, scales, original_sizes=None):
         return images.no_such_attribute
 
 
@@ -216,9 +216,9 @@ def test_the_description_has_paddledetections_keys(detector: TrainedModel, expor
 class OffPredictor(Predictor):
     """Runs an exported model and modifies its results."""
 
-    def __call__(self, images, image_sizes, scales):
-        rows, counts = super().__call__(images, image_sizes, scales)
-        if len(images) == 2:
+    def __call__(self, *arguments):
+        rows, counts = super().__call__(*arguments)
+        if len(counts) == 2:
             rows[counts[0] + 3, 4] += 0.25  # x2 of the fourth detection in the second image
         return rows, counts
 
@@ -226,7 +226,7 @@ class OffPredictor(Predictor):
 def test_a_mismatch_is_an_error_and_changes_no_file(
     detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, preprocess: copy_model(exported, folder))
     monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
     text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other .* nearest differs by 0\.25 px"
     with pytest.raises(RunFailed, match=text):
@@ -246,7 +246,7 @@ def copy_model(source: Path, folder: Path) -> None:
 def test_only_an_export_is_replaced(
     detector: TrainedModel, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, preprocess: copy_model(exported, folder))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
     (tmp_path / "file").touch()
@@ -331,8 +331,8 @@ def test_large_images_are_compared_in_network_pixels(detector: TrainedModel, exp
     cv2.imwrite(str(tmp_path / "large.png"), cv2.resize(scene(np.random.default_rng(5), 160)[0], (1600, 960)))
 
     class Shifted(Predictor):
-        def __call__(self, images, image_sizes, scales):
-            rows, counts = super().__call__(images, image_sizes, scales)
+        def __call__(self, *arguments):
+            rows, counts = super().__call__(*arguments)
             rows[:1, 2] += shift  # none in the image without extent
             return rows, counts
 
@@ -342,6 +342,14 @@ def test_large_images_are_compared_in_network_pixels(detector: TrainedModel, exp
     shift = 0.02
     with pytest.raises(RunFailed, match=r"large\.png, batch size 1"):
         compare(Detector.from_trained(detector), shifted, [tmp_path / "large.png"])
+
+
+def test_boxes_end_at_the_borders_of_a_large_image(detector: TrainedModel, exported: Path) -> None:
+    """1070 x 1738 at 96 / 1070 is 96 x 155.93; from 156, 1739 was recovered."""
+    image = cv2.resize(scene(np.random.default_rng(5), 160)[0], (1738, 1070))
+    for network in (Detector.from_trained(detector), Detector.load(exported)):
+        boxes = network(image).boxes
+        assert boxes.min() == 0 and boxes.max(axis=0)[2:].tolist() == [1738, 1070]
 
 
 def test_predictor_needs_an_exported_model(exported: Path, tmp_path: Path) -> None:
@@ -367,7 +375,7 @@ def test_the_tool(
 ) -> None:
     arrays = {name: value.numpy() for name, value in detector.model.state_dict().items()}
     save_checkpoint(tmp_path / "weights", {"model": arrays}, {"class_names": NAMES, "category_ids": [7, 3, 90]})
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: copy_model(exported, folder))
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, preprocess: copy_model(exported, folder))
     weights, output = f"weights={tmp_path / 'weights'}", str(tmp_path / "out")
     arguments = ["-c", str(CONFIG), "-o", *SMALL, weights, "--output", output, "--images", str(pictures)]
     tool = str(ROOT / "tools/export_model.py")

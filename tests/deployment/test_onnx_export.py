@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import SECTION, Description, from_json
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.export import export, save_graph
+from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.structures import PackedDetections
 from tests import tiny
 from tests.unmeasured import unmeasured
@@ -80,9 +82,9 @@ def test_boxes_are_clipped_to_the_size_before_rounding(
     detector, calls = Detector.load(exported / file), []
     run = detector.network.__class__.__call__
 
-    def record(network: object, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> tuple:
-        calls.append(sizes)
-        return run(network, images, sizes, scales)
+    def record(network: object, *arrays: np.ndarray) -> tuple:
+        calls.append(arrays[1])
+        return run(network, *arrays)
 
     monkeypatch.setattr(detector.network.__class__, "__call__", record)
     detector(str(pictures[0]))
@@ -106,6 +108,32 @@ def test_any_batch_and_size(trained: TrainedModel, exported: Path) -> None:
         )
         np.testing.assert_allclose(rows[order, 1], found.scores.numpy()[other], atol=1e-4)
         np.testing.assert_allclose(rows[order, 2:], found.boxes.numpy()[other], atol=1e-2)
+
+
+@pytest.mark.parametrize("file", ["", "model.onnx"])
+def test_images_of_any_size_are_padded(exported: Path, file: str) -> None:
+    """The results are those of images that `collate` has padded, clipped to the size without padding."""
+    network = Detector.load(exported / file).network
+    for batch, size, padded_size in ((2, (100, 130), (128, 160)), (3, (33, 64), (64, 64)), (2, (1, 1), (32, 32))):
+        images = np.random.default_rng(0).normal(size=(batch, 3, *size)).astype(np.float32)
+        sizes, scales = np.full((batch, 2), size, np.float32), np.ones((batch, 2), np.float32)
+        padded = np.zeros((batch, 3, *padded_size), np.float32)
+        padded[:, :, : size[0], : size[1]] = images
+        rows, counts = network(images, sizes, scales)
+        expected, expected_counts = network(padded, sizes, scales)
+        assert counts.tolist() == expected_counts.tolist() and counts.all()
+        np.testing.assert_array_equal(rows, expected)
+        assert (rows[:, 2:].max(axis=0) <= [*size[::-1]] * 2).all()
+
+
+def test_images_that_cannot_be_padded_are_an_error_of_one_line(exported: Path, tmp_path: Path) -> None:
+    """PaddleDetection's names of files without a description: the stride is unknown."""
+    for name in ("model.json", "model.pdiparams"):
+        shutil.copy(exported / name, tmp_path)
+    network, sizes = Predictor(tmp_path), np.full((1, 2), 100, np.float32)
+    with pytest.raises(UserError, match=r"fails on images \[1, 3, 100, 100\]; infer_cfg.yml is missing: pad") as caught:
+        network(np.zeros((1, 3, 100, 100)), sizes, np.ones((1, 2)))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
 def test_nothing_to_find(exported: Path) -> None:
@@ -149,7 +177,7 @@ def test_an_operator_of_another_domain_is_refused() -> None:
 class Unconvertible(nn.Layer):
     """A model with a detector's inputs and outputs, and an operator that paddle2onnx does not support."""
 
-    def forward(self, images, image_sizes, scales):
+    def forward(self, images, image_sizes, scales, original_sizes):
         scores = paddle.lgamma(images.flatten(1).mean(axis=1))
         boxes = paddle.concat([image_sizes, scales], axis=1)
         return PackedDetections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
@@ -177,7 +205,7 @@ def test_a_full_disk(tmp_path: Path, trained: TrainedModel, monkeypatch: pytest.
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, channels: None)
+    monkeypatch.setattr(export_module, "save_graph", lambda model, folder, preprocess: None)
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(UserError, match="model: cannot be written: No space left on device; free space or choose"):
         export(trained, tmp_path / "model", None, "onnx")

@@ -29,7 +29,7 @@ class Corner(nn.Layer):
         super().__init__()
         self.postprocess = Postprocess()
 
-    def forward(self, images, image_sizes, scales):
+    def forward(self, images, image_sizes, scales, original_sizes=None):
         half = image_sizes[:, 1:] / 2
         right = int(image_sizes[0, 1]) - 1
         left = (images[:, 0, 0, :1] > images[:, 0, 0, right : right + 1]).astype("float32")
@@ -83,18 +83,18 @@ def test_merging_is_nms_per_class_over_all_views_and_keeps_the_best():
     assert merge_detections([nothing, one], Postprocess()).scores.tolist() == pytest.approx([0.9, 0.6])
 
 
-def test_flipped_boxes_are_clipped_to_the_image():
-    """27 columns at a scale of 2/3 are 40.5, to which the model rounds up: 41."""
+def test_flipped_boxes_are_flipped_back_in_the_original_image():
+    """41 columns at a scale of 2/3 are 27.33, of which the network gets 27: 40.5 columns."""
 
-    class Whole(nn.Layer):
-        def forward(self, images, image_sizes, scales):
+    class Right(nn.Layer):
+        def forward(self, images, image_sizes, scales, original_sizes):
             return PackedDetections(
-                paddle.to_tensor([[0.0, 0.0, 41.0, 30.0]]),
+                paddle.to_tensor([[30.0, 0.0, 41.0, 30.0]]),
                 paddle.to_tensor([0.9]),
                 paddle.to_tensor([0]),
                 paddle.to_tensor([1], dtype="int32"),
             )
 
     sample = image_sample(np.zeros((30, 41, 3), np.uint8), Preprocess(short_side=20, long_side=50), 1, flipped=True)
-    (found,) = detect(TrainedNetwork(Whole()), [collate([sample], Preprocess())])
-    assert sample["image_size"].tolist() == [20, 27] and found.boxes.tolist() == [[0, 0, 40.5, 30]]
+    (found,) = detect(TrainedNetwork(Right()), [collate([sample], Preprocess())])
+    assert sample["image_size"].tolist() == [20, 27] and found.boxes.tolist() == [[0, 0, 11, 30]]

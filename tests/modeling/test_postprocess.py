@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.modeling.postprocess import Postprocess
+from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.structures import BoxHeadOutput, PackedDetections, Rois
 from tests.tiny import float32, int32, iou, random_boxes, rois
 
@@ -32,7 +32,7 @@ def detect(
     weights: tuple[float, ...] = UNIT,
 ) -> list[list[tuple]]:
     """Return (class, rounded score, rounded box) of each detection, per image."""
-    found = settings(output, packed, weights, float32(sizes), float32(scales))
+    found = settings(output, packed, weights, recover_sizes(float32(sizes), float32(scales)), float32(scales))
     check_types(found)
     rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     rows = [(c, round(s, 5), [round(v, 4) for v in box]) for c, s, box in rows]
@@ -115,8 +115,16 @@ def test_boxes_are_clipped_to_the_original_size() -> None:
     """25 x 27 is resized to 53 x 29: dividing by the scales in float32 gives 25.000002 and 27.000002."""
     scales = float32([[53 / 25, 29 / 27]])
     assert (float32([53, 29]) / scales[0] > float32([25, 27])).all()
-    found = Postprocess()(answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[53, 29]]), scales)
+    found = Postprocess()(answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[25, 27]]), scales)
     assert found.boxes.tolist() == [[0, 0, 27, 25]]
+    assert recover_sizes(float32([[53, 29]]), scales).tolist() == [[25, 27]]
+
+
+def test_sizes_recovered_from_a_rounded_size_are_inexact() -> None:
+    """3456 x 5184 at 640 / 5184 is 426.67 x 640."""
+    scales = float32([[640 / 5184, 640 / 5184]])
+    assert recover_sizes(float32([[427, 640]]), scales).tolist() == [[3459, 5184]]
+    assert recover_sizes(float32([[3456 * 640 / 5184, 640]]), scales).tolist() == [[3456, 5184]]
 
 
 def test_one_box_for_all_classes() -> None:
@@ -138,7 +146,8 @@ def test_against_a_loop(class_agnostic: bool, limit: int) -> None:
     deltas = rng.normal(0, 0.5, (55, 4 if class_agnostic else 12))
     settings = Postprocess(0.1, 0.4, limit)
     output = BoxHeadOutput(paddle.zeros([55, 1]), float32(logits), float32(deltas))
-    found = settings(output, Rois(float32(rows), int32(counts)), HEAD, float32(sizes), float32(scales))
+    originals = [(180, 120), (50, 50), (50, 100)]
+    found = settings(output, Rois(float32(rows), int32(counts)), HEAD, float32(originals), float32(scales))
     check_types(found)
     starts = np.cumsum([0, *counts])
     expected = [

@@ -94,11 +94,16 @@ def theirs(python: Path, folder: Path, model: Path, images: Path, batch_size: in
 
 
 def ours(detector: Detector, images: Path, names: list[str], batch_size: int) -> list[Rows]:
-    """Our detections in the same batches, which infer.py pads to their largest picture."""
+    """Our detections in the same batches, which infer.py pads to their largest picture.
+
+    infer.py passes the rounded sizes of the resized pictures, so boxes are clipped to what is recovered from these.
+    """
     rows = []
     for start in range(0, len(names), batch_size):
         pictures = (load_image(str(images / name)) for name in names[start : start + batch_size])
         samples = [image_sample(picture, detector.preprocess, i) for i, picture in enumerate(pictures)]
+        for sample in samples:
+            sample["original_size"] = np.floor(sample["image_size"] / sample["scale"] + 0.5)
         for found in detector.detect([collate(samples, detector.preprocess)]):
             rows.append(np.column_stack([found.classes, found.scores, found.boxes]))
     return rows

@@ -29,6 +29,7 @@ def sample(picture: Picture) -> Sample:
         "image": picture.image,
         "image_id": 0,
         "image_size": np.array(picture.image.shape[:2], np.float32),
+        "original_size": np.array(picture.image.shape[:2], np.float32),
         "scale": np.ones(2, np.float32),
         "gt_boxes": picture.boxes,
         "gt_classes": picture.classes,

@@ -92,6 +92,7 @@ def train_sample(
         "image": image,
         "image_id": dataset.info(index).id,
         "image_size": np.array(image.shape[:2], np.float32),
+        "original_size": np.array(original.shape[:2], np.float32),
         "scale": scale,
         "gt_boxes": objects.boxes,
         "gt_classes": objects.classes,

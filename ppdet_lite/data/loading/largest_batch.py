@@ -53,6 +53,7 @@ def _sample(
         "image": image,
         "image_id": 0,
         "image_size": np.array(image.shape[:2], np.float32),
+        "original_size": np.array(size, np.float32),
         "scale": scale,
         "gt_boxes": np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32),
         "gt_classes": np.zeros(objects, np.int64),

@@ -33,7 +33,7 @@ class Preprocess:
     stride: the height and width of batches are padded to multiples of it.
     channels, pixel_range: rgb and 1, except for models converted from Caffe: bgr and 255.
     sizing: `exact` samples at the exact scale and rounds only the number of pixels. `unrounded` does so too, and
-        detection clips boxes to the size before rounding (PaddleDetection up to 2.6.0; later: `exact`). `nearest`
+        detection clips proposals to the size before rounding (PaddleDetection up to 2.6.0; later: `exact`). `nearest`
         (detectron2, mmdetection) and `floor` (torchvision) round the size and stretch the image to it.
     interpolation: `linear`; `cubic` (PaddleDetection); `antialias`: linear over all source pixels when an image is
         downscaled (detectron2, using Pillow).
@@ -89,7 +89,7 @@ class Preprocess:
         return self._rescaled(height, width, self._ratio(height, width, short_side))
 
     def clip_size(self, height: int, width: int) -> np.ndarray:
-        """Return the size [2] float32 (h, w) to which boxes are clipped in the image that `resize` returns."""
+        """Return the size [2] float32 (h, w) to which proposals are clipped in the image that `resize` returns."""
         ratio = self._ratio(height, width, None)
         size = (height * ratio, width * ratio) if self.sizing == "unrounded" else self._rescaled(height, width, ratio)
         return np.array(size, np.float32)
@@ -173,11 +173,21 @@ def flip_boxes(boxes: np.ndarray, width: int) -> np.ndarray:
 
 
 def image_sample(image: np.ndarray, preprocess: Preprocess, image_id: int, flipped: bool = False) -> Sample:
-    """Return a sample without objects from an RGB uint8 image [H, W, 3], flipped horizontally if requested."""
+    """Return a sample without objects from an RGB uint8 image [H, W, 3], flipped horizontally if requested.
+
+    The image is flipped before it is resized: with `exact` sizing its right border may be a fraction of a pixel beyond
+    the last one, so that a flipped network input would not begin at the border.
+    """
+    image = cv2.flip(image, 1) if flipped else image
     resized, scale = preprocess.resize(image)
-    size = np.array(resized.shape[:2], np.float32) if flipped else preprocess.clip_size(*image.shape[:2])
-    resized = cv2.flip(resized, 1) if flipped else resized  # a fraction of a pixel is then on the left
-    return {"image": resized, "image_id": image_id, "image_size": size, "scale": scale, "flipped": flipped}
+    return {
+        "image": resized,
+        "image_id": image_id,
+        "image_size": preprocess.clip_size(*image.shape[:2]),
+        "original_size": np.array(image.shape[:2], np.float32),
+        "scale": scale,
+        "flipped": flipped,
+    }
 
 
 def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
@@ -197,6 +207,7 @@ def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
     batch = {
         "images": images,
         "image_sizes": np.stack([sample["image_size"] for sample in samples]),
+        "original_sizes": np.stack([sample["original_size"] for sample in samples]),
         "scales": np.stack([sample["scale"] for sample in samples]),
         "image_ids": np.array([sample["image_id"] for sample in samples], np.int64),
     }
