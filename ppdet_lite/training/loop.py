@@ -22,7 +22,7 @@ from ppdet_lite.core.errors import Stopped, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.annotations.statistics import format_statistics
-from ppdet_lite.evaluation.coco_metric import require_backend
+from ppdet_lite.evaluation.coco_backends import require_backend
 from ppdet_lite.modeling.amp import require_amp_support
 from ppdet_lite.ops import dispatch
 from ppdet_lite.training.memory import memory_errors_reported
