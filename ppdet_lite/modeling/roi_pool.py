@@ -14,9 +14,10 @@ from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import normal, zeros
-from ppdet_lite.ops.deform_roi_pool import SampleGroups, deform_roi_pool, sample_groups
+from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
 from ppdet_lite.ops.roi_align import pyramid_roi_align
 from ppdet_lite.ops.roi_levels import pyramid_level, square_level
+from ppdet_lite.ops.sample_groups import SampleGroups, sample_groups
 from ppdet_lite.structures import Rois
 
 

@@ -3,12 +3,18 @@
 A feature map [N, C, H, W] in channels-last layout is a table of rows [N*H*W, C], one row per pixel. A bilinear sample
 is a weighted sum of four rows, and the mean of S samples is a weighted sum of 4*S rows. The row indices of a sum and
 their weights are called its taps. On a CPU, gathering rows is much faster than sampling one channel at a time.
+
+On a CPU these sums are matrix products. On a GPU they are elementwise products and sums: a matrix product in float32
+may round its factors to TF32's 10 bits there, and the gradients of positions are small differences of pixels.
 """
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.autograd import PyLayer
 
+from ppdet_lite.ops import dispatch
+from ppdet_lite.ops.cpu.backward_once import backward_once
 from ppdet_lite.ops.cpu.row_sums import chunked_row_sums
 
 Taps = tuple[Tensor, Tensor]  # row index int64 [..., K] and weight [..., K] of the K rows in each sum
@@ -45,8 +51,11 @@ def dense_taps(position: Tensor, weight: Tensor, size: int | Tensor, length: Ten
     high_weight = (position - first - low) * weight
 
     def sum_by_pixel(weight: Tensor, pixel: Tensor) -> Tensor:
-        pixel = F.one_hot(pixel.astype("int64"), count + 1).astype(weight.dtype)
-        return paddle.matmul(weight.unsqueeze(-2), pixel).squeeze(-2)
+        pixel = pixel.astype("int64")
+        if dispatch.eager_on_gpu(weight):
+            zeros = paddle.zeros([*pixel.shape[:-1], count + 1], dtype=weight.dtype)
+            return paddle.put_along_axis(zeros, pixel, weight, -1, "add")  # broadcast=False would synchronize
+        return paddle.matmul(weight.unsqueeze(-2), F.one_hot(pixel, count + 1).astype(weight.dtype)).squeeze(-2)
 
     index = first + paddle.arange(count + 1, dtype=position.dtype)
     index = index - (index - (size - 1)).clip(min=0)  # the last pixel may be outside the map, with weight 0
@@ -69,12 +78,16 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
 
     rows [M, C]; taps: one or more pairs of index int64 [B, K] and weight [B, K], where B and K may differ between
     pairs. Returns the sums of all pairs concatenated, [sum of B, C]. Differentiable once, in rows and weights.
-    In eager mode the rows [B, K, C] are gathered in chunks, and again in the backward pass, to bound the memory.
+    In eager mode the rows [B, K, C] are gathered again in the backward pass instead of being kept. On a CPU they are
+    gathered in chunks; on a GPU those of a pair at once, so that the largest pair bounds the memory: B*K*C values.
     """
     if paddle.in_dynamic_mode():
-        return chunked_row_sums(rows, *[tensor for pair in taps for tensor in pair])
+        flat_taps = [tensor for pair in taps for tensor in pair]
+        if dispatch.eager_on_gpu(rows):
+            return backward_once(_MultiplyAdd.apply(rows, *flat_taps))
+        return chunked_row_sums(rows, *flat_taps)
 
-    # B is unknown in a traced graph, so chunks are taken along K. F.embedding would require a known M.
+    # B is unknown in a traced graph, which runs on a CPU: chunks are taken along K. F.embedding would need a known M.
     def chunk(index: Tensor, weight: Tensor) -> Tensor:
         taken = paddle.gather(rows, index.flatten()).reshape([-1, index.shape[1], rows.shape[1]])
         return paddle.bmm(weight.unsqueeze(1), taken).squeeze(1)
@@ -82,3 +95,36 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
     return paddle.concat(
         [sum(chunk(i[:, k : k + 4], w[:, k : k + 4]) for k in range(0, i.shape[1], 4)) for i, w in taps]
     )
+
+
+class _MultiplyAdd(PyLayer):
+    """`sum_rows` on a GPU; taps are index, weight, index, weight, ... instead of pairs."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
+        ctx.needs_grad = not rows.stop_gradient, not taps[1].stop_gradient
+        ctx.save_for_backward(rows, *taps)
+        pairs = zip(taps[::2], taps[1::2], strict=True)
+        return paddle.concat([_gather_times(rows, index, weight.unsqueeze(2)).sum(1) for index, weight in pairs])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *taps = ctx.saved_tensor()
+        rows_need_grad, weights_need_grad = ctx.needs_grad
+        rows_grad = paddle.zeros_like(rows) if rows_need_grad else None
+        taps_grad: list[Tensor | None] = []
+        grad = grad.unsqueeze(1)
+        start = 0
+        for index, weight in zip(taps[::2], taps[1::2], strict=True):
+            pair_grad = grad[start : start + len(index)]
+            start += len(index)
+            taps_grad += [None, _gather_times(rows, index, pair_grad).sum(2) if weights_need_grad else None]
+            if rows_need_grad:
+                row_grad = (weight.unsqueeze(2) * pair_grad).flatten(0, 1)
+                paddle.index_add_(rows_grad, index.flatten(), 0, row_grad)
+        return rows_grad, *taps_grad
+
+
+def _gather_times(rows: Tensor, index: Tensor, factor: Tensor) -> Tensor:
+    """Gather rows [B, K, C] by index [B, K] and multiply them, in place, by a factor that broadcasts."""
+    return F.embedding(index, rows).multiply_(factor)

@@ -16,9 +16,10 @@ arguments that they do not support; each operator or module states its condition
 | `deform_conv2d`         | `cpu.deform_conv`          | Paddle's         | `cpu.deform_conv_graph` | deform_conv*     |
 | `pyramid_roi_align`     | Paddle's; aligned training | Paddle's         | `cpu.roi_windows`       | roi_align,       |
 |                         | by `deform_roi_pool`       |                  |                         | roi_windows      |
-| `deform_roi_pool`       | `bilinear.sum_rows`        | the same         | aligned: Paddle's       | deform_roi_pool  |
-|                         |                            |                  | RoIAlign; else the same |                  |
-| `bilinear.sum_rows`     | `cpu.row_sums`             | the same         | gathers                 | bilinear         |
+| `deform_roi_pool`       | `bilinear.sum_rows`, in    | `padded_bins`    | aligned: Paddle's       | deform_roi_pool* |
+|                         | groups of equal samples    |                  | RoIAlign; else as a CPU |                  |
+| `bilinear.sum_rows`     | `cpu.row_sums`             | products, sums   | gathers                 | bilinear         |
+| `bilinear.dense_taps`   | a matrix product           | sums by pixel    | unused                  | bilinear         |
 | NMS in the RPN          | a call per image and level | a call per image | `grouped_nms` per level | rpn, reads       |
 | `grouped_nms`           | calls of 512 boxes         | of 4096 boxes    | a loop of such calls    | nms, reads       |
 

@@ -10,7 +10,7 @@ from ppdet_lite.modeling.postprocess import Postprocess
 from ppdet_lite.ops import dispatch
 from ppdet_lite.structures import BoxHeadOutput, Rois
 from ppdet_lite.training.step import train_step
-from tests import tiny
+from tests import tf32, tiny
 from tests.training.reads import counted
 
 MIMIC = {"rois": "both", "rois_per_image": 3, "include_ground_truth": True, "crop_size": 64}
@@ -48,6 +48,13 @@ def test_a_step_as_a_gpu_takes_it(name: str, count: int, monkeypatch: pytest.Mon
     found = reads(MODELS[name], images(count), monkeypatch)
     assert found["nms"] == count and "nonzero" not in found
     assert sum(found.values()) <= 6 + 2 * count, found
+
+
+def test_no_matrix_products_beside_layers_as_a_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 would round their factors to 10 bits: boxes, sampling, pooling, patches and losses consist of none."""
+    monkeypatch.setattr(dispatch, "on_cpu", lambda _: False)
+    with tf32.refused(monkeypatch):
+        reads(MODELS["all"], images(2), monkeypatch)
 
 
 def test_a_step_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
