@@ -59,8 +59,11 @@ class Result(NamedTuple):
         return self.difference <= self.tolerance  # False for NaN
 
 
-def compare(name: str, device: str, reference: str = "cpu") -> Result:
-    """Run one of CHECKS on both devices; return the largest difference. The current device is restored."""
+def compare(name: str, device: str, reference: str = "cpu", tf32: bool = False) -> Result:
+    """Run one of CHECKS on both devices; return the largest difference. The current device is restored.
+
+    tf32: whether matrix products on the device may round their factors, which increases the tolerance of some checks.
+    """
     check, current = CHECKS[name], paddle.device.get_device()
     results = []
     try:
@@ -72,7 +75,8 @@ def compare(name: str, device: str, reference: str = "cpu") -> Result:
         paddle.set_device(current)
     differences = {key: _difference(value, results[1][key]) for key, value in results[0].items()}
     worst = max(differences, key=lambda key: np.nan_to_num(differences[key], nan=np.inf))
-    return Result(differences[worst], worst, check.tolerance)
+    tolerance = TF32_TOLERANCES.get(name, check.tolerance) if tf32 else check.tolerance
+    return Result(differences[worst], worst, tolerance)
 
 
 def _difference(expected: np.ndarray, actual: np.ndarray) -> float:
@@ -267,6 +271,10 @@ CHECKS = {
     "bfloat16": Check(functools.partial(_step, "bfloat16"), 0.1),
     "float16": Check(functools.partial(_step, "float16"), 0.1),
 }
+# Tolerances with TF32, by check: only convolutions, matrix products and what follows from them may become less exact.
+TF32_TOLERANCES = {"convolution": 1e-2, "deform_conv": 1e-2, "step": 0.1}
+TF32_CHECKS = ("convolution", "proposals", "roi_align", "deform_conv", "deform_roi_pool", "crop", "step")
+TF32 = "tf32"  # the check that runs TF32_CHECKS in a process in which TF32 is not switched off
 PROCESSES = "processes"  # the check that trains with two processes, without a comparison
 
 
@@ -283,7 +291,7 @@ def check_device(names: Sequence[str], device: str, reference: str = "cpu") -> I
 
     Raises UserError for an unknown name. Raises RunFailed after the last check if one of them failed.
     """
-    known = [*CHECKS, PROCESSES]
+    known = [*CHECKS, TF32, PROCESSES]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"{unknown[0]}: unknown check; choose from {', '.join(known)}")
     failed = []
@@ -300,6 +308,8 @@ def _run_check(name: str, device: str, reference: str) -> str:
     """Run a check and describe its result, which starts with "same", "skipped", "DIFFERS" or "fails"."""
     if name == PROCESSES:
         return train_two(device)
+    if name == TF32:
+        return check_with_tf32(device)
     if name in ("bfloat16", "float16") and device != "cpu" and not getattr(paddle.amp, f"is_{name}_supported")():
         return f"skipped: {device} does not support {name}"
     try:  # an error of Paddle, such as a missing kernel, is reported as a failed check
@@ -308,6 +318,18 @@ def _run_check(name: str, device: str, reference: str) -> str:
         return f"fails: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
     verdict = "same" if result.agrees else f"DIFFERS in {result.worst}"
     return f"{verdict}: difference {result.difference:.1e}, tolerance {result.tolerance:g}"
+
+
+def check_with_tf32(device: str, names: Sequence[str] = TF32_CHECKS) -> str:
+    """Run checks in a process with TF32 as it is by default, and describe the result."""
+    environment = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
+    command = [sys.executable, "-m", "ppdet_lite.benchmarks.device_check", device, *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=PACKAGE.parent)
+    lines = done.stdout.splitlines()
+    failed = [" ".join(line.split()) for line in lines if not line.split(maxsplit=1)[1].startswith("same")]
+    if done.returncode or len(lines) != len(names):
+        return f"fails: {(done.stderr.strip() or 'no output').splitlines()[-1]}"
+    return f"DIFFERS in {failed[0]}" if failed else f"same: {len(names)} checks with TF32 as it is by default"
 
 
 def train_two(device: str) -> str:
@@ -336,3 +358,9 @@ def train_two(device: str) -> str:
             errors = [line for line in logs if "rror: " in line] or logs or done.stderr.splitlines()
             return f"fails: {errors[0]}"
     return "same: two processes trained two iterations"
+
+
+if __name__ == "__main__":  # for `check_with_tf32`
+    for check_name in sys.argv[2:]:
+        outcome = compare(check_name, sys.argv[1], tf32=True)
+        print(f"{check_name} {'same' if outcome.agrees else outcome}")

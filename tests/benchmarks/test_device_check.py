@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,28 @@ def test_failed_checks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_check_is_refused() -> None:
     with pytest.raises(UserError, match=r"roialign: unknown check; choose from convolution, .*processes"):
         next(check_device(["roialign"], "cpu"))
+
+
+def test_checks_with_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in a process without the switch; whatever does not consist of matrix products stays as exact."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    names = ("deform_roi_pool", "crop")
+    assert device_check.check_with_tf32("cpu", names) == "same: 2 checks with TF32 as it is by default"
+    monkeypatch.setattr(device_check.subprocess, "run", finished(names))
+    assert device_check.check_with_tf32("gpu", names) == "DIFFERS in crop Result(difference=0.1)"
+    assert {*device_check.TF32_TOLERANCES} <= {*device_check.TF32_CHECKS} <= {*CHECKS}
+    assert compare("deform_roi_pool", "cpu", tf32=True).tolerance == CHECKS["deform_roi_pool"].tolerance == 1e-4
+    assert compare("convolution", "cpu", tf32=True).tolerance == 1e-2
+
+
+def finished(names: tuple[str, ...]) -> Callable[..., subprocess.CompletedProcess]:
+    """A process of checks of which the last failed."""
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess:
+        assert command[-len(names) - 1 :] == ["gpu", *names] and "NVIDIA_TF32_OVERRIDE" not in env
+        return subprocess.CompletedProcess(command, 0, f"{names[0]} same\n{names[1]} Result(difference=0.1)\n", "")
+
+    return run
 
 
 def test_two_processes_train() -> None:
