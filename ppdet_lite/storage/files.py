@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import IO, Any, BinaryIO, TextIO
 
 from ppdet_lite.core.errors import UserError
 
@@ -18,6 +18,7 @@ except ImportError:  # not POSIX
     fcntl = None
 
 LOCK = ".lock"
+HAS_LOCKS = fcntl is not None  # whether files can be locked against other processes
 
 
 @contextlib.contextmanager
@@ -139,7 +140,27 @@ def _acquire_lock(path: Path) -> TextIO:
             return lock
 
 
-def _is_at(file: TextIO, path: Path) -> bool:
+@contextlib.contextmanager
+def open_locked(path: Path, on_wait: Callable[[], None]) -> Iterator[BinaryIO]:
+    """Open a file for appending and reading, and lock it against other processes until the end of the block.
+
+    `on_wait` is called before waiting for a process that has the lock. The block may rename or remove the file: the
+    next process then creates a new one. Does not lock without `HAS_LOCKS`. Raises OSError.
+    """
+    while True:
+        with path.open("a+b") as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    on_wait()
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file, path):
+                yield file
+                return
+
+
+def _is_at(file: IO, path: Path) -> bool:
     """Return whether an open file is the file at a path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

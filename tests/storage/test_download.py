@@ -4,13 +4,16 @@ import hashlib
 import http.server
 import logging
 import threading
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.download import resolve_weights
+from ppdet_lite.storage import download
+from ppdet_lite.storage.download import Remote, cached_file, resolve_weights
 
 CONTENT = b"weights" * 1000
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -18,7 +21,11 @@ URL = "https://example.org/models/w%2B1.pdparams?raw=true"
 
 
 class Site:
-    """A web server on this machine; its opener sends https://example.org there."""
+    """A web server on this machine; its opener sends https://example.org there.
+
+    It serves `content` whole, or the range that is asked for if the file is the one of If-Range. /gone does not exist,
+    /broken breaks each connection after 3000 bytes, and /whole knows neither versions nor ranges.
+    """
 
     def __init__(self) -> None:
         site = self
@@ -26,24 +33,40 @@ class Site:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 site.asked.append(self.path)
+                site.ranges.append(self.headers.get("Range"))
                 if self.path.startswith("/gone"):
                     self.send_error(404)
                     return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(CONTENT)))
+                has_versions = not self.path.startswith("/whole")
+                tag, start = f'"{hashlib.md5(site.content).hexdigest()}"', 0
+                if has_versions and self.headers.get("Range") and self.headers.get("If-Range") in (tag, site.trusts):
+                    start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                if start >= len(site.content):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(site.content) - 1}/{len(site.content)}")
+                if has_versions:
+                    self.send_header("ETag", tag)
+                self.send_header("Content-Length", str(len(site.content) - start))
                 self.end_headers()
-                self.wfile.write(CONTENT[: 700 if self.path.startswith("/broken") else None])
+                breaks = self.path.startswith(("/broken", "/whole/broken"))
+                self.wfile.write(site.content[start : start + 3000 if breaks else None])
 
             def log_message(self, *_):
                 pass
 
+        self.content, self.trusts = CONTENT, None  # trusts: a version that it wrongly takes for the current one
         self.asked: list[str] = []
+        self.ranges: list[str | None] = []
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def open(self, url: str, timeout: float):
-        local = url.replace("https://example.org", f"http://127.0.0.1:{self.server.server_port}")
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(local, timeout=timeout)
+    def open(self, request: urllib.request.Request, timeout: float):
+        local = request.full_url.replace("https://example.org", f"http://127.0.0.1:{self.server.server_port}")
+        proxyless = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return proxyless.open(urllib.request.Request(local, headers=dict(request.header_items())), timeout=timeout)
 
 
 @pytest.fixture
@@ -52,6 +75,10 @@ def site():
     yield site
     site.server.shutdown()
     site.server.server_close()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_local_path_must_exist(tmp_path, monkeypatch):
@@ -92,7 +119,7 @@ def test_a_download_happens_once(tmp_path, site, checksum):
     assert (tmp_path / "cache") in first.parents
     assert resolve_weights(f"{URL}#{checksum}", tmp_path / "cache", site.open) == first
     assert site.asked == ["/models/w%2B1.pdparams?raw=true"]
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [first]
+    assert files(tmp_path) == [first]
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path, site, caplog, monkeypatch):
@@ -104,13 +131,11 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path, site, caplog, mo
     assert "its sha256 differs from the one given; downloading it again" in caplog.text
 
 
-@pytest.mark.parametrize("folder", ["models", "broken"])
-def test_a_wrong_or_cut_file_is_not_kept(tmp_path, site, folder):
-    wanted = SHA if folder == "broken" else "0" * 64
-    found = hashlib.sha256(CONTENT[:700]).hexdigest() if folder == "broken" else SHA
-    with pytest.raises(UserError, match=f"its sha256 is {found}, not {wanted}: incomplete, or another file"):
-        resolve_weights(f"https://example.org/{folder}/w.pdparams#sha256={wanted}", tmp_path, site.open)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+def test_another_file_is_not_kept(tmp_path, site):
+    wanted = "0" * 64
+    with pytest.raises(UserError, match=f"its sha256 is {SHA}, not {wanted}: incomplete, or another file"):
+        resolve_weights(f"https://example.org/models/w.pdparams#sha256={wanted}", tmp_path, site.open)
+    assert files(tmp_path) == []
 
 
 def test_a_failed_download_says_what_to_put_where(tmp_path, site):
@@ -152,3 +177,128 @@ def test_the_cache_folder(tmp_path, site, monkeypatch):
     monkeypatch.setenv("PPDET_LITE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"the cache cannot be used: .*; set PPDET_LITE_CACHE"):
         cache()
+
+
+BROKEN = "https://example.org/broken/w.pdparams"
+
+
+def test_a_broken_connection_is_continued(tmp_path, site, caplog, monkeypatch):
+    """Of 7000 bytes each connection brings 3000."""
+    monkeypatch.setattr(logging.getLogger("ppdet_lite"), "propagate", True)
+    path = resolve_weights(f"{BROKEN}#sha256={SHA}", tmp_path, site.open)
+    assert path.read_bytes() == CONTENT and files(tmp_path) == [path]
+    assert site.ranges == [None, "bytes=3000-", "bytes=6000-"]
+    assert caplog.text.count("the connection broke; continuing") == 2
+
+
+def interrupted(tmp_path, site, monkeypatch, spec=f"{BROKEN}#sha256={SHA}") -> Path:
+    """Leave the first 3000 bytes in the cache, as a run that ended does, and return their file."""
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    with pytest.raises(UserError, match=r"\(the connection ended after 3000 of 7000 bytes\); try again to continue"):
+        resolve_weights(spec, tmp_path, site.open)
+    part, _ = files(tmp_path)
+    assert part.name == "w.pdparams.part" and part.read_bytes() == site.content[:3000]
+    site.ranges.clear()
+    monkeypatch.undo()
+    return part
+
+
+def test_another_run_continues_a_download(tmp_path, site, monkeypatch):
+    interrupted(tmp_path, site, monkeypatch)
+    path = resolve_weights(f"{BROKEN}#sha256={SHA}", tmp_path, site.open)
+    assert path.read_bytes() == CONTENT and files(tmp_path) == [path]
+    assert site.ranges[0] == "bytes=3000-"
+
+
+@pytest.mark.parametrize("trusts_any", [False, True])
+def test_a_file_that_was_changed_meanwhile_starts_anew(tmp_path, site, monkeypatch, trusts_any):
+    """Also if the server answers with the rest of another file."""
+    interrupted(tmp_path, site, monkeypatch)
+    site.trusts = f'"{hashlib.md5(CONTENT).hexdigest()}"' if trusts_any else None
+    site.content = b"another" * 1000
+    url = BROKEN.replace("broken", "models")
+    spec = f"{url}#sha256={hashlib.sha256(site.content).hexdigest()}"
+    for name in ("w.pdparams.part", "w.pdparams.part.version"):
+        target = tmp_path / spec.partition("sha256=")[2][:16] / name
+        target.parent.mkdir(exist_ok=True)
+        (tmp_path / SHA[:16] / name).rename(target)
+    assert resolve_weights(spec, tmp_path, site.open).read_bytes() == site.content
+    assert site.ranges[0] == "bytes=3000-"
+
+
+def test_a_server_without_versions_starts_anew(tmp_path, site, monkeypatch):
+    spec = f"https://example.org/whole/broken/w.pdparams#sha256={SHA}"
+    interrupted(tmp_path, site, monkeypatch, spec)
+    with pytest.raises(UserError, match="the connection ended after 3000 of 7000 bytes"):
+        resolve_weights(spec, tmp_path, site.open)
+    assert set(site.ranges) == {None}
+
+
+def test_a_part_longer_than_the_file_starts_anew(tmp_path, site, monkeypatch):
+    part = interrupted(tmp_path, site, monkeypatch)
+    part.write_bytes(CONTENT + b"more")
+    path = resolve_weights(f"{BROKEN}#sha256={SHA}", tmp_path, site.open)
+    assert path.read_bytes() == CONTENT and site.ranges[:2] == ["bytes=7004-", None]
+
+
+def test_the_first_digits_of_a_checksum_are_checked(tmp_path, site):
+    url = "https://example.org/models/w.pth"
+    path = cached_file(Remote(url, "sha256", SHA[:8]), tmp_path / "w.pth", site.open)
+    assert path.read_bytes() == CONTENT
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    assert cached_file(Remote(url, "md5", md5[:6]), path, site.open) == path and len(site.asked) == 1
+    with pytest.raises(UserError, match=rf"w\.pth: its sha256 is {SHA}, not 00000000\.\.\.: incomplete, or another"):
+        cached_file(Remote(url, "sha256", "00000000"), tmp_path / "x.pth", site.open)
+    assert files(tmp_path) == [path, tmp_path / "w.pth.sha256"]
+
+
+def test_a_file_without_a_published_checksum_stays_the_first(tmp_path, site):
+    """Its SHA-256 is recorded, and neither a change in the cache nor one on the server is accepted."""
+    remote, path = Remote("https://example.org/models/w.pth"), tmp_path / "w.pth"
+    cached_file(remote, path, site.open)
+    record = tmp_path / "w.pth.sha256"
+    assert record.read_text() == f"{SHA}  w.pth\n"
+    path.write_bytes(CONTENT[:-1] + b"!")
+    changed = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError) as caught:
+        cached_file(remote, path, site.open)
+    assert str(caught.value) == (
+        f"{path}: its sha256 is {changed}, but {SHA} was recorded at the first download: the file was changed; delete "
+        f"it to download it again, and delete {record} if you trust the new one"
+    )
+    path.unlink()
+    site.content = b"changed" * 1000
+    with pytest.raises(UserError, match="the file at this address was changed; ask its publisher, and delete"):
+        cached_file(remote, path, site.open)
+    assert files(tmp_path) == [record]
+    site.content = CONTENT
+    assert cached_file(remote, path, site.open).read_bytes() == CONTENT
+
+
+def test_a_file_put_there_by_hand_is_used_and_checked(tmp_path, site):
+    remote, path = Remote("https://example.org/gone/w.pth", "sha256", SHA[:8]), tmp_path / "zoo/w.pth"
+    with pytest.raises(UserError, match=rf"download https://example\.org/gone/w\.pth yourself and put it at {path}$"):
+        cached_file(remote, path, site.open)
+    path.write_bytes(CONTENT[1:])
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        cached_file(remote, path, site.open)
+    assert path.exists()  # it was not removed
+    path.write_bytes(CONTENT)
+    assert cached_file(remote, path, site.open) == path
+
+
+def test_processes_that_want_the_same_file_download_it_once(tmp_path, site):
+    """Threads have locks of their own here: each opens the file."""
+    remote, path = Remote("https://example.org/models/w.pth", "sha256", SHA[:8]), tmp_path / "w.pth"
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: cached_file(remote, path, site.open).read_bytes(), range(8)))
+    assert found == [CONTENT] * 8 and site.asked == ["/models/w.pth"]
+    assert files(tmp_path) == [path, tmp_path / "w.pth.sha256"]
+
+
+def test_redirections_stay_on_https():
+    handler = download._OnlyHttps()
+    request = urllib.request.Request("https://example.org/w")
+    with pytest.raises(urllib.error.URLError, match=r"redirected to http://example\.org/w, which is not https"):
+        handler.redirect_request(request, None, 302, "Found", {}, "http://example.org/w")
+    assert handler.redirect_request(request, None, 302, "Found", {}, "https://example.org/v").full_url[-1] == "v"
