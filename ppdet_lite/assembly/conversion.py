@@ -1,6 +1,5 @@
 """Conversion of other projects' detector weights into runs of this project, and back."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,6 @@ from ppdet_lite.assembly.setup import (
     CLASSIFIER,
     build_uninitialized,
     detection_arrays,
-    load_config,
     read_detector,
     state_shapes,
 )
@@ -18,7 +16,6 @@ from ppdet_lite.config.messages import join_with_or
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.coco_file import read_categories
-from ppdet_lite.peers.config_differences import DIFFERENCES, IN_ALL_PROJECTS
 from ppdet_lite.peers.dataset_classes import known_classes
 from ppdet_lite.peers.files import PeerFile, read_peer_file
 from ppdet_lite.peers.names import PEERS, find_peer
@@ -36,12 +33,6 @@ class Classes(NamedTuple):
     category_ids: list[int]
 
 
-def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> Config:
-    """Load a config with another project's settings where they differ; the user's overrides take precedence."""
-    differences = DIFFERENCES[peer](load_config(path, overrides))
-    return load_config(path, [*IN_ALL_PROJECTS, *differences, *overrides])
-
-
 def checked_peer(name: str) -> str:
     """Return `name` if it is a project in `PEERS`; raise UserError otherwise."""
     if name not in PEERS:
@@ -56,8 +47,10 @@ def convert_file(
     folder: Path,
     annotations: Path | None = None,
     bn_epsilon: float | None = None,
-) -> None:
+) -> int:
     """Convert another project's detector into a run folder: config.yml, classes.json and checkpoints/best.
+
+    Returns the number of arrays.
 
     bn_epsilon: epsilon of the file's frozen batch norms if it is not 1e-5; 0 for torchvision's COCO_V1 weights.
 
@@ -92,8 +85,7 @@ def convert_file(
     }
     save_checkpoint(folder / "checkpoints/best", {"model": report.matched}, meta)
     write_run_files(folder, config, *classes)
-    get_logger().info("%d arrays of %s converted into %s", len(report.matched), file, folder)
-    get_logger().info("evaluate it: ppdet-lite eval -c %s -o weights=%s", folder / "config.yml", folder)
+    return len(report.matched)
 
 
 def write_peer_weights(peer: str, config: Config, weights: Path, file: Path) -> None:

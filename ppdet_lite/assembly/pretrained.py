@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from ppdet_lite.assembly.class_layers import CLASSIFIERS, ClassMatch, match_classes, with_class_count
+from ppdet_lite.assembly.converted_settings import MODEL, PIXELS, warn_about_conversion
 from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
+from ppdet_lite.assembly.zoo import initial_weights
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.peers.files import read_peer_file
 from ppdet_lite.peers.names import PEERS, find_peer
 from ppdet_lite.peers.names.classifiers import caffe2_classifier, ppdet_classifier
-from ppdet_lite.storage.download import resolve_weights
 from ppdet_lite.storage.state_dicts import log_prefix, prefix_candidates
 from ppdet_lite.storage.weights import LoadReport, Weights, match_weights, read_weights
 
@@ -22,9 +24,15 @@ REMEDY = "Use weights of this backbone, or pretrain_weights: null for random ini
 
 
 def load_pretrained(
-    model: FasterRCNN, spec: str, class_names: Sequence[str] | None = None, class_map: Mapping[str, str] | None = None
+    model: FasterRCNN,
+    spec: str,
+    class_names: Sequence[str] | None = None,
+    class_map: Mapping[str, str] | None = None,
+    config: Config | None = None,
 ) -> LoadReport:
     """Load `pretrain_weights` into a model: a whole detector, or a classifier whose layers the backbone shares.
+
+    spec: a path, https://...#sha256=..., or zoo:NAME.
 
     The names in the file may be those of this project, of Paddle's or torchvision's ResNets, of PaddleDetection, of
     Caffe2 (detectron2's MSRA files), or of a detector in `PEERS`. The naming under which most arrays fit is used.
@@ -32,9 +40,13 @@ def load_pretrained(
     class_names: the model's classes. If the file is a detector with other class names, the outputs of shared classes
     are copied by name, after class_map renamed those in the file (see `match_classes`).
 
+    config: the model's, for a warning if converted weights were trained with other settings.
+
     Arrays that do not fit are logged by name. Raises UserError if no array fits.
     """
-    weights = _read(resolve_weights(spec))
+    weights = _read(initial_weights(spec))
+    if config is not None:
+        warn_about_conversion(config, weights, (*MODEL, *PIXELS))
     wanted = state_shapes(model)
     source_classes = weights.meta.get("class_names")
     has_other_classes = None not in (source_classes, class_names) and (source_classes != list(class_names) or class_map)

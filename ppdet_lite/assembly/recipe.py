@@ -110,9 +110,10 @@ class Runtime:
 class Recipe:
     """The root of a config.
 
-    weights: a trained model for evaluation, inference and export: a run or checkpoint folder, .safetensors, .pdparams.
-    pretrain_weights: initial weights for training: a local path, or https://...#sha256=... (also #md5=...); null for
-        random initialization.
+    weights: a trained model for evaluation, inference and export: a run or checkpoint folder, .safetensors, .pdparams,
+        or zoo:NAME.
+    pretrain_weights: initial weights for training: a local path, zoo:NAME (see `ppdet-lite zoo list`), or
+        https://...#sha256=... (also #md5=...); null for random initialization.
     pretrain_class_map: {name in pretrain_weights: name in the data} for classes of a trained detector whose names
         differ.
     output: the parent folder of run folders, each of which has the name of its config file.

@@ -1,5 +1,6 @@
 """Construction of datasets and models from a checked config."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 import paddle
 
 from ppdet_lite.assembly.recipe import Recipe
-from ppdet_lite.assembly.trained_preprocess import warn_about_preprocess
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.load import load_tree
@@ -22,9 +22,11 @@ from ppdet_lite.data.annotations.problems import raise_if_refused
 from ppdet_lite.data.annotations.training_checks import training_problems
 from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.peers.config_differences import DIFFERENCES, IN_ALL_PROJECTS
 from ppdet_lite.peers.names import find_peer
+from ppdet_lite.peers.zoo import find_detector, is_zoo
 from ppdet_lite.storage.state_dicts import without_wrapper
-from ppdet_lite.storage.weights import Weights, match_weights, read_weights
+from ppdet_lite.storage.weights import Weights, read_weights
 
 CLASSIFIER = "predictor.classify.bias"  # a weight that every detector has, with an entry per class and background
 TRAINING_ONLY = "mimic."  # prefix of the weights in a checkpoint that detection does not use
@@ -41,7 +43,14 @@ class TrainedModel(NamedTuple):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a config; `overrides` are "a.b=value" strings. Raises UserError with one line per mistake."""
+    """Read and check a config; `overrides` are "a.b=value" strings. Raises UserError with one line per mistake.
+
+    path: a file, the name of a recipe, or "zoo:NAME" for the config of published weights, from which training starts.
+    """
+    if is_zoo(path):
+        entry = find_detector(path)
+        start = f"pretrain_weights={json.dumps(entry.spec)}"  # quoted: YAML requires it for a value with a colon
+        return peer_config(str(entry.recipe), entry.peer, [*entry.overrides, start, *overrides])
     try:
         config = check(load_tree(path, overrides), Recipe)
     except RecursionError:
@@ -49,6 +58,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for key in ("preprocess", "augment", "loader"):  # their constructors reject combinations of keys
         build(config["data"][key])
     return config
+
+
+def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> Config:
+    """Load a config with another project's settings where they differ; the user's overrides take precedence."""
+    differences = DIFFERENCES[peer](load_config(path, overrides))
+    return load_config(path, [*IN_ALL_PROJECTS, *differences, *overrides])
 
 
 def run_folder(config: Config, config_path: str | Path) -> Path:
@@ -155,32 +170,6 @@ def build_uninitialized(config: Config, class_names: Sequence[str]) -> FasterRCN
     """
     with paddle.LazyGuard():
         return build_model(config, class_names, for_training=False)
-
-
-def load_trained(config: Config) -> TrainedModel:
-    """Load the model in `weights:`. Raises UserError unless the file contains every weight of the model."""
-    if config["weights"] is None:
-        raise UserError("no weights given; add -o weights=output/NAME or another checkpoint, .safetensors or .pdparams")
-    weights = read_detector(Path(config["weights"]))
-    if (peer := find_peer(weights.arrays)) is not None:
-        raise UserError(
-            f"{weights.source}: weights of another project; convert them: "
-            f"ppdet-lite convert-weights --from {peer} -c CONFIG {weights.source} FOLDER"
-        )
-    if "class_names" in weights.meta:
-        class_names, category_ids = weights.meta["class_names"], weights.meta["category_ids"]
-    else:  # a bare weights file: use the class order of the training annotations
-        dataset = build_dataset(config, "train")
-        class_names, category_ids = dataset.class_names, dataset.category_ids.tolist()
-        get_logger().warning("%s has no class names; using those of %s", weights.source, dataset.file)
-    model = build_uninitialized(config, class_names)
-    report = match_weights(state_shapes(model), detection_arrays(weights))
-    report.require_complete(weights.source)
-    model.set_state_dict(report.matched)
-    model.eval()
-    preprocess = build(config["data"]["preprocess"])
-    warn_about_preprocess(preprocess, weights)
-    return TrainedModel(model, class_names, category_ids, preprocess, weights.source)
 
 
 def read_detector(path: Path) -> Weights:

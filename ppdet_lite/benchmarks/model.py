@@ -15,7 +15,8 @@ import numpy as np
 import paddle
 
 from ppdet_lite.assembly.batch_tensors import training_arguments
-from ppdet_lite.assembly.setup import build_model, load_trained, use_device
+from ppdet_lite.assembly.setup import build_model, use_device
+from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.benchmarks.loader import bench_data
 from ppdet_lite.benchmarks.timing import WARM_UP, summary, time_alternately
 from ppdet_lite.config.checked_config import Config

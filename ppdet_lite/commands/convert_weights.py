@@ -30,13 +30,15 @@ def main() -> None:
     with runtime.quiet_import():
         import paddle
 
-        from ppdet_lite.assembly import conversion
+        from ppdet_lite.assembly import conversion, setup
     log.configure()
     paddle.set_device("cpu")
     peer = conversion.checked_peer(args.source or args.target)
-    config = conversion.peer_config(args.config, peer, cli.overrides(args))
+    config = setup.peer_config(args.config, peer, cli.overrides(args))
     cli.handle_print_config(args, config)
     if args.target:
         conversion.write_peer_weights(peer, config, args.src, args.dst)
     else:
-        conversion.convert_file(peer, config, args.src, args.dst, args.classes, args.bn_epsilon)
+        count = conversion.convert_file(peer, config, args.src, args.dst, args.classes, args.bn_epsilon)
+        log.get_logger().info("%d arrays of %s converted into %s", count, args.src, args.dst)
+        log.get_logger().info("evaluate it: ppdet-lite eval -c %s -o weights=%s", args.dst / "config.yml", args.dst)

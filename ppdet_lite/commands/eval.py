@@ -1,6 +1,7 @@
 """Evaluate with the COCO metric: ppdet-lite eval -c CONFIG -o weights=PATH [--report DIR]
 
---model DIR|FILE.onnx evaluates an exported model; --results FILE scores existing results; --compare A B compares two.
+--model DIR|FILE.onnx evaluates an exported model, and --model zoo:NAME published weights, for which -c is optional;
+--results FILE scores existing results; --compare A B compares two.
 """
 
 from pathlib import Path
@@ -10,9 +11,9 @@ from ppdet_lite.core import cli, log, runtime
 
 def main() -> None:
     """Parse the arguments and run the command."""
-    parser = cli.config_parser(__doc__)
+    parser = cli.config_parser(__doc__, required=False)
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--model", metavar="PATH", type=Path, help="evaluate this exported model")
+    given.add_argument("--model", metavar="PATH", help="evaluate this exported model, or published weights: zoo:NAME")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also write an error analysis: HTML, JSON, CSV")
@@ -20,6 +21,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.score is not None and (args.report is None or args.compare or not 0 <= args.score <= 1):
         parser.error("--score is a number from 0 to 1 and requires --report")
+    from ppdet_lite.peers.zoo import is_zoo
+
+    args.config = args.config or (args.model if is_zoo(args.model or "") else None)
+    if args.config is None:
+        parser.error("-c CONFIG is required, except with --model zoo:NAME")
     with runtime.quiet_import():
         from paddle import distributed
 

@@ -26,11 +26,11 @@ def main() -> None:
     with runtime.quiet_import():
         import paddle
 
-        from ppdet_lite.assembly import setup
+        from ppdet_lite.assembly import setup, trained
         from ppdet_lite.deployment.export import choose_images, export
     config = setup.load_config(args.config, cli.overrides(args))
     cli.handle_print_config(args, config)
     log.configure()
     paddle.set_device("cpu")
     images = choose_images(config, args.images, args.count)
-    export(setup.load_trained(config), args.output, images, args.format)
+    export(trained.load_trained(config), args.output, images, args.format)

@@ -1,6 +1,6 @@
 """Detect in images or videos: ppdet-lite infer -c CONFIG -o weights=PATH --input PATH --output DIR [--score 0.5]
 
-Instead of -c, --model selects a run folder, an exported folder or an exported .onnx file.
+Instead of -c, --model selects a run folder, an exported folder, an exported .onnx file, or published weights: zoo:NAME.
 """
 
 import argparse
@@ -13,7 +13,7 @@ def main() -> None:
     """Parse the arguments and run the command."""
     parser = cli.config_parser(__doc__, required=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", metavar="PATH", type=Path, help="a run folder, an exported folder or an .onnx file")
+    parser.add_argument("--model", metavar="PATH", help="a run folder, an exported folder, an .onnx file, or zoo:NAME")
     sources = "an image, a folder of images (with its subfolders), a video, or camera:0"
     parser.add_argument("--input", metavar="PATH", type=Path, help=sources)
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for visualizations and detections as JSON")

@@ -33,10 +33,10 @@ def main() -> None:
     if not args.print_config and (args.input is None or args.output is None):
         parser.error("--input and --output are required")
     with runtime.quiet_import():
-        from ppdet_lite.assembly import setup
+        from ppdet_lite.assembly import setup, trained
         from ppdet_lite.evaluation.offsets import draw_offsets
     config = setup.load_config(args.config, cli.overrides(args))
     cli.handle_print_config(args, config)
     log.configure()
     setup.use_device(config)
-    draw_offsets(setup.load_trained(config), args.input, args.output, args.points, args.stage)
+    draw_offsets(trained.load_trained(config), args.input, args.output, args.points, args.stage)

@@ -9,7 +9,9 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 import PIL.Image  # installed with Paddle
 
-from ppdet_lite.assembly.setup import TrainedModel, load_config, load_trained, use_device
+from ppdet_lite.assembly.setup import TrainedModel, load_config, use_device
+from ppdet_lite.assembly.trained import load_trained
+from ppdet_lite.assembly.zoo import trained_weights
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.decoding import from_pillow, load_image
@@ -59,11 +61,13 @@ class Detector:
     def load(cls, source: str | Path, device: Literal["auto", "cpu", "gpu"] = "auto") -> "Detector":
         """Read a run folder, one of its checkpoints, an exported folder, or an exported .onnx file.
 
+        "zoo:NAME" downloads and converts published weights once, see `ppdet-lite zoo list`.
+
         device: where a trained model runs; auto uses a GPU if there is one. Exported models run on the CPU.
 
         Raises UserError for anything else, and for files that are damaged or were written by another program.
         """
-        source = Path(source)
+        source = trained_weights(source)
         if not source.exists():
             raise UserError(f"{source}: no such file or folder; give a run folder, an exported folder or an .onnx file")
         if is_exported(source):
@@ -148,7 +152,7 @@ class _ImageList:
         return image if isinstance(image, np.ndarray) else load_image(str(image))
 
 
-def select_detector(config: Config | None, model: Path | None) -> Detector:
+def select_detector(config: Config | None, model: str | Path | None) -> Detector:
     """Load a tool's detector: `model` (see `Detector.load`) if given, else the weights of the config."""
     if model is None:
         use_device(config)

@@ -72,7 +72,8 @@ class Run:
         warn_about_batch(data.train.epoch_length, data.loader.batch_size, self.world, self.accumulate)
         is_random = start is None and config["pretrain_weights"] is None
         if start is None and not is_random:
-            load_pretrained(model, config["pretrain_weights"], data.train.class_names, config["pretrain_class_map"])
+            spec, class_map = config["pretrain_weights"], config["pretrain_class_map"]
+            load_pretrained(model, spec, data.train.class_names, class_map, config)
         freeze(model, config["train"]["freeze"])
         warn_about_norms(model, data.loader.batch_size, is_random)
         warn_about_sizes(data.augment.short_sides, data.preprocess.short_side)

@@ -22,6 +22,7 @@ from ppdet_lite.assembly.setup import (
     run_folder,
     use_device,
 )
+from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.box_head import ConvFCHead

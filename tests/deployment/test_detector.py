@@ -12,7 +12,8 @@ import PIL.Image
 import pytest
 
 import ppdet_lite
-from ppdet_lite.assembly.setup import load_config, load_trained
+from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.deployment.description import DESCRIPTION

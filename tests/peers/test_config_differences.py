@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ppdet_lite.assembly.conversion import peer_config
+from ppdet_lite.assembly.setup import peer_config
 from ppdet_lite.peers.config_differences import DIFFERENCES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

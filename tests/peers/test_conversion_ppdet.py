@@ -7,8 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_uninitialized, load_config, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, load_config, peer_config, state_shapes
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.evaluation.offsets import record_arguments
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN

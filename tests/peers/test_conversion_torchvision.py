@@ -6,8 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_uninitialized, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, peer_config, state_shapes
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.loading.transforms import Batch, collate, image_sample

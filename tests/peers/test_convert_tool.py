@@ -13,8 +13,9 @@ import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ppdet_lite.assembly.conversion import peer_config, write_peer_weights
-from ppdet_lite.assembly.setup import build_model, load_config, load_trained, state_shapes
+from ppdet_lite.assembly.conversion import write_peer_weights
+from ppdet_lite.assembly.setup import build_model, load_config, peer_config, state_shapes
+from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.peers.names import PEERS
 from ppdet_lite.storage.pdparams import read_pdparams, write_pdparams

@@ -7,8 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_model, state_shapes
+from ppdet_lite.assembly.setup import build_model, peer_config, state_shapes
 from ppdet_lite.peers.dataset_classes import COCO_IDS, COCO_NAMES, VOC_NAMES
 from ppdet_lite.peers.names import PEERS, find_peer
 from tests.oracles import manifest

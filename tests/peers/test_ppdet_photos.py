@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from ppdet_lite.assembly.conversion import peer_config
-from ppdet_lite.assembly.setup import build_uninitialized, state_shapes
+from ppdet_lite.assembly.setup import build_uninitialized, peer_config, state_shapes
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.loading.transforms import collate, image_sample

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from visualdl import LogReader
 
 from ppdet_lite.assembly.pretrained import load_pretrained
-from ppdet_lite.assembly.setup import build_model, load_config, load_trained
+from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.benchmarks.loader import bench_data
 from ppdet_lite.benchmarks.model import bench_train
 from ppdet_lite.core.errors import RunFailed, UserError
