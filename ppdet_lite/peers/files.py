@@ -9,6 +9,7 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.peers.torch_files import Placeholder, TorchUnpickler, UnsupportedTensor, is_legacy, load_torch
 from ppdet_lite.storage.array_pickle import flatten, one_line
+from ppdet_lite.storage.content_limit import ContentLimit
 from ppdet_lite.storage.state_dicts import STATES, float32_arrays, select_weights
 from ppdet_lite.storage.weights import read_weights
 
@@ -24,17 +25,18 @@ class PeerFile(NamedTuple):
 def read_peer_file(path: Path) -> PeerFile:
     """Read the weights, as float32, and, if present, the class names of another project's file.
 
-    Executes nothing in the file. Raises UserError for a file that is missing or damaged or a whole pickled model, and
-    for a weight that is not numeric or not finite.
+    Executes nothing in the file. Raises UserError for a file that is missing, damaged, a whole pickled model, or small
+    and would become huge, and for a weight that is not numeric or not finite.
     """
     path = Path(path)
     if path.suffix in (".pdparams", ".safetensors") or path.is_dir():
         weights = read_weights(path)
         return PeerFile(weights.arrays, None, weights.source)
     try:
-        content = _load(path)
+        limit = ContentLimit(path)
+        content = _load(path, limit)
         _refuse_model(path, content)
-        arrays = flatten(_state(content, path))
+        arrays = flatten(_state(content, path), limit)
     except UserError:
         raise
     except UnsupportedTensor as error:
@@ -46,14 +48,14 @@ def read_peer_file(path: Path) -> PeerFile:
     return PeerFile(float32_arrays(arrays, str(path)), _class_names(content), str(path))
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, limit: ContentLimit) -> Any:
     with path.open("rb") as file:
         if not file.read(1):
             raise ValueError("the file is empty")
     if zipfile.is_zipfile(path) or is_legacy(path):
-        return load_torch(path)
+        return load_torch(path, limit)
     with path.open("rb") as file:  # a pickle of NumPy arrays, as in detectron2's model zoo
-        return TorchUnpickler(file, encoding="latin1").load()
+        return TorchUnpickler(file, limit, encoding="latin1").load()
 
 
 def _refuse_model(path: Path, content: Any) -> None:

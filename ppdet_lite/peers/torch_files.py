@@ -1,21 +1,25 @@
 """Reads both formats of torch.save without torch, and without executing anything in the file.
 
 Since torch 1.6, a file is a zip archive: `data.pkl` describes the tensors, `data/<key>` has the bytes of a storage.
+torch does not compress them; entries that another program has compressed are read up to the `ContentLimit`.
 The legacy format is a sequence of pickles (magic number, version, system information, the objects, the storages' keys)
 followed by the storages. Objects that are not part of a tensor become placeholders: they are ignored beside the weights
 and refused among them.
 """
 
+import io
+import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ppdet_lite.storage.array_pickle import ArrayUnpickler
+from ppdet_lite.storage.content_limit import ContentLimit
 from ppdet_lite.storage.state_dicts import from_bfloat16
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -92,8 +96,8 @@ class TorchUnpickler(ArrayUnpickler):
         return {
             **super().allowed_names(),
             **storages,
-            "collections.OrderedDict": StateDict,
-            "torch.Size": tuple,
+            "collections.OrderedDict": self._state_dict,
+            "torch.Size": self._tuple,
             "torch._utils._rebuild_tensor": self._tensor,
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": self._parameter,
@@ -123,20 +127,23 @@ class TorchUnpickler(ArrayUnpickler):
             raise ValueError("a tensor without a storage")
         return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
+    def _state_dict(self, items: Iterable = ()) -> StateDict:
+        return StateDict(self._dict(items))
+
     def _parameter(self, tensor: Tensor, *_: Any) -> Tensor:
         return tensor
 
 
-def load_torch(path: Path) -> Any:
+def load_torch(path: Path, limit: ContentLimit) -> Any:
     """Return the content of a file of torch.save, with tensors as arrays (bfloat16 as float32).
 
-    Raises ValueError and other exceptions for a damaged file.
+    Raises ValueError and other exceptions for a damaged file, UserError above the limit.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return _load_zip(archive)
+            return _load_zip(archive, limit)
     with path.open("rb") as file:
-        return _load_legacy(file)
+        return _load_legacy(file, limit)
 
 
 def is_legacy(path: Path) -> bool:
@@ -146,11 +153,12 @@ def is_legacy(path: Path) -> bool:
         return number in file.read(64)
 
 
-def _load_zip(archive: zipfile.ZipFile) -> Any:
+def _load_zip(archive: zipfile.ZipFile, limit: ContentLimit) -> Any:
+    limit.check(sum(entry.file_size for entry in archive.infolist()))  # before anything is decompressed
     names = archive.namelist()
     (description,) = [name for name in names if name.endswith("data.pkl") and name.count("/") <= 1]
     root = description.removesuffix("data.pkl")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in names and _read_entry(archive, f"{root}byteorder") != b"little":
         raise ValueError("written on a big-endian machine")
     sizes = {name: archive.getinfo(name).file_size for name in names}
 
@@ -158,17 +166,26 @@ def _load_zip(archive: zipfile.ZipFile) -> Any:
         name = f"{root}data/{storage.key}"
         if sizes.get(name) != storage.count * _size(storage.kind):
             raise ValueError(f"storage {storage.key} has {sizes.get(name)} bytes")
-        return archive.read(name)
+        return _read_entry(archive, name)
 
-    with archive.open(description) as file:
-        return _with_arrays(TorchUnpickler(file).load(), read, {})
+    content = TorchUnpickler(io.BytesIO(_read_entry(archive, description)), limit).load()
+    return _with_arrays(content, read, limit)
 
 
-def _load_legacy(file: BinaryIO) -> Any:
+def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return an entry's bytes. `archive.read` would decompress all of them, even more than the entry declares."""
+    entry = archive.getinfo(name)
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"entry {name} has compression method {entry.compress_type}")
+    with archive.open(entry) as file:
+        return file.read(entry.file_size)
+
+
+def _load_legacy(file: BinaryIO, limit: ContentLimit) -> Any:
     for _ in range(3):  # magic number, version, system information
-        TorchUnpickler(file).load()
-    content, keys = TorchUnpickler(file).load(), TorchUnpickler(file).load()
-    storages = {storage.key: storage for storage in _storages(content)}
+        TorchUnpickler(file, limit).load()
+    content, keys = TorchUnpickler(file, limit).load(), TorchUnpickler(file, limit).load()
+    storages = _storages(content)
     if not storages:  # such as a whole model, whose tensors are in a placeholder
         return content
     data = {}
@@ -180,31 +197,49 @@ def _load_legacy(file: BinaryIO) -> Any:
         data[key] = file.read(size)
         if len(data[key]) != size:
             raise ValueError("the file ends too early")
-    return _with_arrays(content, lambda storage: data[storage.key], {})
+    return _with_arrays(content, lambda storage: data[storage.key], limit)
 
 
-def _storages(content: Any) -> list[Storage]:
-    if isinstance(content, Tensor):
-        return [content.storage]
-    values = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
-    return [storage for value in values for storage in _storages(value)]
+def _storages(content: Any) -> dict[str, Storage]:
+    """Return the storages of all tensors in the content, by key."""
+    found: dict[str, Storage] = {}
+
+    def add(tensor: Tensor) -> Tensor:
+        found[tensor.storage.key] = tensor.storage
+        return tensor
+
+    _map_tensors(content, add, {})
+    return found
 
 
-def _with_arrays(content: Any, read: Callable[[Storage], bytes], seen: dict[str, np.ndarray]) -> Any:
+def _with_arrays(content: Any, read: Callable[[Storage], bytes], limit: ContentLimit) -> Any:
     """Replace tensors in the content by arrays. A storage that several tensors share is read once."""
-    if isinstance(content, Tensor):
-        storage = content.storage
-        if storage.key not in seen:
-            seen[storage.key] = _numbers(read(storage), storage.kind)
-        return _view(seen[storage.key], content)
-    if isinstance(content, Mapping):
-        return {key: _with_arrays(value, read, seen) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_with_arrays(value, read, seen) for value in content]
-    return content
+    numbers: dict[str, np.ndarray] = {}
+
+    def to_array(tensor: Tensor) -> np.ndarray:
+        storage = tensor.storage
+        if storage.key not in numbers:
+            numbers[storage.key] = _numbers(read(storage), storage.kind)
+        return _view(numbers[storage.key], tensor, limit)
+
+    return _map_tensors(content, to_array, {})
 
 
-def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
+def _map_tensors(content: Any, function: Callable[[Tensor], Any], done: dict[int, Any]) -> Any:
+    """Return the content with its tensors replaced. What occurs several times is replaced once, as `done` by its id."""
+    if not isinstance(content, Mapping | list | tuple):
+        return content
+    if id(content) not in done:
+        if isinstance(content, Tensor):
+            done[id(content)] = function(content)
+        elif isinstance(content, Mapping):
+            done[id(content)] = {key: _map_tensors(value, function, done) for key, value in content.items()}
+        else:
+            done[id(content)] = [_map_tensors(value, function, done) for value in content]
+    return done[id(content)]
+
+
+def _view(numbers: np.ndarray, tensor: Tensor, limit: ContentLimit) -> np.ndarray:
     """Return a copy of a tensor's view. Raises ValueError for a view that exceeds its storage."""
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
     if min((offset, *shape, *strides)) < 0 or len(shape) != len(strides):
@@ -214,6 +249,7 @@ def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
         raise ValueError(f"a tensor of shape {shape} exceeds its storage")
     if 0 in shape:
         return np.zeros(shape, numbers.dtype)
+    limit.take(math.prod(shape) * numbers.itemsize)  # strides of 0 repeat numbers
     byte_strides = [stride * numbers.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, byte_strides).copy()
 

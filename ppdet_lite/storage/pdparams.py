@@ -9,6 +9,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.storage.array_pickle import ArrayUnpickler, DisallowedName, flatten, number_array, one_line
+from ppdet_lite.storage.content_limit import ContentLimit
 from ppdet_lite.storage.files import output_file
 from ppdet_lite.storage.state_dicts import from_bfloat16, select_weights
 
@@ -22,15 +23,19 @@ def read_pdparams(path: Path) -> dict[str, np.ndarray]:
     Nested dicts become dotted names, and plain numbers 0-d arrays. If a trainer saved other states beside the weights,
     only the weights are read. Paddle's name table is omitted, its chunks are joined, and its uint16 arrays, which hold
     bfloat16 numbers, become float32.
-    Raises UserError if the file is missing, damaged, or contains code or anything else but numbers.
+    Raises UserError if the file is missing, damaged, contains code or anything else but numbers, or is small and would
+    become huge.
     """
     path = Path(path)
     try:
+        limit = ContentLimit(path)
         with path.open("rb") as file:
-            content = ArrayUnpickler(file, encoding="latin1").load()
+            content = ArrayUnpickler(file, limit, encoding="latin1").load()
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__} instead of a dict of arrays")
-        arrays = flatten(_joined(select_weights(content, str(path))))
+        arrays = flatten(_joined(select_weights(content, str(path))), limit)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except DisallowedName as error:
