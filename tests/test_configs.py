@@ -1,6 +1,7 @@
 """Every recipe that is shipped: it loads, its model builds and takes a training step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +240,8 @@ def exported_finds_the_same(model: FasterRCNN, folder: Path, and_onnx: bool) -> 
         found = model(*detection_arguments(batch))
     columns = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
     expected = in_order(paddle.concat(columns, axis=1).numpy())
-    for predictor in (Predictor(folder), *([onnx_predictor(model, folder)] if and_onnx else [])):
+    for load in (Predictor, *([partial(onnx_predictor, model)] if and_onnx else [])):
+        predictor = load(folder)
         rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
         assert counts.tolist() == found.counts.tolist() == [len(expected)]
         np.testing.assert_allclose(in_order(rows)[:, :2], expected[:, :2], atol=1e-4)

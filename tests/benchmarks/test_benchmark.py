@@ -17,6 +17,7 @@ from ppdet_lite.benchmarks.model import PHASES, bench_infer, bench_train, format
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.deployment import onnx_export
+from tests.onnx_packages import needs_onnx_export
 from tests.tiny_run import WITHOUT_STAGE_5
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,8 @@ def test_train_in_real_seconds(config: Config) -> None:
     assert report["backward_seconds"]["median"] > report["data_seconds"]["median"]
 
 
+@needs_onnx_export
 def test_infer(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("paddle2onnx")
     monkeypatch.setattr(model, "PAUSE", 0.0)
     report = bench_infer(config, (64, 96), batch=1, iterations=3, classes=3)
     trained, exported, onnx = (report[name]["step_seconds"] for name in ("training_side", "exported", "onnx"))

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -19,6 +18,7 @@ from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.deployment.description import DESCRIPTION
 from ppdet_lite.deployment.detector import Detections, Detector, select_detector
 from ppdet_lite.deployment.export import export
+from tests.onnx_packages import MISSING, needs_onnx_export, require_onnx_export
 from tests.tiny_run import SIZES, describe_tiny_run, tiny_checkpoint
 from tests.unmeasured import unmeasured
 
@@ -29,7 +29,6 @@ CAFFE = (
 
 
 ONNX = "exported/model.onnx"
-HAS_ONNX = all(map(find_spec, ("onnx", "onnxruntime", "paddle2onnx")))
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
     trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
     with unmeasured():
-        export(trained, folder / "exported", sorted((folder / "images").iterdir()), "both" if HAS_ONNX else "paddle")
+        export(trained, folder / "exported", sorted((folder / "images").iterdir()), "paddle" if MISSING else "both")
     return folder
 
 
 @pytest.fixture(scope="module", params=["run", "run/checkpoints/best", "exported", ONNX])
 def detector(place: Path, request: pytest.FixtureRequest) -> Detector:
-    if request.param == ONNX and not HAS_ONNX:
-        pytest.skip("needs requirements-onnx.txt")
+    if request.param == ONNX:
+        require_onnx_export()
     return ppdet_lite.Detector.load(str(place / request.param))
 
 
@@ -183,7 +182,7 @@ def test_what_is_no_model(place: Path, name: str, message: str) -> None:
         Detector.load(place / name)
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="needs requirements-onnx.txt")
+@needs_onnx_export
 def test_other_onnx_files_are_refused(place: Path) -> None:
     import onnx
     from onnx import TensorProto, helper

@@ -16,6 +16,7 @@ from ppdet_lite.deployment.export import compare, export, graph_operators
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.evaluation.offsets import deformable_parts, offset_statistics
 from ppdet_lite.modeling.deform import DeformConv2D
+from tests.onnx_packages import MISSING
 from tests.random_detector import random_detector
 from tests.tiny_run import WITHOUT_STAGE_5
 
@@ -50,20 +51,20 @@ def test_graph_and_model_have_the_same_detections(name: str, tmp_path: Path) -> 
     batch = collate([picture], detector.preprocess)
     moved = offset_statistics(detector.model, batch)
     assert all(value > 0.05 for key, value in moved.items() if key.endswith("mean")) and moved
-    agreement = export(detector, tmp_path / "model", format="both")
+    agreement = export(detector, tmp_path / "model", format="paddle" if MISSING else "both")
     assert agreement.detections > 30 and agreement.box_gap < 2e-3 and agreement.score_gap < 1e-4
     plain = Detector(Predictor(tmp_path / "model", onednn=False), Description.from_trained(detector), "without oneDNN")
     assert compare(Detector.from_trained(detector), plain).detections == agreement.detections
     assert "pd_op.deformable_conv" not in graph_operators(tmp_path / "model")  # slow on a CPU
 
-    onnx = Detector.load(tmp_path / "model/model.onnx")
+    others = [plain] if MISSING else [plain, Detector.load(tmp_path / "model/model.onnx")]
     last_conv_and_pool = list(deformable_parts(detector.model).values())[-2:]
     for part in last_conv_and_pool:  # the comparison is worth something: it misses their offsets
         branch = part.offset if isinstance(part, DeformConv2D) else part
         kept = [parameter.numpy() for parameter in branch.parameters()]
         for parameter in branch.parameters():
             parameter.set_value(paddle.zeros_like(parameter))
-        for exported in (plain, onnx):
+        for exported in others:
             with pytest.raises(RunFailed, match="only the trained model finds"):
                 compare(Detector.from_trained(detector), exported)
         for parameter, value in zip(branch.parameters(), kept, strict=True):

@@ -29,6 +29,7 @@ from ppdet_lite.deployment.export import export, save_graph
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.structures import PackedDetections
 from tests import tiny
+from tests.onnx_packages import needs_onnx_export, require_onnx_export
 from tests.unmeasured import unmeasured
 
 NAMES, IDS = ["cat", "dog", "naïve"], [7, 3, 90]
@@ -57,6 +58,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def exported(trained: TrainedModel, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_onnx_export()
     folder = tmp_path_factory.mktemp("export") / "model"
     with unmeasured():
         agreement = export(trained, folder, pictures, "both")
@@ -183,6 +185,7 @@ class Unconvertible(nn.Layer):
         return PackedDetections(boxes, scores, paddle.zeros_like(scores), paddle.ones_like(scores))
 
 
+@needs_onnx_export
 def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     """paddle2onnx aborts its process without naming the operator."""
     save_graph(Unconvertible(), tmp_path)
@@ -193,12 +196,14 @@ def test_an_operator_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
 
 
+@needs_onnx_export
 def test_another_failure_is_reported_with_its_error(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(RunFailed, match=r"paddle2onnx 2\.\S+ failed: .*rror"):
         onnx_export.save_onnx(tmp_path, tmp_path / "model.onnx", None)
 
 
+@needs_onnx_export
 def test_a_full_disk(tmp_path: Path, trained: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """During the conversion by paddle2onnx, and while the file is written."""
 

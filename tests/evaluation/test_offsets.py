@@ -370,7 +370,7 @@ def weights(detector: TrainedModel, tmp_path_factory: pytest.TempPathFactory) ->
         (["--points", "160,120", "8.5,9"], 0, "photo_point2.png"),
         (["--points", "160"], 2, "argument --points: invalid point value: '160'"),
         (["--points", "1000,1"], 2, "error: --points 1000,1 is outside of "),
-        (["--stage", "1"], 2, "argument --stage: invalid choice: 1"),
+        (["--stage", "1"], 2, "argument --stage: invalid choice: "),  # Python 3.12.8 and newer put 1 in quotes
     ],
 )
 def test_the_tool(

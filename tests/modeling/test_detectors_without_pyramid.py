@@ -1,5 +1,6 @@
 """Complete C4 and DC5 detectors: inputs of their parts, training, mimicking, detection, and export."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,8 @@ def test_exported_detections(model: FasterRCNN, request: pytest.FixtureRequest, 
         found = model(*detection_arguments(batch))
     columns = [found.classes.astype("float32").unsqueeze(1), found.scores.unsqueeze(1), found.boxes]
     expected = paddle.concat(columns, axis=1).numpy()
-    for predictor in (Predictor(tmp_path), onnx_predictor(model, tmp_path)):
+    for load in (Predictor, partial(onnx_predictor, model)):
+        predictor = load(tmp_path)
         rows, counts = predictor(batch["images"], batch["image_sizes"], batch["scales"])
         assert counts.tolist() == found.counts.tolist() and sum(counts) > 0
         np.testing.assert_allclose(ordered(rows), ordered(expected), atol=1e-3)
