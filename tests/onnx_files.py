@@ -15,7 +15,7 @@ from tests.onnx_packages import require_onnx_export
 
 
 def onnx_predictor(model: FasterRCNN, folder: Path) -> OnnxPredictor:
-    """The graph that `save_graph` wrote into a folder, converted, under ONNX Runtime; skips the test without paddle2onnx."""
+    """The graph that `save_graph` wrote into a folder, converted, under ONNX Runtime; else the test is skipped."""
     require_onnx_export()
     names = [f"class {k}" for k in range(model.predictor.num_classes)]
     described = Description(names, list(range(1, len(names) + 1)), Preprocess(), model.postprocess, {})
