@@ -15,7 +15,7 @@ from ppdet_lite.core.errors import UserError
 try:
     import fcntl
 except ImportError:  # not POSIX
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 HAS_LOCKS = fcntl is not None  # whether files can be locked against other processes
@@ -113,6 +113,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            if not HAS_LOCKS:
+                lock.close()  # Windows does not remove open files
             (folder / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # stop at the first folder that is not empty
                 for path in created:
