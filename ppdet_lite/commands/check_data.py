@@ -30,7 +30,8 @@ def main() -> None:
     else:
         from ppdet_lite.data.checking.fix import check_file
 
-        check = check_file(*args.paths, args.fix, args.corners)
+        annotations, images = args.paths
+        check = check_file(annotations, images, args.fix, args.corners)
     if args.report:
         with runtime.quiet_import():
             from ppdet_lite.reporting.data_page import write_report

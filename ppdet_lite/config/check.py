@@ -27,6 +27,7 @@ def check(tree: Node, root: type) -> Config:
     config = checker.component(tree, slot, "")
     if checker.errors:
         raise UserError("\n".join(checker.errors))
+    assert config is not None  # else there are errors
     return config
 
 
@@ -160,12 +161,13 @@ def _default_node(parameter: Parameter, cls: type, default: _Default | None) -> 
     """Return the node of an argument that is missing from the tree, or None if it is required."""
     slot = slot_of(parameter.hint)
     default_class = slot.default_class if slot and not slot.is_list else None
+    optional = slot is not None and slot.optional
     if default is not None:
         node = _node_of(default.value, default.origin, default.name)
         if default_class and type(default.value) is default_class:  # a section without a `type`
             return Node({key: child for key, child in node.value.items() if key != "type"}, default.origin)
         return node
-    if default_class is None or slot.optional or _has_required_arguments(default_class):
+    if default_class is None or optional or _has_required_arguments(default_class):
         return None
     return Node({}, f"default of {cls.__name__}")
 

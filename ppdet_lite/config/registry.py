@@ -106,7 +106,7 @@ def slot_of(hint: Any) -> Slot | None:
     optional = len(members) < len(_members(hint))
     is_list = len(members) == 1 and _is_sequence(members[0])
     if is_list:
-        members = _members(get_args(members[0])[0])
+        members = list(_members(get_args(members[0])[0]))
     if members and all(_is_component(member) for member in members):
         return Slot(tuple(members), is_list, optional)
     if any(_is_component(part) for part in _parts(hint)):

@@ -96,9 +96,11 @@ def _location_in(value: Any, loc: Location) -> Location:
     """Return the part of pydantic's location that exists in the value: without union member names and missing items."""
     location: Location = ()
     for part in loc:
-        if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
+        if isinstance(value, list):
+            exists = isinstance(part, int) and part < len(value)
+        else:
+            exists = isinstance(value, dict) and part in value
+        if exists:
             location, value = (*location, part), value[part]
     return location
 

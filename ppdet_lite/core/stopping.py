@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from ppdet_lite.core.errors import Stopped
 
@@ -29,7 +30,7 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._single_process, self._received_at = single_process, 0.0
         self._is_interruptible = False
-        self._previous_handlers: dict[signal.Signals, object] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -62,7 +63,7 @@ class StopRequest:
         """
         self._is_interruptible = True
         try:
-            if self.is_requested:
+            if self.signal is not None:
                 raise _stopped(self.signal)
             yield
         finally:

@@ -89,8 +89,9 @@ def _class_names(content: dict[str, Any]) -> list[str] | None:
     names = meta.get("CLASSES")
     if not names and isinstance(version_3, dict):
         names = version_3.get("classes") or version_3.get("CLASSES")
-    is_list = isinstance(names, list | tuple) and bool(names) and all(isinstance(name, str) for name in names)
-    return list(names) if is_list else None
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return list(names)
+    return None
 
 
 def _is_class(value: Placeholder) -> bool:

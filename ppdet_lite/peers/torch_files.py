@@ -12,7 +12,7 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -75,7 +75,7 @@ class Storage(NamedTuple):
 
     key: str
     kind: str  # one of the values of TYPES
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 class Tensor(NamedTuple):
@@ -127,7 +127,7 @@ class TorchUnpickler(ArrayUnpickler):
             raise ValueError("a tensor without a storage")
         return Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
-    def _state_dict(self, items: Iterable = ()) -> StateDict:
+    def _state_dict(self, items: Collection = ()) -> StateDict:
         return StateDict(self._dict(items))
 
     def _parameter(self, tensor: Tensor, *_: Any) -> Tensor:

@@ -129,9 +129,8 @@ def _read(file: Path) -> Mapping[str, Entry]:
 
 
 def _entries(key: str, content: Mapping[str, Any]) -> Iterator[Entry]:
-    project = Project(
-        key, *(content[name] for name in ("title", "page", "licence", "licence_url")), content.get("terms")
-    )
+    title, page, licence, licence_url = (content[name] for name in ("title", "page", "licence", "licence_url"))
+    project = Project(key, title, page, licence, licence_url, content.get("terms"))
     for name, fields in {**content["detectors"], **content.get("classifiers", {})}.items():
         algorithm = next((algorithm for algorithm in DIGEST_LENGTHS if algorithm in fields), "sha256")
         yield Entry(

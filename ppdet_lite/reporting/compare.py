@@ -62,7 +62,7 @@ def compare_runs(
         CONFIDENCE,
     )
     costs = [error_costs(run.detections, truth, run.errors, dataset.num_classes) for run in analyses]
-    comparison = {
+    comparison: dict[str, Any] = {
         "runs": [str(path) for path in paths],
         "images": len(dataset),
         "selections": selections,

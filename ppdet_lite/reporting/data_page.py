@@ -1,6 +1,6 @@
 """The check of datasets as a self-contained HTML page with charts and images, as JSON, and as a CSV of all problems."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.objects import MAX_COORDINATE
 from ppdet_lite.data.annotations.problems import Example, Problem
 from ppdet_lite.data.annotations.statistics import LARGE, SMALL
 from ppdet_lite.data.checking.boxes import PERCENTILES, percentiles
-from ppdet_lite.data.checking.check import COLUMNS, Check, SetCheck
+from ppdet_lite.data.checking.check import COLUMNS, Check, ReadSet
 from ppdet_lite.data.images.drawing import draw_detections
 from ppdet_lite.reporting.box_crops import crop_around, limits_around
 from ppdet_lite.reporting.csv_text import csv_text
@@ -52,25 +53,25 @@ def write_report(check: Check, folder: Path) -> None:
 
 def page(check: Check) -> str:
     """Return the page as self-contained HTML."""
-    readable = [split for split in check.sets if split.distributions is not None]
+    read = {split.name: split.read for split in check.sets if split.read is not None}
     return fill(
         TEMPLATE,
         title=f"Data check: {', '.join(split.name for split in check.sets)}",
         sets=check.sets,
-        readable=readable,
+        readable=[split for split in check.sets if split.read is not None],
         between=check.between,
         refusal=check.refusal,
         examples_of=lambda problem: _examples(check, problem),
-        counts=_counts(readable),
+        counts=_counts(read.values()),
         percentile_names=list(PERCENTILES),
-        distributions=_distributions(readable),
-        charts=_charts(readable) if any(len(split.distributions.sides) for split in readable) else [],
-        classes=_classes(readable),
-        samples={split.name: _samples(split) for split in readable},
+        distributions=_distributions(read),
+        charts=_charts(read) if any(len(one.distributions.sides) for one in read.values()) else [],
+        classes=_classes(read.values()),
+        samples={name: _samples(one) for name, one in read.items()},
     )
 
 
-def _counts(readable: Sequence[SetCheck]) -> list[tuple[str, list[int]]]:
+def _counts(read: Collection[ReadSet]) -> list[tuple[str, list[int]]]:
     """Return rows of a label and its count in each dataset."""
     rows = {
         "images": lambda s: s.images,
@@ -81,22 +82,22 @@ def _counts(readable: Sequence[SetCheck]) -> list[tuple[str, list[int]]]:
         "large, from 96 x 96": lambda s: s.large,
         "crowd regions": lambda s: s.crowds,
     }
-    return [(label, [value(split.statistics) for split in readable]) for label, value in rows.items()]
+    return [(label, [value(one.statistics) for one in read]) for label, value in rows.items()]
 
 
-def _distributions(readable: Sequence[SetCheck]) -> list[tuple[str, str, list[str]]]:
+def _distributions(read: Mapping[str, ReadSet]) -> list[tuple[str, str, list[str]]]:
     """Return rows of a label, the name of a dataset and the percentiles of the labelled quantity in it."""
     rows = []
     for key, label in DISTRIBUTIONS.items():
-        for split in readable:
-            values = percentiles(getattr(split.distributions, key)) or {}
-            rows.append((label, split.name, [f"{value:.4g}" for value in values.values()]))
+        for name, one in read.items():
+            values = percentiles(getattr(one.distributions, key)) or {}
+            rows.append((label, name, [f"{value:.4g}" for value in values.values()]))
     return rows
 
 
-def _classes(readable: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, float]]]]:
+def _classes(read: Collection[ReadSet]) -> list[tuple[str, list[tuple[int, float]]]]:
     """Return the number of boxes of each class and their fraction per dataset, sorted by the first dataset."""
-    counts = [dict(zip(split.dataset.class_names, split.statistics.boxes.tolist(), strict=True)) for split in readable]
+    counts = [dict(zip(one.dataset.class_names, one.statistics.boxes.tolist(), strict=True)) for one in read]
     totals = [max(sum(of_set.values()), 1) for of_set in counts]
     names = dict.fromkeys(name for of_set in counts for name in of_set)
     rows = [
@@ -105,9 +106,9 @@ def _classes(readable: Sequence[SetCheck]) -> list[tuple[str, list[tuple[int, fl
     return sorted(rows, key=lambda row: -row[1][0][0])
 
 
-def _charts(readable: Sequence[SetCheck]) -> list[Figure]:
+def _charts(read: Mapping[str, ReadSet]) -> list[Figure]:
     """Return the charts of all datasets together, with their captions."""
-    by_name = {split.name: split.distributions for split in readable}
+    by_name = {name: one.distributions for name, one in read.items()}
 
     def histogram(axes: Any, key: str, bins: np.ndarray) -> None:
         for name, distributions in by_name.items():
@@ -153,22 +154,23 @@ def _charts(readable: Sequence[SetCheck]) -> list[Figure]:
     return [Figure(chart(draw, 4.4, 3.1), caption) for draw, caption in captions.items()]
 
 
-def _samples(split: SetCheck) -> list[Figure]:
+def _samples(read: ReadSet) -> list[Figure]:
     """Return images spread evenly over a dataset, only those with boxes if there are any."""
-    with_boxes = np.flatnonzero(split.distributions.per_image).tolist()
-    rows = with_boxes or list(range(len(split.dataset)))
+    with_boxes = np.flatnonzero(read.distributions.per_image).tolist()
+    rows = with_boxes or list(range(len(read.dataset)))
     chosen = np.unique(np.linspace(0, len(rows) - 1, SAMPLES).astype(int))
-    figures = [_draw(split, rows[index], split.dataset.info(rows[index]).path) for index in chosen]
+    figures = [_draw(read.dataset, rows[index], read.dataset.info(rows[index]).path) for index in chosen]
     return [figure for figure in figures if figure is not None]
 
 
 def _examples(check: Check, problem: Problem) -> list[Figure]:
     """Return images of the examples of a problem, as far as these belong to readable images."""
     for split in check.sets:
-        if split.dataset is not None and (problem in split.problems or (problem in check.between and split.is_val)):
-            rows = {image: row for row, image in enumerate(split.dataset.image_ids.tolist())}
+        if split.read is not None and (problem in split.problems or (problem in check.between and split.is_val)):
+            dataset = split.read.dataset
+            rows = {image: row for row, image in enumerate(dataset.image_ids.tolist())}
             shown = [example for example in problem.examples if type(example.image) is int and example.image in rows]
-            figures = [_draw(split, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
+            figures = [_draw(dataset, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
             return [figure for figure in figures if figure is not None]
     return []
 
@@ -177,24 +179,25 @@ def _box(example: Example) -> list[float] | None:
     """Return the bbox of an example, or None if it has none that can be drawn."""
     value = example.value if isinstance(example.value, dict) else {}
     box = value.get("bbox")
-    is_box = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    return box if is_box and all(abs(v) < MAX_COORDINATE for v in box) else None
+    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) for v in box):
+        return None
+    return box if all(abs(v) < MAX_COORDINATE for v in box) else None
 
 
-def _draw(split: SetCheck, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
+def _draw(dataset: CocoDataset, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
     """Draw the boxes of an image, only around the box xywh if it is given; return None for an unreadable image."""
     try:
-        image = split.dataset.load(row)
+        image = dataset.load(row)
     except UserError:
         return None  # this is a problem of its own on the page
-    objects = split.dataset.annotations(row)
+    objects = dataset.annotations(row)
     limits = (0, 0, *image.shape[1::-1])
     if xywh is not None:
         limits = limits_around(xywh, image.shape[:2], CONTEXT, MIN_FRACTION * max(image.shape[:2]))
     crop = crop_around(image, limits, SIDE)
     boxes = crop.convert(objects.boxes)
     visible = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
-    drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, split.dataset.class_names)
+    drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, dataset.class_names)
     if xywh is not None:
         x, y, w, h = xywh
         _outline(drawing, crop.convert(np.array([x, y, x + w, y + h])))

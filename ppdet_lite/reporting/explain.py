@@ -88,8 +88,11 @@ def _other_box_formats(dataset: CocoDataset, detections: Detections, truth: Grou
 def _frequent_confusions(dataset: CocoDataset, analysis: Analysis) -> str:
     """Return the most frequent confusions of classes as a sentence, or an empty string."""
     detections, truth = analysis.detections, analysis.ground_truth
-    without_classes = (item._replace(classes=np.zeros_like(item.classes)) for item in (detections, truth))
-    matches = match(*without_classes, analysis.pairs)
+    matches = match(
+        detections._replace(classes=np.zeros_like(detections.classes)),
+        truth._replace(classes=np.zeros_like(truth.classes)),
+        analysis.pairs,
+    )
     matched = matches.objects[IOU_50]
     rows = np.flatnonzero((matched >= 0) & ~matches.ignored[IOU_50])
     counts = np.zeros((dataset.num_classes, dataset.num_classes), np.int64)

@@ -6,8 +6,8 @@ counts what the content takes in memory.
 """
 
 import pickle
-from collections.abc import Iterable
-from typing import Any, BinaryIO, ClassVar
+from collections.abc import Collection
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class _Dtype:
         self.value = dtype
 
     def __setstate__(self, state: tuple) -> None:
-        self.value = self.value.newbyteorder(_text(state[1]))
+        order: Any = _text(state[1])
+        self.value = self.value.newbyteorder(order)
 
 
 class _Array:
@@ -62,7 +63,8 @@ class ArrayUnpickler(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         """Load a bytearray. The base class would allocate its length, whatever the length of the file."""
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
+        length = int.from_bytes(self.read(8), "little")  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(length)))  # type: ignore[attr-defined]
 
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
@@ -97,7 +99,7 @@ class ArrayUnpickler(pickle._Unpickler):
     def _scalar(self, dtype: _Dtype, data: bytes) -> np.ndarray:
         return _array(data, dtype, (), "C", self._limit)
 
-    def _from_buffer(self, data: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
+    def _from_buffer(self, data: bytes, dtype: _Dtype, shape: tuple, order: Literal["C", "F"]) -> np.ndarray:
         return _array(data, dtype, shape, order, self._limit)
 
     def _dtype(self, code: str, _align: bool = False, _copy: bool = True) -> _Dtype:
@@ -112,11 +114,11 @@ class ArrayUnpickler(pickle._Unpickler):
     def _empty_bytes(self) -> bytes:
         return b""
 
-    def _tuple(self, values: Iterable = ()) -> tuple:
+    def _tuple(self, values: Collection = ()) -> tuple:
         self._limit.take_entries(len(values))
         return tuple(values)
 
-    def _dict(self, items: Iterable = ()) -> dict:
+    def _dict(self, items: Collection = ()) -> dict:
         self._limit.take_entries(len(items))
         return dict(items)
 
@@ -146,7 +148,7 @@ def number_array(name: str, value: Any) -> np.ndarray:
     raise ValueError(f"entry {name!r} is a {type(value).__name__}, not an array")
 
 
-def _array(data: bytes | str, dtype: _Dtype, shape: tuple, order: str, limit: ContentLimit) -> np.ndarray:
+def _array(data: bytes | str, dtype: _Dtype, shape: tuple, order: Literal["C", "F"], limit: ContentLimit) -> np.ndarray:
     limit.take(len(data))
     raw = data.encode("latin1") if isinstance(data, str) else data  # written by Python 2
     array = np.frombuffer(raw, dtype.value).reshape(shape, order=order)

@@ -256,14 +256,14 @@ def test_refused_annotations_do_not_hide_the_rest(files):
         "box_dropped": (1, 2),
         "empty_kept": (2, 3),
     }
-    assert found.statistics.boxes.tolist() == [0, 0, 1]
+    assert found.read.statistics.boxes.tolist() == [0, 0, 1]
 
 
 def test_an_unreadable_file_is_reported_as_far_as_possible(files):
     files.content["images"][0]["id"] = 1.5
     files.content["annotations"][1]["category_id"] = "dog"
     found = found_in(files)
-    assert counts(found) == {"image_id": (1, 3), "category": (1, 3)} and found.dataset is None
+    assert counts(found) == {"image_id": (1, 3), "category": (1, 3)} and found.read is None
     lines = report_lines(check([found], lambda: None))
     assert lines[-1] == "  images and boxes were not checked: correct the problems above first"
     files.json.write_text("{")
@@ -395,4 +395,4 @@ def test_bccd(tmp_path):
         found = check_set(split, str(BCCD / split), str(BCCD / f"{split}.json"))
         assert counts(found) == {"box_dropped": (1, total), "box_twice": (twice, total)}
         left = check_file(found.annotations, found.images, tmp_path / f"{split}.json").sets[0]
-        assert left.problems == [] and left.statistics.boxes.sum() == total - 1 - twice
+        assert left.problems == [] and left.read.statistics.boxes.sum() == total - 1 - twice

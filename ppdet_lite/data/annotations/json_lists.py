@@ -73,7 +73,8 @@ def _decode(raw: bytes) -> Lists | None:
 def _with_numbers(raw: bytes) -> bytes:
     """Replace NaN and Infinity by NUMBERS, except in text: after an odd number of quotation marks."""
     places = sorted((position, name) for name in NUMBERS for position in _positions(raw, name))
-    parts, start, copied, in_text = [], 0, 0, False
+    parts: list[bytes | memoryview] = []
+    start, copied, in_text = 0, 0, False
     for position, name in places:
         if raw.find(b"\\", start, position) < 0:
             marks = raw.count(b'"', start, position)

@@ -81,8 +81,8 @@ def segmentation_box(value: Any, image_size: Sequence[int]) -> list[float] | Non
     """
     if not isinstance(value, dict):
         return _polygon_box(value)
-    box, size = _mask_box(value), value.get("size")
-    return box if box is None or min(image_size) == 0 or sorted(size) == sorted(image_size) else None
+    box = _mask_box(value)
+    return box if box is None or min(image_size) == 0 or sorted(value["size"]) == sorted(image_size) else None
 
 
 def _polygon_box(value: Any) -> list[float] | None:
@@ -92,8 +92,9 @@ def _polygon_box(value: Any) -> list[float] | None:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return None
-        coordinates = [parse_number(item)[0] for item in polygon]
-        if not all(value is not None and math.isfinite(value) for value in coordinates):
+        parsed = [parse_number(item)[0] for item in polygon]
+        coordinates = [value for value in parsed if value is not None and math.isfinite(value)]
+        if len(coordinates) < len(polygon):
             return None
         xs += coordinates[::2]
         ys += coordinates[1::2]

@@ -108,12 +108,16 @@ def pack_objects(
     order = np.argsort(image, kind="stable")
     order = order[(good & kept[image])[order]]
     per_image = np.bincount(image[order], minlength=len(sizes))[kept]
+    classes, xywh, areas, is_crowd = (array[order] for array in (classes, records.annotations.xywh, areas, is_crowd))
     return PackedObjects(
         [content.class_names[k] for k in chosen],
         np.array(content.category_ids, np.int64)[chosen],
         np.flatnonzero(kept),
         np.concatenate([[0], np.cumsum(per_image)]),
-        *(array[order] for array in (classes, records.annotations.xywh, areas, is_crowd)),
+        classes,
+        xywh,
+        areas,
+        is_crowd,
         problems,
     )
 

@@ -6,6 +6,7 @@ its place: the file, the annotation, its image, the value. The other annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,20 @@ def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
     """
     lists, problems = read_lists(path, images)
     categories, category_problems = _categories(lists.categories)
-    images = _Records(dict(enumerate(lists.images)), lambda record: Example(image=record.get("id"), file=_file(record)))
-    image_ids, sizes = images.integers("id", "image_id", "image_number"), _sizes(images)
-    images.add_repeated("image_id_repeated", image_ids, "id")
-    for row, record in images.items.items():
+    records = _Records(
+        dict(enumerate(lists.images)), lambda record: Example(image=record.get("id"), file=_file(record))
+    )
+    image_ids, sizes = records.integers("id", "image_id", "image_number"), _sizes(records)
+    records.add_repeated("image_id_repeated", image_ids, "id")
+    for row, record in records.items.items():
         if not _file(record):
-            images.add("file_name", row, "file_name")
+            records.add("file_name", row, "file_name")
     annotations, annotation_problems = _annotations(
         lists.annotations, _file_names(image_ids, lists.images), dict(zip(image_ids, sizes, strict=True))
     )
-    problems += category_problems + images.problems() + annotation_problems
+    problems += category_problems + records.problems() + annotation_problems
     raise_if_refused(path, problems)
+    assert annotations is not None  # else there is a refusal
     return CocoFile(
         [name for _, name in categories],
         [category for category, _ in categories],
@@ -97,14 +101,13 @@ class _Records:
     def problems(self) -> list[Problem]:
         """Return all problems added, one for each kind."""
 
-        def example(row: int, key: str) -> Example:
-            record = self.items[row]
+        def example(keys: Mapping[int, str], row: int) -> Example:
+            record, key = self.items[row], keys[row]
             value = {key: record[key]} if key in record else f"no {key}"
             return self._describe(record)._replace(value=value, number=row + 1 if record.get("id") is None else None)
 
         return [
-            problems_at(kind, sorted(keys), self._total, lambda row, keys=keys: example(row, keys[row]))[0]
-            for kind, keys in self._rows.items()
+            problems_at(kind, sorted(keys), self._total, partial(example, keys))[0] for kind, keys in self._rows.items()
         ]
 
 
@@ -127,7 +130,7 @@ def _categories(records: Sequence[dict]) -> tuple[list[tuple[int, str]], list[Pr
         names.append(name)
     categories.add_repeated("category_id_repeated", ids, "id")
     categories.add_repeated("name_repeated", names, "name")
-    valid = [pair for pair in zip(ids, names, strict=True) if None not in pair]
+    valid = [(k, name) for k, name in zip(ids, names, strict=True) if k is not None and name is not None]
     return sorted(valid), categories.problems()
 
 
@@ -148,7 +151,7 @@ def _sizes(images: _Records) -> list[list[int]]:
 
 
 def _annotations(
-    items: SeparatedAnnotations, file_names: Mapping[int, str], sizes: Mapping[int, Sequence[int]]
+    items: SeparatedAnnotations, file_names: Mapping[int | None, str], sizes: Mapping[int | None, Sequence[int]]
 ) -> tuple[Annotations | None, list[Problem]]:
     """Return the annotations, or None if some are refused, and their problems; file_names, sizes: by image id."""
 
@@ -202,12 +205,13 @@ def _box(records: _Records, row: int, size: Sequence[int]) -> Sequence[float]:
         return box
     values = record["bbox"] if isinstance(record["bbox"], list) else []
     numbers = [lenient_values.parse_number(value) for value in values]
-    if len(numbers) != 4 or any(parsed is None for parsed, _ in numbers):
+    box = [parsed for parsed, _ in numbers if parsed is not None]
+    if len(numbers) != 4 or len(box) != 4:
         records.add("bbox", row, "bbox")
         return MISSING_BOX
     if not all(usual for _, usual in numbers):
         records.add("bbox_text", row, "bbox")
-    return [parsed for parsed, _ in numbers]
+    return box
 
 
 def _area(records: _Records, row: int) -> float:
@@ -232,7 +236,7 @@ def _crowd(records: _Records, row: int) -> bool | None:
     return flag
 
 
-def _file_names(image_ids: Sequence[int | None], records: Sequence[dict]) -> dict[int, str]:
+def _file_names(image_ids: Sequence[int | None], records: Sequence[dict]) -> dict[int | None, str]:
     """Return the file names of the images by id, without invalid ones."""
     return {key: name for key, record in zip(image_ids, records, strict=True) if (name := _file(record))}
 

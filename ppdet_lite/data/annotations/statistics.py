@@ -34,7 +34,7 @@ def count(classes: np.ndarray, areas: np.ndarray, is_crowd: np.ndarray, per_imag
 def format_statistics(columns: dict[str, Statistics], class_names: Sequence[str]) -> str:
     """Format the counts of datasets side by side, sorting more than MAX_CLASSES classes by frequency in the first."""
     sets = list(columns.values())
-    rows = [
+    rows: list[tuple[str, list[int] | None]] = [
         ("images", [column.images for column in sets]),
         ("  without boxes", [column.empty_images for column in sets]),
         ("boxes", [int(column.boxes.sum()) for column in sets]),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,18 @@ LEVELS = ("refusal", "warning", "note")  # the most severe first
 COLUMNS = ("set", "level", "kind", *Example._fields, "what")  # keys of the rows of `Check.rows`
 
 
+class ReadSet(NamedTuple):
+    """A dataset whose annotations can be read, at least in part."""
+
+    dataset: CocoDataset
+    content: CocoFile
+    rows: list[int] | None  # positions of the readable annotations in the file; None: all are readable
+    inspections: list[Inspection]  # one per image
+    files: ImageCheck
+    statistics: Statistics
+    distributions: Distributions
+
+
 @dataclass
 class SetCheck:
     """One dataset and its problems."""
@@ -40,13 +52,7 @@ class SetCheck:
     annotations: str
     problems: list[Problem] = field(default_factory=list)
     error: str | None = None  # why the annotation file cannot be read at all
-    content: CocoFile | None = None  # None, as the fields below, if the annotations cannot be read
-    dataset: CocoDataset | None = None
-    rows: list[int] | None = None  # positions of the readable annotations in the file; None: all are readable
-    inspections: list[Inspection] = field(default_factory=list)  # one per image
-    files: ImageCheck | None = None
-    statistics: Statistics | None = None
-    distributions: Distributions | None = None
+    read: ReadSet | None = None  # None if the annotations cannot be read
 
     @property
     def is_val(self) -> bool:
@@ -90,28 +96,28 @@ def check_set(
     If only single annotations are refused, the others are still checked. If the file is refused as a whole, neither
     images nor boxes are checked.
     """
-    result, refused = SetCheck(name, images, annotations), []
+    result, rows = SetCheck(name, images, annotations), None
+    refused: list[Problem] = []
     try:
-        result.dataset, result.content = CocoDataset(images, annotations), read_coco(annotations)
+        dataset, content = CocoDataset(images, annotations), read_coco(annotations)
     except DatasetError as error:
         result.problems, readable = list(error.problems), read_readable_part(images, annotations)
         if readable is None:
             return result
         refused = [problem for problem in error.problems if problem.level == "refusal"]
-        result.dataset, result.content, result.rows = readable
+        dataset, content, rows = readable
     except UserError as error:
         result.error = str(error)
         return result
-    dataset = result.dataset
-    result.inspections = inspect([dataset.info(row).path for row in range(len(dataset))])
-    result.files = check_image_files(dataset, result.content, result.inspections)
-    result.problems = [*refused, *dataset.problems, *result.files.problems, *box_problems(result.content)]
+    inspections = inspect([dataset.info(row).path for row in range(len(dataset))])
+    files = check_image_files(dataset, content, inspections)
+    result.problems = [*refused, *dataset.problems, *files.problems, *box_problems(content)]
     if name in ("train", "data"):  # a part of a mixed set need not contain all classes
         result.problems += training_problems(dataset)
     if name == "data" or result.is_val:
         result.problems += evaluation_problems(dataset)
     result.problems.sort(key=lambda problem: LEVELS.index(problem.level))
-    result.statistics, result.distributions = dataset.statistics(), measure(dataset)
+    result.read = ReadSet(dataset, content, rows, inspections, files, dataset.statistics(), measure(dataset))
     return result
 
 
@@ -148,14 +154,14 @@ def report_lines(check: Check) -> list[str]:
         lines += [f"  refusal: {each.error}"] if each.error else []
         lines += [line for problem in each.problems for line in _lines(problem)]
         lines += ["  no problems"] * (not each.problems and not each.error)
-        lines += ["  images and boxes were not checked: correct the problems above first"] * (each.dataset is None)
+        lines += ["  images and boxes were not checked: correct the problems above first"] * (each.read is None)
     for problem in check.between:
         lines += ["train and val together:"] * (problem is check.between[0]) + _lines(problem)
-    read = [each for each in check.sets if each.statistics is not None]
-    same_classes = all(each.dataset.class_names == read[0].dataset.class_names for each in read)
+    read = [(each.name, each.read) for each in check.sets if each.read is not None]
+    same_classes = all(one.dataset.class_names == read[0][1].dataset.class_names for _, one in read)
     for table in [read] if same_classes and read else [[each] for each in read]:
-        names = table[0].dataset.class_names
-        lines += ["", format_statistics({each.name: each.statistics for each in table}, names)]
+        names = table[0][1].dataset.class_names
+        lines += ["", format_statistics({name: one.statistics for name, one in table}, names)]
     return lines
 
 
@@ -173,16 +179,16 @@ def _lines(problem: Problem) -> list[str]:
 @keep_all_occurrences()
 def _between(sets: Sequence[SetCheck]) -> list[Problem]:
     """Return the problems of the training and validation sets together."""
-    read = [each for each in sets if each.dataset is not None]
-    train, val = [each for each in read if not each.is_val], [each for each in read if each.is_val]
+    read = [(each.is_val, each.read) for each in sets if each.read is not None]
+    train, val = [one for is_val, one in read if not is_val], [one for is_val, one in read if is_val]
     if not train or not val:
         return []
-    train_files = [(each.dataset, each.inspections) for each in train]
-    problems = [problem for each in val for problem in shared_images(each.dataset, each.inspections, train_files)]
+    train_files = [(one.dataset, one.inspections) for one in train]
+    problems = [problem for one in val for problem in shared_images(one.dataset, one.inspections, train_files)]
     counts: dict[str, dict[str, int]] = {}
-    for each in read:
-        for name, count in zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True):
-            counts.setdefault(name, {"train": 0, "val": 0})["val" if each.is_val else "train"] += count
+    for is_val, one in read:
+        for name, count in zip(one.dataset.class_names, one.statistics.boxes.tolist(), strict=True):
+            counts.setdefault(name, {"train": 0, "val": 0})["val" if is_val else "train"] += count
     names = list(counts)
     one_split = np.array([sum(count > 0 for count in counts[name].values()) == 1 for name in names])
     return problems + problems_at(
@@ -193,10 +199,10 @@ def _between(sets: Sequence[SetCheck]) -> list[Problem]:
 def _set_json(each: SetCheck) -> dict[str, Any]:
     result: dict[str, Any] = {"annotations": each.annotations, "images": each.images, "error": each.error}
     result["problems"] = [_problem_json(problem) for problem in each.problems]
-    if each.statistics is not None:
-        boxes = dict(zip(each.dataset.class_names, each.statistics.boxes.tolist(), strict=True))
-        result["statistics"] = each.statistics._asdict() | {"boxes": boxes}
-        result["distributions"] = {name: percentiles(values) for name, values in each.distributions._asdict().items()}
+    if (read := each.read) is not None:
+        boxes = dict(zip(read.dataset.class_names, read.statistics.boxes.tolist(), strict=True))
+        result["statistics"] = read.statistics._asdict() | {"boxes": boxes}
+        result["distributions"] = {name: percentiles(values) for name, values in read.distributions._asdict().items()}
     return result
 
 

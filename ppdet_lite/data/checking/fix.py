@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.annotations.coco_content import Annotations
 from ppdet_lite.data.annotations.lenient_values import parse_integer
 from ppdet_lite.data.annotations.objects import MAX_COORDINATE, MIN_SIDE
 from ppdet_lite.data.checking.boxes import duplicate_boxes
-from ppdet_lite.data.checking.check import Check, SetCheck, check, check_for_training, check_set, print_check
+from ppdet_lite.data.checking.check import Check, ReadSet, SetCheck, check, check_for_training, check_set, print_check
 from ppdet_lite.data.checking.readable_part import load_content
 from ppdet_lite.storage.files import output_file
 
@@ -29,7 +30,7 @@ def check_file(annotations: str, images: str, fix: Path | None = None, corners: 
     print_check(found)
     if fix is None:
         return found
-    if given.dataset is None:
+    if given.read is None:
         raise UserError(f"--fix: the file cannot be repaired because it cannot be read: {given.error or found.refusal}")
     content = load_content(annotations)
     totals = len(content["images"]), len(content["annotations"])
@@ -37,7 +38,8 @@ def check_file(annotations: str, images: str, fix: Path | None = None, corners: 
     _write(content, fix, annotations)
     counts = [f"{len(content[key])} of {total} {key}" for key, total in zip(("images", "annotations"), totals)]
     print(f"\nrepaired: {' and '.join(counts)} are in {fix}")
-    by_path = {given.dataset.info(row).path: inspection for row, inspection in enumerate(given.inspections)}
+    read = given.read
+    by_path = {read.dataset.info(row).path: inspection for row, inspection in enumerate(read.inspections)}
     written = check_set("data", images, str(fix), lambda paths: [by_path[path] for path in paths])
     found = check([written], lambda: check_for_training(images, str(fix)))
     print_check(found)
@@ -57,16 +59,18 @@ def repair(found: SetCheck, content: dict[str, Any], corners: bool = False) -> d
 
     Raises UserError if boxes seem to be corners but `corners` is not set, and if no image is left.
     """
-    xywh, images = _boxes(found, corners), _images(found)
-    records = content["annotations"] if found.rows is None else [content["annotations"][row] for row in found.rows]
-    names = dict(zip(found.content.category_ids, found.content.class_names, strict=True))
+    read = found.read
+    assert read is not None
+    xywh, images = _boxes(found, read.content.annotations, corners), _images(found, read)
+    records = content["annotations"] if read.rows is None else [content["annotations"][row] for row in read.rows]
+    names: dict[int | None, str] = dict(zip(read.content.category_ids, read.content.class_names, strict=True))
     ids = [parse_integer(record["id"])[0] for record in content["categories"]]
     return content | {
         "images": [record | images.entries[i] for i, record in enumerate(content["images"]) if i in images.entries],
         "categories": [
             record | {"id": k, "name": names[k]} for k, record in zip(ids, content["categories"], strict=True)
         ],
-        "annotations": _annotations(found, records, xywh, images),
+        "annotations": _annotations(read, records, xywh, images),
     }
 
 
@@ -88,35 +92,35 @@ class _Images(NamedTuple):
     kept_rows: np.ndarray  # [I] the kept row with the same file, -1 if the image is removed
 
 
-def _images(found: SetCheck) -> _Images:
+def _images(found: SetCheck, read: ReadSet) -> _Images:
     entries: dict[int, dict[str, Any]] = {}
-    kept_rows = np.full(len(found.inspections), -1)
+    kept_rows = np.full(len(read.inspections), -1)
     first_rows: dict[str, int] = {}
-    for row, (inspection, name) in enumerate(zip(found.inspections, found.files.names, strict=True)):
+    for row, (inspection, name) in enumerate(zip(read.inspections, read.files.names, strict=True)):
         if inspection.size is not None:
             kept_rows[row] = first_rows.setdefault(name, row)
         if kept_rows[row] == row:
-            height, width = found.files.sizes[row].tolist()
-            image_id = int(found.content.image_ids[row])
+            height, width = read.files.sizes[row].tolist()
+            image_id = int(read.content.image_ids[row])
             entries[row] = {"id": image_id, "file_name": name, "width": width, "height": height}
     if not entries:
         raise UserError(f"--fix: no image of {found.annotations} can be read in {found.images}; correct the folder")
     return _Images(entries, kept_rows)
 
 
-def _annotations(found: SetCheck, records: list[dict], xywh: np.ndarray, images: _Images) -> list[dict]:
-    given = found.content.annotations
-    rows = {image: row for row, image in enumerate(found.content.image_ids.tolist())}
+def _annotations(read: ReadSet, records: list[dict], xywh: np.ndarray, images: _Images) -> list[dict]:
+    given = read.content.annotations
+    rows = {image: row for row, image in enumerate(read.content.image_ids.tolist())}
     image = np.array([rows[i] for i in given.image_ids.tolist()], int)
     kept_rows = images.kept_rows[image]
-    limits = found.files.sizes[image][:, ::-1]
+    limits = read.files.sizes[image][:, ::-1]
     low, high = np.nan_to_num(xywh[:, :2]), np.nan_to_num(xywh[:, :2] + xywh[:, 2:])
-    size_differs = found.files.size_differs[image][:, None]  # such images have no reliable border to clip to
+    size_differs = read.files.size_differs[image][:, None]  # such images have no reliable border to clip to
     corners = np.concatenate([low, high], axis=1)
     corners = np.where(size_differs, corners, np.clip(corners, 0, np.concatenate([limits, limits], axis=1)))
     clipped = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     good = (np.abs(xywh) <= MAX_COORDINATE).all(1) & (clipped[:, 2:] >= MIN_SIDE).all(1) & (kept_rows >= 0)
-    kept = found.content._replace(annotations=given._replace(image_ids=np.where(good, kept_rows, -1), xywh=clipped))
+    kept = read.content._replace(annotations=given._replace(image_ids=np.where(good, kept_rows, -1), xywh=clipped))
     duplicates = {row for row, _, same_class in duplicate_boxes(kept) if same_class}
     chosen = [row for row in np.flatnonzero(good).tolist() if row not in duplicates]
     ids = _unique_ids([given.ids[row] for row in chosen])
@@ -145,14 +149,14 @@ def _is_plain(values: Any, box: np.ndarray) -> bool:
     return isinstance(values, list) and all(type(v) in (int, float) for v in values) and np.allclose(values, box)
 
 
-def _boxes(found: SetCheck, corners: bool) -> np.ndarray:
+def _boxes(found: SetCheck, annotations: Annotations, corners: bool) -> np.ndarray:
     """Return the boxes [A, 4] as xywh. Raises UserError as `repair` describes."""
-    xywh = found.content.annotations.xywh
+    xywh = annotations.xywh
     converted = np.concatenate([xywh[:, :2], xywh[:, 2:] - xywh[:, :2]], axis=1)
     wrong = np.flatnonzero(~(converted[:, 2:] >= 0).all(1))
     if corners and len(wrong):
         row = int(wrong[0])
-        where = f"annotation {found.content.annotations.ids[row]}: {xywh[row].tolist()}"
+        where = f"annotation {annotations.ids[row]}: {xywh[row].tolist()}"
         raise UserError(f"--corners: {len(wrong)} of {len(xywh)} boxes have x2 < x1 or y2 < y1; the first: {where}")
     if not corners and not len(wrong) and "box_corners" in found.kinds():
         why = "could be corners x1, y1, x2, y2, and many exceed their image if read as x, y, width, height"

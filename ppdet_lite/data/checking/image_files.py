@@ -109,7 +109,7 @@ def shared_images(
 
     def example(row: int) -> Example:
         info = dataset.info(row)
-        return Example(image=info.id, file=info.path, value={"as": paths[inspections[row].digest]})
+        return Example(image=info.id, file=info.path, value={"as": paths[inspections[row].digest or ""]})
 
     rows = [row for row, inspection in enumerate(inspections) if inspection.digest in paths]
     return problems_at("content_in_both", rows, len(dataset), example)

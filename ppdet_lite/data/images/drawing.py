@@ -59,7 +59,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def class_colour(class_index: int) -> Colour:
     """Return the colour of a class, which is the same in every image."""
     value = 1.0 if class_index % 2 == 0 else 0.75
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(class_index * GOLDEN_RATIO % 1, 0.9, value))
+    red, green, blue = colorsys.hsv_to_rgb(class_index * GOLDEN_RATIO % 1, 0.9, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_overlay(

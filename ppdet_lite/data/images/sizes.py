@@ -36,14 +36,15 @@ def read_header(path: str | Path) -> Header | None:
 
 
 def compare_sizes(
-    paths: Iterable[Path], annotated: np.ndarray, extents: np.ndarray
+    paths: Iterable[str | Path], annotated: np.ndarray, extents: np.ndarray
 ) -> tuple[np.ndarray, dict[str, list[int]]]:
     """Compare the annotated sizes of N images with their files.
 
     annotated: [N, 2] (h, w), 0 where unknown. extents: [N, 2], the largest y and x of the boxes of each image.
     Returns the sizes of the files, 0 where a file is not an image, and the indices of the images by kind of problem.
     """
-    sizes, rows = np.zeros_like(annotated), {}
+    sizes = np.zeros_like(annotated)
+    rows: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
         header = read_header(path)
         kind = _size_problem(header, tuple(annotated[row].tolist()), extents[row])

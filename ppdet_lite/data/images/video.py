@@ -29,7 +29,7 @@ MISSING_TOLERANCE = 2.0  # frames that an intact video may be shorter than its h
 class Frame(NamedTuple):
     """One frame of a video."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     time: float  # seconds since the first frame
     pixels: np.ndarray  # RGB uint8 [H, W, 3]
 
@@ -113,7 +113,9 @@ class Video:
             return None
         with open(self.source, "rb") as file:
             head = file.read(1 << 20)
-        if head[4:8] in ISO_BOXES and b"mvex" not in head:  # fragmented files contain mvex and no number of frames
+        if (
+            self.total is not None and head[4:8] in ISO_BOXES and b"mvex" not in head
+        ):  # fragmented files contain mvex and no number of frames
             return self._count_all_frames() < self.total - MISSING_TOLERANCE
         if head.startswith(MATROSKA):
             return _matroska_size(head) > os.path.getsize(self.source)

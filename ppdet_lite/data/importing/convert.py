@@ -167,8 +167,8 @@ def _check_file(image: ImportedImage, size: Sequence[int], kind: str | None) -> 
     height, width = size
     if min(size) <= 0:
         raise UserError(f"{image.path}: damaged or not an image; remove it")
-    hint = {"size_other": "correct one", "size_turned": "annotate it as displayed, after EXIF rotation"}.get(kind)
-    if hint is not None:
+    hint = {"size_other": "correct one", "size_turned": "annotate it as displayed, after EXIF rotation"}.get(kind or "")
+    if hint is not None and image.size is not None:
         both = f"has size {image.size[1]}x{image.size[0]}, but {image.path} is {width}x{height} (width x height)"
         raise UserError(f"{image.location}: {both}; {hint}")
 

@@ -45,7 +45,8 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
 
     Raises UserError with file, shape number and value if something is malformed or a shape has no bounding box.
     """
-    files, imported, counts = records.files_below(source, ".json"), [], Counter()
+    files, imported = records.files_below(source, ".json"), []
+    counts: Counter[str] = Counter()
     for file in files:
         with bad_items.item():
             imported.append(_read_file(file, source, images, bad_items, scratch, counts))

@@ -38,7 +38,8 @@ def split(
     Without both, the splits are those of the source's own lists, of its files, or of the folders train, val (valid)
     and test; without these, all images are the split "all". Raises UserError for a split without images.
     """
-    images, notes = sorted(data.images, key=lambda image: image.name), []
+    images = sorted(data.images, key=lambda image: image.name)
+    notes: list[str] = []
     if fractions is not None:
         splits = _by_fractions(images, fractions, seed)
     elif lists or data.lists:
@@ -51,7 +52,7 @@ def split(
     return splits, notes
 
 
-def _grouped(images: Sequence[ImportedImage], names: Sequence[str]) -> Splits:
+def _grouped(images: Sequence[ImportedImage], names: Sequence[str | None]) -> Splits:
     return {
         name: [image for image, own in zip(images, names, strict=True) if own == name]
         for name in NAMES

@@ -89,7 +89,7 @@ def _decode(content: bytes) -> str:
     No byte of a character in these encodings looks like markup, so that unreadable characters leave the rest intact.
     Raises LookupError if Python does not know the declared encoding.
     """
-    encoding = json.detect_encoding(content)
+    encoding: str = json.detect_encoding(content)
     declared = _DECLARED.match(content)
     if encoding == "utf-8" and declared is not None:
         name = declared[1].decode().lower()

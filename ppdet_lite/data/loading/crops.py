@@ -72,8 +72,8 @@ class RandomCrop:
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Window:
         """Draw a window of an image of the given size (h, w)."""
-        sides = (max(round(side * fraction), 1) for side, fraction in zip(size, rng.uniform(*self.sides, 2)))
-        return _random_window(size, *sides, rng)
+        height, width = (max(round(side * fraction), 1) for side, fraction in zip(size, rng.uniform(*self.sides, 2)))
+        return _random_window(size, height, width, rng)
 
 
 def _random_window(size: tuple[int, int], height: int, width: int, rng: np.random.Generator) -> Window:

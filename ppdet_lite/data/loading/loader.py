@@ -297,6 +297,7 @@ def _good_sample(job: _Job, position: int, dataset: CocoDataset) -> Sample:
     except UserError as error:
         if job.replacements is None:
             raise
+        assert job.current is not None  # `_sample` sets it first
         bad = {job.current: str(error)}
     for draw in job.replacements(position)[: MIN_READ - 1]:
         try:

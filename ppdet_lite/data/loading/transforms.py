@@ -66,7 +66,7 @@ class Preprocess:
 
         short_side overrides the configured one, for multi-scale training.
         """
-        return self.rescale(image, self._ratio(*image.shape[:2], short_side))
+        return self.rescale(image, self._ratio(image.shape[0], image.shape[1], short_side))
 
     def rescale(self, image: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
         """Resize an image by a ratio resized / original; arguments and results as in `resize`."""
@@ -204,7 +204,7 @@ def collate(samples: Sequence[Sample], preprocess: Preprocess) -> Batch:
         h, w = sample["image"].shape[:2]
         preprocess.normalize(sample["image"], out=padded[:, :h, :w])  # writes in place, which saves a copy
         padded[:, h:], padded[:, :h, w:] = 0, 0
-    batch = {
+    batch: dict[str, Any] = {
         "images": images,
         "image_sizes": np.stack([sample["image_size"] for sample in samples]),
         "original_sizes": np.stack([sample["original_size"] for sample in samples]),

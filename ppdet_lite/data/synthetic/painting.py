@@ -33,8 +33,10 @@ def draw_mask(contours: list[np.ndarray], center: np.ndarray, shape: tuple[int, 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Return a background of low saturation, float32 [H, W, 3] RGB in 0..255: two tones, a texture, uneven light."""
     hue, value = rng.uniform(0, 360), rng.uniform(0.35, 0.9)
-    tones = [_color(hue + rng.normal(0, 30), rng.uniform(0.03, 0.22), value * k) for k in (1.0, rng.uniform(0.7, 0.9))]
-    pixels = _mix(*tones, _texture(rng, height, width, min_period=10) * 0.8)
+    first, second = (
+        _color(hue + rng.normal(0, 30), rng.uniform(0.03, 0.22), value * k) for k in (1.0, rng.uniform(0.7, 0.9))
+    )
+    pixels = _mix(first, second, _texture(rng, height, width, min_period=10) * 0.8)
     pixels *= 1 + 0.35 * (_clouds(rng, height, width, 3)[..., None] - 0.5)
     return pixels + rng.normal(0, 3, (height, width, 1)).astype(np.float32)
 
@@ -55,7 +57,7 @@ def paint(rng: np.random.Generator, image: np.ndarray, name: str, mask: np.ndarr
     body *= 1 + 0.4 * (_ramp(rng, height, width)[..., None] - 0.5)
     body = np.clip(body, 0, 255)
 
-    shift = np.float32([[1, 0, 3], [0, 1, 3]])
+    shift = np.array([[1, 0, 3], [0, 1, 3]], np.float32)
     shadow = cv2.GaussianBlur(cv2.warpAffine(alpha, shift, (width, height)), (0, 0), 2.5)[..., None]
     edge = alpha - cv2.erode(alpha, np.ones((3, 3)))[..., None]
     body *= 1 - 0.35 * edge

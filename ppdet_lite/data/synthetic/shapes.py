@@ -75,7 +75,8 @@ def scene(rng: np.random.Generator, size: int, with_crowd: bool = False) -> tupl
     """
     long, short = int(rng.uniform(0.8, 1.0) * size), int(rng.uniform(0.6, 0.8) * size)
     shape = (long, short) if rng.random() < 0.4 else (short, long)
-    image, items = background(rng, *shape), []
+    image = background(rng, *shape)
+    items: list[Item] = []
     count = 0 if rng.random() < EMPTY_FRACTION else int(rng.integers(1, 7))
     for number in range(count):
         category, is_crowd = int(rng.choice(list(CATEGORIES))), with_crowd and number == 0
