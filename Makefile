@@ -18,7 +18,7 @@ help:
 	@echo "make test         install, run the tests with coverage"
 	@echo "make test-slow    slow tests: export every recipe's model, kill runs, measure memory (more minutes)"
 	@echo "make setup        install only; GPU=cu126 installs Paddle for that CUDA version"
-	@echo "make lint         check code style"
+	@echo "make lint         check code style and type hints"
 	@echo "make clean        remove generated files (output, dataset/shapes, caches), but not .venv"
 
 setup: $(INSTALLED)
@@ -55,6 +55,7 @@ test-slow: setup-tests
 lint: setup-tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:
-	rm -rf output dataset/shapes .pytest_cache .ruff_cache .coverage
+	rm -rf output dataset/shapes .pytest_cache .ruff_cache .mypy_cache .coverage

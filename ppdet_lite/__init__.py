@@ -9,9 +9,14 @@ deform_conv2d, deform_roi_pool     the deformable operators
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppdet_lite.core import runtime
+
+if TYPE_CHECKING:  # the public names, for type checkers and editors
+    from ppdet_lite.assembly.setup import build_model, load_config
+    from ppdet_lite.deployment.detector import Detector
+    from ppdet_lite.ops import deform_conv2d, deform_roi_pool
 
 __version__ = "0.1.0"
 __all__ = ["Detector", "__version__", "build_model", "deform_conv2d", "deform_roi_pool", "load_config"]
