@@ -68,8 +68,7 @@ class LoadReport(NamedTuple):
                 raise UserError(f"{source}: {name} is of type {array.dtype}; use weights that are not quantized")
 
     def _counts(self) -> str:
-        counts = zip(self._fields, self, strict=True)
-        return ", ".join(f"{len(items)} {name}" for name, items in counts)
+        return ", ".join(f"{len(getattr(self, name))} {name}" for name in self._fields)
 
     def _groups(self) -> list[tuple[str, list[str]]]:
         shapes = [f"{m.name}: expected {list(m.expected)}, found {list(m.found)}" for m in self.mismatched]
