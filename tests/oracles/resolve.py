@@ -19,9 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import tomllib
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
@@ -57,10 +59,14 @@ WORKERS = 6  # calls of pip at once, which mostly wait for the network
 NO_WHEEL = re.compile(r"No matching distribution found for ([\w.-]+\S*)")
 
 
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
 def requirements(extras: Sequence[str], python: str, variables: dict[str, str]) -> list[str]:
     """Return the requirements with these extras whose markers are true there, Paddle first."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [line for extra in extras for line in project["optional-dependencies"][extra]] + project["dependencies"]
+    optional = project()["optional-dependencies"]
+    lines = [line for extra in extras for line in optional[extra]] + project()["dependencies"]
     environment = {**variables, "python_version": python, "python_full_version": f"{python}.0"}
     found = []
     for requirement in map(Requirement, lines):
@@ -87,6 +93,10 @@ def resolve(extras: Sequence[str], python: str, system: str) -> str:
 
 def row(python: str, system: str) -> tuple[str, bool]:
     """Return a pair's row of the table, and whether it is as EXPECTED."""
+    if python not in SpecifierSet(project()["requires-python"]):
+        missing = resolve(["cpu"], python, system)
+        reason = f"no wheel: {missing}" if missing else "requires-python excludes it"
+        return f"| {python} | {system} | {reason} | |", (python, system) not in EXPECTED
     missing = resolve(["cpu", "dev"], python, system)
     cells = [f"no wheel: {missing}" if missing else "yes", ""]
     if not missing:  # of no use without Paddle
