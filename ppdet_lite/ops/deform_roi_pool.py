@@ -172,9 +172,9 @@ def _build_table(features: Sequence[Tensor], settings: _Settings) -> Tensor:
     Order of the rows: image, level, position-sensitive part, y, x, class.
     """
     channels = features[0].shape[1] // settings.group_size**2
-    # [N, C, level * part * H * W]: a CPU transposes a tensor with more axes ten times more slowly
-    pixels = paddle.concat([f.reshape([0, channels, -1]) for f in features], axis=2)
-    table = pixels.transpose([0, 2, 1]).flatten(0, 1)  # oneDNN fuses reshape and transpose to an unknown operator
+    # [N, C, part * H * W]: a CPU transposes a tensor with more axes ten times more slowly
+    tables = [f.reshape([0, channels, -1]).transpose([0, 2, 1]) for f in features]
+    table = paddle.concat(tables, axis=1).flatten(0, 1)
     return table if settings.classes == 1 else table.reshape([-1, channels // settings.classes])
 
 
