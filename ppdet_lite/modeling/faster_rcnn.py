@@ -115,8 +115,8 @@ class FasterRCNN(nn.Layer):
         proposals = self.rpn.propose(anchors, logits, deltas, image_sizes)
         if targets is None:
             output = self.predictor(self.box_head(self._pool(features, proposals)))
-            original_sizes = recover_sizes(image_sizes, scales) if original_sizes is None else original_sizes
-            return self.postprocess(output, proposals, self.predictor.delta_weights, original_sizes, scales)
+            sizes = image_sizes, recover_sizes(image_sizes, scales) if original_sizes is None else original_sizes
+            return self.postprocess(output, proposals, self.predictor.delta_weights, *sizes, scales)
         sampled = self.roi_sampler(proposals, targets, self.predictor.num_classes)
         output = self.predictor(self.box_head(self._pool(features, sampled.rois)))
         losses = {**self.rpn.losses(anchors, logits, deltas, targets), **self.predictor.losses(output, sampled)}

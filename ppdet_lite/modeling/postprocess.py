@@ -32,35 +32,47 @@ class Postprocess:
 
     @paddle.no_grad()
     def __call__(
-        self, output: BoxHeadOutput, rois: Rois, delta_weights: Sequence[float], original_sizes: Tensor, scales: Tensor
+        self,
+        output: BoxHeadOutput,
+        rois: Rois,
+        delta_weights: Sequence[float],
+        image_sizes: Tensor,
+        original_sizes: Tensor,
+        scales: Tensor,
     ) -> PackedDetections:
-        """Return detections in original-image pixels, clipped to original_sizes [N, 2] (h, w).
+        """Return detections in original-image pixels.
 
-        scales [N, 2] (y, x) = resized / original size. RoIs are scaled before they are decoded, which moves and
-        stretches boxes in proportion to their RoI. NMS is not affected: IoU does not depend on the scales of the axes.
+        image_sizes, original_sizes [N, 2] (h, w) of the network input and of the original; scales [N, 2] (y, x) =
+        resized / original size. NMS compares boxes that are clipped to the network input. Detections are clipped to the
+        original only: image_sizes are rounded, so that a border of the network input may lie inside the original.
         """
         image = image_of_roi(rois.counts, rois.boxes.shape[0])
-        factor = paddle.gather(scales, image)[:, ::-1]  # (x, y)
-        regions = rois.boxes / paddle.concat([factor, factor], axis=1)
         scores = F.softmax(output.logits.astype("float32"), axis=1)[:, :-1]
         deltas = output.deltas.astype("float32").reshape([rois.boxes.shape[0], -1, 4])
-        boxes = decode_boxes(regions.unsqueeze(1), deltas, delta_weights)
-        boxes = clip_boxes(boxes, paddle.gather(original_sizes, image).unsqueeze(1))
+        boxes = decode_boxes(rois.boxes.unsqueeze(1), deltas, delta_weights)
         boxes = boxes.expand([-1, scores.shape[1], 4])  # when class-agnostic, all classes share one box
-        has_area = (boxes[..., 2:] > boxes[..., :2]).all(axis=-1)
+        clipped = clip_boxes(boxes, paddle.gather(image_sizes, image).unsqueeze(1))
+        has_area = (clipped[..., 2:] > clipped[..., :2]).all(axis=-1)
         candidates = paddle.nonzero((scores > self.score_threshold) & has_area)
         roi, classes = candidates[:, 0], candidates[:, 1]
-        image_count, num_classes = scales.shape[0], scores.shape[1]
+        image_count, num_classes = image_sizes.shape[0], scores.shape[1]
         flat = roi * num_classes + classes
-        boxes, scores = paddle.gather(boxes.reshape([-1, 4]), flat), paddle.gather(scores.flatten(), flat)
-        image = paddle.gather(image, roi)
-        kept = grouped_nms(boxes, scores, image * num_classes + classes, self.nms_iou)
+        scores, image = paddle.gather(scores.flatten(), flat), paddle.gather(image, roi)
+        clipped = paddle.gather(clipped.reshape([-1, 4]), flat)
+        kept = grouped_nms(clipped, scores, image * num_classes + classes, self.nms_iou)
         kept = paddle.gather(kept, paddle.argsort(paddle.gather(image, kept), stable=True))
         rank = rank_in_group(paddle.gather(image, kept), image_count)
         kept = paddle.gather(kept, paddle.nonzero(rank < self.max_detections).flatten())
-        counts = count_groups(paddle.gather(image, kept), image_count)
+        # float64, because oneDNN's float32 kernels crash if D = 0; for float64 it has none, and Paddle's are used
+        boxes = paddle.gather(boxes.reshape([-1, 4]), paddle.gather(flat, kept)).astype("float64")
+        image, original_sizes = paddle.gather(image, kept), original_sizes.astype("float64")
+        factor = paddle.gather(scales.astype("float64"), image)[:, ::-1]  # (x, y)
+        boxes = clip_boxes(boxes / paddle.concat([factor, factor], axis=1), paddle.gather(original_sizes, image))
         return PackedDetections(
-            paddle.gather(boxes, kept), paddle.gather(scores, kept), paddle.gather(classes, kept), counts
+            boxes.astype("float32"),
+            paddle.gather(scores, kept),
+            paddle.gather(classes, kept),
+            count_groups(image, image_count),
         )
 
 

@@ -32,7 +32,8 @@ def detect(
     weights: tuple[float, ...] = UNIT,
 ) -> list[list[tuple]]:
     """Return (class, rounded score, rounded box) of each detection, per image."""
-    found = settings(output, packed, weights, recover_sizes(float32(sizes), float32(scales)), float32(scales))
+    sizes, scales = float32(sizes), float32(scales)
+    found = settings(output, packed, weights, sizes, recover_sizes(sizes, scales), scales)
     check_types(found)
     rows = zip(found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
     rows = [(c, round(s, 5), [round(v, 4) for v in box]) for c, s, box in rows]
@@ -115,9 +116,19 @@ def test_boxes_are_clipped_to_the_original_size() -> None:
     """25 x 27 is resized to 53 x 29: dividing by the scales in float32 gives 25.000002 and 27.000002."""
     scales = float32([[53 / 25, 29 / 27]])
     assert (float32([53, 29]) / scales[0] > float32([25, 27])).all()
-    found = Postprocess()(answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[25, 27]]), scales)
+    found = Postprocess()(
+        answer([[0.5]]), rois([[0, 0, 500, 500]]), UNIT, float32([[53, 29]]), float32([[25, 27]]), scales
+    )
     assert found.boxes.tolist() == [[0, 0, 27, 25]]
     assert recover_sizes(float32([[53, 29]]), scales).tolist() == [[25, 27]]
+
+
+def test_nms_clips_to_the_network_input() -> None:
+    """As in the four projects. Both boxes overlap by 0.5 there; the second reaches beyond the border of both sizes."""
+    output, packed = answer([[0.9], [0.8]]), rois([[0, 0, 40, 90], [0, 30, 40, 400]])
+    sizes, scales = float32([[120, 100]]), float32([[1, 1]])
+    assert Postprocess()(output, packed, UNIT, sizes, float32([[119, 100]]), scales).counts.tolist() == [2]
+    assert Postprocess()(output, packed, UNIT, float32([[119, 100]]), sizes, scales).counts.tolist() == [1]
 
 
 def test_sizes_recovered_from_a_rounded_size_are_inexact() -> None:
@@ -147,7 +158,9 @@ def test_against_a_loop(class_agnostic: bool, limit: int) -> None:
     settings = Postprocess(0.1, 0.4, limit)
     output = BoxHeadOutput(paddle.zeros([55, 1]), float32(logits), float32(deltas))
     originals = [(180, 120), (50, 50), (50, 100)]
-    found = settings(output, Rois(float32(rows), int32(counts)), HEAD, float32(originals), float32(scales))
+    found = settings(
+        output, Rois(float32(rows), int32(counts)), HEAD, float32(sizes), float32(originals), float32(scales)
+    )
     check_types(found)
     starts = np.cumsum([0, *counts])
     expected = [

@@ -75,7 +75,8 @@ def test_the_last_nms(images: int, candidates: int, calls: int, monkeypatch: pyt
     boxes = paddle.concat([spread, spread, spread + 1, spread + 1], axis=1)
     packed = Rois(boxes, paddle.full([images], count // images, "int32"))
     with counted(monkeypatch) as found:
-        Postprocess()(output, packed, (1.0,) * 4, paddle.full([images, 2], 5000.0), paddle.ones([images, 2]))
+        sizes = paddle.full([images, 2], 5000.0)
+        Postprocess()(output, packed, (1.0,) * 4, sizes, sizes, paddle.ones([images, 2]))
     assert {name: number for name, number in found.items() if number} == {
         "nonzero": 2,
         **({"nms": calls} if calls else {}),
