@@ -229,11 +229,16 @@ def test_bad_content_is_named(coco_files, change, message):
     assert str(files.json) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_missing_files_are_named(coco_files):
+def test_missing_files_are_named(coco_files, monkeypatch):
     files = three_images(coco_files)
     files.write()
-    with pytest.raises(UserError, match=r"cannot read annotations .*none.json: No such file"):
+    with pytest.raises(UserError, match=r"cannot read annotations .*none.json: No such file.*; see dataset/README.md"):
         CocoDataset(str(files.images), str(files.folder / "none.json"))
+    monkeypatch.chdir(files.folder)
+    with pytest.raises(
+        UserError, match=r"cannot read annotations dataset/shapes/a.json: .*; run ppdet-lite make-shapes"
+    ):
+        CocoDataset(str(files.images), "dataset/shapes/a.json")
     with pytest.raises(UserError, match=r"image folder .*nowhere \(for .*instances.json\) does not exist"):
         CocoDataset(str(files.folder / "nowhere"), str(files.json))
 

@@ -20,6 +20,7 @@ from ppdet_lite.data.annotations.problems import Example, Problem, problems_at, 
 
 LISTS = ("images", "annotations", "categories")
 NAN = b"1e99999"  # stands for NaN; beyond the range of any number, so msgspec decodes no annotation that contains it
+SHAPES = "dataset/shapes"  # the quickstart's dataset, which the command make-shapes writes
 NUMBERS = {b"NaN": NAN, b"Infinity": b"1e9999"}  # the latter is infinite when parsed
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 
@@ -51,7 +52,8 @@ def read_lists(path: str, images: Path | None = None) -> tuple[Lists, list[Probl
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
-        message = f"cannot read annotations {path}: {error.strerror}; see dataset/README.md"
+        remedy = "run ppdet-lite make-shapes" if Path(path).is_relative_to(SHAPES) else "see dataset/README.md"
+        message = f"cannot read annotations {path}: {error.strerror}; {remedy}"
         raise UserError(message, key="annotations") from None
     lists = _decode(raw)
     if lists is None and any(name in raw for name in NUMBERS) and NAN not in raw:
