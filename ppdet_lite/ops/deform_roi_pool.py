@@ -186,8 +186,12 @@ def _locate_maps(features: Sequence[Tensor], rois: Rois, level: Tensor, settings
     part_areas = sizes.prod(axis=1)
     areas = part_areas * settings.group_size**2  # of all position-sensitive parts
     of_level = [areas.cumsum() - areas, part_areas, sizes[:, 0], sizes[:, 1]]
-    of_level = paddle.to_tensor(np.stack(of_level)) if paddle.in_dynamic_mode() else paddle.stack(of_level)
-    start, part_area, height, width = paddle.gather(of_level, level, axis=1).reshape([4, -1, 1, 1, 1, 1]).unbind()
+    if paddle.in_dynamic_mode():
+        of_roi = paddle.gather(paddle.to_tensor(np.stack(of_level)), level, axis=1)
+        start, part_area, height, width = of_roi.reshape([4, -1, 1, 1, 1, 1]).unbind()
+    else:  # one by one: paddle2onnx converts a gather along the second axis wrongly if there is one level
+        gathered = [paddle.gather(values, level).reshape([-1, 1, 1, 1, 1]) for values in of_level]
+        start, part_area, height, width = gathered
     image = image_of_roi(rois.counts, rois.boxes.shape[0]).reshape([-1, 1, 1, 1, 1])
     origin = start + image * areas.sum()
     if settings.group_size > 1:

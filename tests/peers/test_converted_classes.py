@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppdet_lite.assembly.conversion import _classes, convert_file, peer_config
-from ppdet_lite.assembly.setup import build_uninitialized, state_shapes
+from ppdet_lite.assembly.conversion import _classes, convert_file
+from ppdet_lite.assembly.setup import build_uninitialized, peer_config, state_shapes
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.peers.dataset_classes import COCO_IDS, COCO_NAMES, VOC_NAMES
 from ppdet_lite.peers.files import PeerFile
