@@ -19,9 +19,8 @@ def graph_inputs(
     """
     sizes = np.asarray(image_sizes, np.float64)
     if original_sizes is not None:
-        smallest = np.where(
-            sizes > 1, sizes - 0.499, 0.0
-        )  # a side of 1 pixel may have been rounded up from any fraction
+        # a side of 1 pixel may have been rounded up from any fraction
+        smallest = np.where(sizes > 1, sizes - 0.499, 0.0)
         sizes = np.clip(np.multiply(original_sizes, scales, dtype=np.float64), smallest, sizes + 0.499)
     inputs = {"image": pad_images(images, stride or 1), "im_shape": sizes, "scale_factor": scales}
     return {name: np.ascontiguousarray(value, np.float32) for name, value in inputs.items()}

@@ -51,7 +51,7 @@ def eager_on_gpu(tensor: Tensor) -> bool:
 
 def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Return whether oneDNN is in use and can compute this convolution: 4-D float32 tensors on a CPU, a bias of [O]."""
-    if onednn_library.library() is None:
+    if onednn_library.load_library() is None:
         return False
     tensors = [x, weight] if bias is None else [x, weight, bias]
     valid_shapes = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])

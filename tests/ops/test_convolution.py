@@ -9,7 +9,7 @@ from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.cpu import onednn_library
 from ppdet_lite.ops.layers import conv2d
 
-needs_onednn = pytest.mark.skipif(onednn_library.library() is None, reason="Paddle without oneDNN 3")
+needs_onednn = pytest.mark.skipif(onednn_library.load_library() is None, reason="Paddle without oneDNN 3")
 RNG = np.random.default_rng(0)
 
 
@@ -102,7 +102,7 @@ def test_paddles_operator_on_a_gpu_and_without_the_library(monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(dispatch, "on_cpu", lambda _: False)
         np.testing.assert_array_equal(*paddles_own())
-    monkeypatch.setattr(onednn_library, "library", lambda: None)
+    monkeypatch.setattr(onednn_library, "load_library", lambda: None)
     np.testing.assert_array_equal(*paddles_own())
 
 

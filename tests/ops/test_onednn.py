@@ -16,7 +16,7 @@ from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.cpu import onednn, onednn_library
 from ppdet_lite.ops.layers import conv2d
 
-needs_onednn = pytest.mark.skipif(onednn_library.library() is None, reason="Paddle without oneDNN 3")
+needs_onednn = pytest.mark.skipif(onednn_library.load_library() is None, reason="Paddle without oneDNN 3")
 RNG = np.random.default_rng(0)
 NAMES = ("x", "weight", "bias", "grad")
 # With one group, oneDNN reorders all tensors but the bias; with 8 groups of 2 channels, it uses a scratchpad (AVX2).
@@ -181,9 +181,9 @@ def test_a_failure_of_the_library_is_left_to_paddle(
     reason: str,
     calls: int,
 ) -> None:
-    failing = Failing(onednn_library.library(), function, status, calls)
+    failing = Failing(onednn_library.load_library(), function, status, calls)
     for module in (onednn, onednn_library):
-        monkeypatch.setattr(module, "library", lambda: failing)
+        monkeypatch.setattr(module, "load_library", lambda: failing)
     content, grad_mode = arrays(1), paddle.is_grad_enabled()
     for _ in range(2):
         assert_correct(tensors(content), content, 1)
@@ -196,9 +196,9 @@ def test_a_failure_of_the_library_is_left_to_paddle(
 @pytest.mark.usefixtures("empty_caches")
 @pytest.mark.parametrize("trained", ["x", "weight", "bias"])
 def test_a_failure_in_training_some_inputs_only(monkeypatch: pytest.MonkeyPatch, trained: str) -> None:
-    content, failing = arrays(8), Failing(onednn_library.library(), "primitive_execute", 1)
+    content, failing = arrays(8), Failing(onednn_library.load_library(), "primitive_execute", 1)
     for module in (onednn, onednn_library):
-        monkeypatch.setattr(module, "library", lambda: failing)
+        monkeypatch.setattr(module, "load_library", lambda: failing)
     expected = dict(zip(("out", "x", "weight", "bias"), results(F.conv2d, 8, **tensors(content, "float64"))))
     inputs = tensors(content)
     grad, inputs[trained].stop_gradient = inputs.pop("grad"), False
@@ -232,7 +232,7 @@ def test_a_library_without_a_function_is_not_used(
 @needs_onednn
 def test_all_functions_have_declared_arguments() -> None:
     """Without them, ctypes passes an int as 32 bits, which cuts pointers."""
-    dnnl = onednn_library.library()
+    dnnl = onednn_library.load_library()
     used = {name: function for name, function in vars(dnnl).items() if name.startswith("dnnl_")}
     conv2d(paddle.ones([1, 4, 5, 5]), paddle.ones([4, 4, 3, 3]))
     assert len(used) > 20 and {name for name, f in used.items() if f.argtypes is None} == {"dnnl_version"}
@@ -283,5 +283,5 @@ def test_the_cache_of_primitives_is_limited() -> None:
 def test_description_names_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onednn_library, "_load", onednn_library._load.__wrapped__)
     monkeypatch.setenv(runtime.SWITCH, "threads,malloc")
-    assert onednn_library.library() is None
+    assert onednn_library.load_library() is None
     assert onednn_library.description() == "convolutions on a CPU: Paddle's own (PPDET_LITE_RUNTIME is without onednn)"

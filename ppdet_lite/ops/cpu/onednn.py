@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.ops.cpu.onednn_library import CArgument, Object, OneDnnError, check, library
+from ppdet_lite.ops.cpu.onednn_library import CArgument, Object, OneDnnError, check, load_library
 
 MAX_PRIMITIVES = 256  # cached per function; oneDNN caches the code of 1024, so creating one again takes 0.1 ms
 
@@ -139,7 +139,7 @@ class _Execution:
 
     def __init__(self, descriptor: Object, arguments: dict[int, Object]) -> None:
         layout = _query_layout(descriptor, _SCRATCHPAD_LAYOUT)
-        self._size = math.ceil(library().dnnl_memory_desc_get_size(layout) / 4)
+        self._size = math.ceil(load_library().dnnl_memory_desc_get_size(layout) / 4)
         self._scratchpad = Object("memory", "create", layout, _engine()[0], None) if self._size else None
         self._memories = arguments | ({_SCRATCHPAD: self._scratchpad} if self._scratchpad else {})
         arguments = [CArgument(number, memory.handle) for number, memory in self._memories.items()]
@@ -177,8 +177,8 @@ class _Argument:
         engine = _engine()[0]
         self.user_memory = self.memory = Object("memory", "create", contiguous, engine, None)
         self._reorder = None
-        if not library().dnnl_memory_desc_equal(contiguous.handle, required):
-            self._size = library().dnnl_memory_desc_get_size(required) // 4
+        if not load_library().dnnl_memory_desc_equal(contiguous.handle, required):
+            self._size = load_library().dnnl_memory_desc_get_size(required) // 4
             self.memory = Object("memory", "create", required, engine, None)
             layouts = (required, contiguous) if is_output else (contiguous, required)
             source, target = (self.memory, self.user_memory) if is_output else (self.user_memory, self.memory)
@@ -276,7 +276,7 @@ def _set_data(memory: Object, tensor: Tensor) -> None:
 
 def _query_layout(descriptor: Object, query: int, index: int = 0) -> c_void_p:
     """Return the memory layout of an argument, owned by the primitive descriptor."""
-    layout = library().dnnl_primitive_desc_query_md(descriptor.handle, query, index)
+    layout = load_library().dnnl_primitive_desc_query_md(descriptor.handle, query, index)
     if layout is None:
         raise OneDnnError(f"oneDNN: dnnl_primitive_desc_query_md has no layout {query}")
     return c_void_p(layout)

@@ -24,7 +24,7 @@ class OneDnnError(RuntimeError):
     """oneDNN cannot compute a convolution, or a tensor is not one that it can read."""
 
 
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """Return Paddle's oneDNN library, or None if it is not used."""
     return _load()[0]
 
@@ -106,7 +106,7 @@ class Object:
 
     def __init__(self, kind: str, create: str, *arguments: Any) -> None:
         self.handle = c_void_p()
-        self._destroy = getattr(library(), f"dnnl_{kind}_destroy")
+        self._destroy = getattr(load_library(), f"dnnl_{kind}_destroy")
         values = [argument.handle if isinstance(argument, Object) else argument for argument in arguments]
         function = f"{kind}_{create}" if create.startswith("create") else f"{create}_{kind}_create"
         check(function, byref(self.handle), *values)
@@ -118,6 +118,6 @@ class Object:
 
 def check(function: str, *arguments: Any) -> None:
     """Call a function of the library; raise OneDnnError if it fails."""
-    if status := getattr(library(), f"dnnl_{function}")(*arguments):
+    if status := getattr(load_library(), f"dnnl_{function}")(*arguments):
         reason = _STATUSES[status] if 0 < status < len(_STATUSES) else "unknown"
         raise OneDnnError(f"oneDNN: dnnl_{function} returned status {status} ({reason})")
