@@ -1,9 +1,11 @@
-"""Convert annotations to COCO files: ppdet-lite import-data --from voc|yolo|labelme|csv SRC --output DIR"""
+"""Convert annotations to COCO files: ppdet-lite import-data --from FORMAT SRC --output DIR"""
 
 import argparse
 from pathlib import Path
 
 from ppdet_lite.core import log
+
+FORMATS = ("voc", "yolo", "labelme", "cvat", "kitti", "openimages", "csv")
 
 
 def main() -> None:
@@ -11,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("source", metavar="SRC", type=Path, help="folder of the dataset; csv: a file; yolo: a folder or a data.yaml")
-    add("--from", dest="source_format", required=True, choices=("voc", "yolo", "labelme", "csv"), help="format of SRC")
+    add("--from", dest="source_format", required=True, choices=FORMATS, help="format of SRC")
     add("--output", required=True, metavar="DIR", type=Path, help="folder to write, new or empty")
     add("--images", metavar="DIR", type=Path, help="image folder, if not the format's usual one")
     group = parser.add_mutually_exclusive_group()

@@ -119,6 +119,9 @@ VOC = f"<annotation><filename>a.jpg</filename><object><name>cat</name>{BOX}</obj
         ("a.txt", "0 0.1 0.1 0.2 0.1 0.2 0.2", "yolo"),
         ("data.yaml", "train: images/train\nnc: 2\nnames: [cat, dog]\n", "yolo"),
         ("a.json", '{"version": "5.0.1", "flags": {}, "shapes": [], "imagePath": "a.jpg"}', "labelme"),
+        ("a.xml", '<annotations>\n<image id="0" name="b.jpg"/>\n</annotations>', "cvat"),
+        ("a.txt", "Car 0.00 0 -1.57 1 2.5 31 22 1.5 1.6 3.7 1.0 1.5 20.0 -1.6\n", "kitti"),
+        ("a.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\nb,/m/7,0,1,0,1\n", "openimages"),
         ("a.csv", "a.jpg,1,2,3,4,cat\n", "csv"),
         ("a.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,60,40,cat,1,2,3,4\n", "csv"),
     ],
@@ -127,7 +130,7 @@ def test_other_formats_are_named_with_their_import(files, name, text, form):
     folder = files.folder / "labels"
     folder.mkdir()
     (folder / name).write_text(text, encoding="utf-8")
-    source = folder / name if form == "csv" else folder
+    source = folder / name if form in ("csv", "openimages", "cvat") else folder
     elsewhere = "" if name == "data.yaml" else f" --images {files.images}"  # the import would not look there
     with pytest.raises(UserError, match=f"--from {form} {source}{elsewhere} --output") as caught:
         CocoDataset(str(files.images), str(folder / name))

@@ -64,6 +64,41 @@ def as_labelme(source, truth):
     return {}
 
 
+def as_cvat(source, truth):
+    text = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task/></meta>\n'
+    for number, (name, (height, width, boxes)) in enumerate(truth.items()):
+        text += f'<image id="{number}" name="{name}" width="{width}" height="{height}">\n'
+        for label, x1, y1, x2, y2 in boxes:
+            sides = f'xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}"'
+            text += f'<box label="{label}" source="manual" occluded="0" {sides} z_order="0"></box>\n'
+        text += "</image>\n"
+    source.write("annotations.xml", text + "</annotations>")
+    return {}
+
+
+def as_kitti(source, truth):
+    (source.folder / "images").rename(source.folder / "image_2")
+    for name, (*_, boxes) in truth.items():
+        lines = [f"{b[0]} 0.00 0 -1.57 {b[1]} {b[2]} {b[3]} {b[4]} 1.5 1.6 3.7 1.0 1.5 20.0 -1.6" for b in boxes]
+        source.write(f"label_2/{Path(name).stem}.txt", "\n".join(lines))
+    return {}
+
+
+def as_openimages(source, truth):
+    """It has no rows for images without boxes."""
+    (source.folder / "images/0.png").unlink()
+    del truth["0.png"], truth["5.png"]
+    (source.folder / "images/5.png").unlink()
+    rows = ["ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"]
+    for name, (height, width, boxes) in truth.items():
+        for label, x1, y1, x2, y2 in boxes:
+            sides = (x1 / width, x2 / width, y1 / height, y2 / height)
+            rows.append(f"{Path(name).stem},xclick,/m/{label},1,{','.join(map(repr, sides))},0,0,0")
+    source.write("annotations-bbox.csv", "\n".join(rows))
+    source.write("class-descriptions-boxable.csv", "\n".join(f"/m/{name},{name}" for name in NAMES))
+    return {}
+
+
 def as_csv(source, truth):
     rows = [
         f"images/{name},{x1},{y1},{x2},{y2},{label}"
@@ -75,14 +110,22 @@ def as_csv(source, truth):
     return {}
 
 
-WRITERS = {"voc": as_voc, "yolo": as_yolo, "labelme": as_labelme, "csv": as_csv}
+WRITERS = {
+    "voc": as_voc,
+    "yolo": as_yolo,
+    "labelme": as_labelme,
+    "cvat": as_cvat,
+    "kitti": as_kitti,
+    "openimages": as_openimages,
+    "csv": as_csv,
+}
 
 
 @pytest.mark.parametrize("form", WRITERS)
 def test_a_round_trip(source, boxes_of, form):
     """Boxes written in a format come back, whatever the format, and training reads them."""
     truth = drawn_boxes(source)
-    if form == "yolo":  # has no boxes beyond the image
+    if form in ("yolo", "openimages"):  # have no boxes beyond the image
         for name, (height, width, boxes) in truth.items():
             limit = (width, height) * 2
             truth[name] = (height, width, [(b[0], *map(min, b[1:], limit)) for b in boxes])
@@ -98,7 +141,7 @@ def test_a_round_trip(source, boxes_of, form):
     assert [category["name"] for category in content["categories"]] == NAMES
     dataset = CocoDataset(str(source.output / "all"), str(source.output / "annotations/instances_all.json"))
     dataset.check_images()
-    assert dataset.load(3).shape == (*truth["3.png"][:2], 3)
+    assert dataset.load(list(truth).index("3.png")).shape == (*truth["3.png"][:2], 3)
 
 
 HINTS = {"voc": ("Annotations", "Annotations/1.xml"), "yolo": ("labels", "labels/1.txt"), "csv": ("boxes.csv",)}
@@ -225,8 +268,8 @@ def test_the_command(source, monkeypatch, capsys):
             return ended.code, capsys.readouterr()
         return 0, capsys.readouterr()
 
-    for name in "abcd":
-        source.draw(f"{name}.png", 40, 60)
+    for width, name in enumerate("abcd", start=60):  # files that differ, so that they can be in different splits
+        source.draw(f"{name}.png", 40, width)
     source.write("boxes.csv", "".join(f"{name}.png,1,2,3,4,cat\n" for name in "abcd"))
     command = ["--from", "csv", source.folder, "--output", source.output]
     code, told = run(*command, "--split", "0.8/0.3")

@@ -99,3 +99,43 @@ def test_more_cells_than_columns(source, head, row):
     source.draw("a.png", 40, 60)
     source.write("boxes.csv", f"{head}{row}\n")
     assert f"7 columns, expected 6: {row}" in source.refusal("csv")
+
+
+LAYOUTS = {
+    "by name": ("train.csv", "val.csv", ""),
+    "by a word of the name": ("train_labels.csv", "validation-labels.csv", ""),
+    "by folder": ("train/_annotations.csv", "valid/_annotations.csv", "{}/"),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "folder"), LAYOUTS.values(), ids=LAYOUTS)
+def test_several_tables_are_splits(source, first, second, folder):
+    """Paths are relative to each table; the classes of both are the classes of each."""
+    for table, split, name in ((first, "train", "cat"), (second, "valid", "dog")):
+        source.draw(f"{folder.format(split)}{name}.png", 40, 60)
+        source.write(table, f"file,x1,y1,x2,y2,class\n{name}.png,1,2,31,22,{name}\n")
+    splits = source.bring_in("csv")
+    assert {name: content["images"][0]["file_name"] for name, content in splits.items()} == {
+        "train": "cat.png",
+        "val": "dog.png",
+    }
+    assert splits["train"]["categories"] == splits["val"]["categories"] and len(splits["val"]["categories"]) == 2
+
+
+def test_an_image_in_two_tables(source, boxes_of):
+    """It is in one split only; --skip-bad leaves it out of the later one."""
+    for name in "ab":
+        source.draw(f"{name}.png", 40, 60)
+    source.write("train.csv", "a.png,1,2,31,22,cat\n")
+    source.write("val.csv", "b.png,1,2,31,22,cat\na.png,1,2,3,4,cat\n")
+    assert source.refusal("csv") == "val.csv:2: a.png is already the image of train.csv:1"
+    splits = source.bring_in("csv", skip_bad=True)
+    assert [boxes_of(splits[name])[0][0] for name in ("train", "val")] == ["a.png", "b.png"]
+
+
+def test_tables_that_are_not_named_after_splits(source):
+    for name in ("train.csv", "train_more.csv", "trainval.csv"):
+        source.write(name, "a.png,1,2,31,22,cat\n")
+    message = source.refusal("csv")
+    assert "name them after their splits, such as train.csv and val.csv, or give the path of one CSV file" in message
+    assert message.endswith("found: train.csv, train_more.csv, trainval.csv")

@@ -14,6 +14,10 @@ VOC = f"<annotation><object><name>cat</name>{BOX}</object></annotation>"
 RECTANGLE = {"label": "cat", "shape_type": "rectangle", "points": [[1, 2], [31, 22]]}
 LABELME = json.dumps({"imagePath": "a.png", "shapes": [RECTANGLE]})
 YOLO = "0 0.2666666666666667 0.3 0.5 0.5\n"
+CVAT = '<annotations>\n<meta/>\n<image id="0" name="a.png">{}</image>\n</annotations>'
+CVAT_BOX = CVAT.format('<box label="cat" xtl="1" ytl="2" xbr="31" ybr="22"/>')
+KITTI = "cat 0.00 0 -1.57 1 2 31 22 1.5 1.6 3.7 1.0 1.5 20.0 -1.6\n"
+OPENIMAGES = f"ImageID,LabelName,XMin,XMax,YMin,YMax\na,cat,{1 / 60!r},{31 / 60!r},0.05,0.55\n"
 SOURCES = {  # files of a source, and which of them or which folder is given as COCO annotations
     "voc": ({"Annotations/a.xml": VOC}, ("Annotations", "Annotations/a.xml", ".")),
     "voc in a folder": ({"Annotations/deep/a.xml": VOC}, ("Annotations/deep/a.xml",)),
@@ -21,6 +25,9 @@ SOURCES = {  # files of a source, and which of them or which folder is given as 
     "yolo": ({"labels/a.txt": YOLO, "classes.txt": "cat\n"}, ("labels", "labels/a.txt", ".")),
     "yolo with the class names in labels": ({"labels/a.txt": YOLO, "labels/classes.txt": "cat\n"}, ("labels",)),
     "csv": ({"boxes.csv": "a.png,1,2,31,22,cat\n"}, ("boxes.csv", ".")),
+    "cvat": ({"annotations.xml": CVAT_BOX}, ("annotations.xml", ".")),
+    "kitti": ({"label_2/a.txt": KITTI}, ("label_2", "label_2/a.txt", ".")),
+    "openimages": ({"boxes.csv": OPENIMAGES}, ("boxes.csv", ".")),
     "two csv": ({"boxes.csv": "a.png,1,2,31,22,cat\n", "more.csv": "x,y\n"}, (".",)),
 }
 
@@ -65,13 +72,13 @@ def test_class_names_that_are_missing_are_asked_for(source):
         CocoDataset(str(source.folder / "images"), str(path))
 
 
-CVAT = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<meta/><image id="0"/></annotations>'
+VIDEO = '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<meta/><track id="0"/></annotations>'
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        (CVAT, "CVAT's own XML"),
+        (VIDEO, "CVAT's XML for video"),
         (VOC.replace("bndbox", "robndbox"), "XML without VOC's <bndbox>"),
         (VOC.replace("bndbox", "polygon"), "XML without VOC's <bndbox>"),
     ],
@@ -83,7 +90,7 @@ def test_xml_that_cannot_be_imported(source, text, name):
     message = proposal(source.folder / "images", path)
     assert message.endswith(f"{name}, not COCO JSON; export it as COCO or Pascal VOC")
     refusal = source.refusal("voc")
-    assert ("export CVAT's tasks as Pascal VOC or COCO" in refusal) == (text == CVAT)
+    assert ("import CVAT's tasks with --from cvat" in refusal) == (text == VIDEO)
 
 
 def test_labelme_json_that_is_cut(source):

@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import ImportedData, ImportedImage
 from ppdet_lite.data.importing.splits import parse_fractions, split
+
+
+@pytest.fixture
+def ten(tmp_path):
+    """Ten images whose files differ."""
+    for name in TEN:
+        (tmp_path / name).write_text(name)
+    return ImportedData([ImportedImage(tmp_path / name, name, [], name) for name in reversed(TEN)])
 
 
 def found(*names, **more):
@@ -22,19 +31,48 @@ TEN = [f"{k}.jpg" for k in range(10)]
 
 
 @pytest.mark.parametrize(("fractions", "counts"), [([0.8, 0.2], [8, 2]), ([0.5, 0.25, 0.25], [5, 3, 2])])
-def test_fractions(fractions, counts):
+def test_fractions(ten, fractions, counts):
     """0.25 of ten: the ends are at 5, 7.5 and 10, and 7.5 is rounded to the even 8."""
-    splits = names_of(split(found(*reversed(TEN)), fractions, (), 0, BadItems())[0])
+    splits = names_of(split(ten, fractions, (), 0, BadItems())[0])
     assert list(splits) == ["train", "val", "test"][: len(fractions)]
     assert [len(names) for names in splits.values()] == counts
     assert sorted(name for names in splits.values() for name in names) == TEN
     assert all(names == sorted(names) for names in splits.values())
 
 
-def test_fractions_depend_only_on_the_seed():
-    first, again, other = (names_of(split(found(*TEN), [0.5, 0.5], (), seed, BadItems())[0]) for seed in (3, 3, 4))
+def test_fractions_depend_only_on_the_seed(ten):
+    first, again, other = (names_of(split(ten, [0.5, 0.5], (), seed, BadItems())[0]) for seed in (3, 3, 4))
     assert first == again != other
-    assert names_of(split(found(*reversed(TEN)), [0.5, 0.5], (), 3, BadItems())[0]) == first
+    assert names_of(split(ten._replace(images=ten.images[::-1]), [0.5, 0.5], (), 3, BadItems())[0]) == first
+    order = np.random.default_rng(3).permutation(10)[:5].tolist()
+    assert first["train"] == [TEN[k] for k in sorted(order)]  # files that differ: a random half of the images
+
+
+def test_identical_files_stay_together(ten, tmp_path):
+    """Three pairs of the same content; one more file has only the same size."""
+    for k in (1, 3, 5):
+        (tmp_path / f"{k}.jpg").write_text(f"same {k}")
+        (tmp_path / f"{k + 1}.jpg").write_text(f"same {k}")
+    (tmp_path / "7.jpg").write_text("same X")
+    seen = set()
+    for seed in range(20):
+        splits, notes = split(ten, [0.6, 0.4], (), seed, BadItems())
+        split_of = {name: part for part, names in names_of(splits).items() for name in names}
+        assert len(split_of) == 10 and all(split_of[f"{k}.jpg"] == split_of[f"{k + 1}.jpg"] for k in (1, 3, 5))
+        assert len(splits["train"]) in (6, 7)
+        seen |= {split_of["1.jpg"] == split_of["3.jpg"], split_of["7.jpg"] == split_of["1.jpg"]}
+    assert seen == {True, False}
+    assert notes == [
+        "images whose file is identical to another's: 6 of 10; those with the same content are in one split"
+    ]
+
+
+def test_identical_files_that_leave_nothing_for_a_split(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text("same")
+    images = ImportedData([ImportedImage(tmp_path / name, name, [], name) for name in "ab"])
+    with pytest.raises(UserError, match=r"no image of 2 is left for val; .*: 2 of 2, which stay in one split"):
+        split(images, [0.5, 0.5], (), 0, BadItems())
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.8/0.3", "1/0", "-0.2/1.2", "a/b", "0.2/0.2/0.2/0.4", "nan/1", ""])
@@ -44,9 +82,9 @@ def test_invalid_fractions(text):
     assert parse_fractions("0.7/0.2/0.1") == [0.7, 0.2, 0.1]
 
 
-def test_a_fraction_without_images():
-    with pytest.raises(UserError, match="no image of 2 is left for val"):
-        split(found("a.jpg", "b.jpg"), [0.9, 0.1], (), 0, BadItems())
+def test_a_fraction_without_images(ten):
+    with pytest.raises(UserError, match=r"no image of 2 is left for val; choose other fractions$"):
+        split(ten._replace(images=ten.images[:2]), [0.9, 0.1], (), 0, BadItems())
 
 
 def test_lists_call_images_by_path_or_name_with_or_without_suffix(tmp_path):

@@ -12,8 +12,17 @@ from ppdet_lite.data.images.files import SUFFIXES
 HEAD = 1 << 16  # bytes of a file that are inspected
 MAX_FILES = 20  # files of a folder that are inspected
 _YOLO = re.compile(r"\s*\d+(\s+-?\d*\.?\d+([eE]-?\d+)?){4,}\s*")
-NAMES = {"voc": "Pascal VOC XML", "yolo": "YOLO text", "labelme": "labelme JSON", "csv": "CSV"}
-CVAT, OTHER_XML = "CVAT's own XML", "XML without VOC's <bndbox>"  # formats that cannot be imported
+_KITTI = re.compile(r"\s*[A-Za-z]\S*(\s+-?\d+(\.\d*)?([eE]-?\d+)?){14,15}\s*")
+NAMES = {
+    "voc": "Pascal VOC XML",
+    "yolo": "YOLO text",
+    "labelme": "labelme JSON",
+    "cvat": "CVAT's XML for images",
+    "kitti": "KITTI text",
+    "openimages": "Open Images CSV",
+    "csv": "CSV",
+}
+CVAT_VIDEO, OTHER_XML = "CVAT's XML for video", "XML without VOC's <bndbox>"  # formats that cannot be imported
 CONFIGS = ("data.yaml", "data.yml")
 CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")  # names of class lists in a YOLO dataset
 
@@ -34,7 +43,9 @@ def other_format(path: Path, images: Path | None = None) -> str | None:
     if not path.is_file():
         return None
     form = _file_format(path)
-    is_source = form == "csv" or (path.suffix.lower() in (".yaml", ".yml") and path.name not in CONFIGS)
+    is_source = form in ("csv", "openimages", "cvat") or (
+        path.suffix.lower() in (".yaml", ".yml") and path.name not in CONFIGS
+    )
     return None if form is None else _import_hint(form, path if is_source else path.parent, path, images, "")
 
 
@@ -42,8 +53,8 @@ def _import_hint(form: str, source: Path, sample: Path, images: Path | None, pre
     """Return the name of a format and the command that imports it; sample: a file of the source."""
     if form not in NAMES:
         return f"{prefix}{form}, not COCO JSON; export it as COCO or Pascal VOC"
-    if form == "voc" and "Annotations" in source.parts:
-        source = _up_to(source, "Annotations")
+    for top in {"voc": ["Annotations"], "kitti": ["label_2"]}.get(form, []):
+        source = _up_to(source, top) if top in source.parts else source
     command = f"ppdet-lite import-data --from {form} {shlex.quote(str(source))}"
     if not _finds_image(form, source, sample):
         command += f" --images {shlex.quote(str(images)) if images is not None and images.is_dir() else 'DIR'}"
@@ -73,6 +84,8 @@ def yolo_root(source: Path) -> Path:
 
 def _finds_image(form: str, source: Path, sample: Path) -> bool:
     """Return whether the import finds the image of a sample file without the option --images."""
+    if form in ("cvat", "openimages"):
+        return _finds_listed_image(form, source, sample)
     if form == "csv":
         with open(sample, encoding="utf-8", errors="replace") as file:
             lines = list(itertools.islice(file, 3))
@@ -91,11 +104,29 @@ def _finds_image(form: str, source: Path, sample: Path) -> bool:
     if form == "voc":
         root = source.parent if source.name == "Annotations" else source
         folders = [root / "JPEGImages", root / "images"]
+    elif form == "kitti":
+        root = sample.parent
+        folders = [root.parent / "image_2", root.parent / "images"] if root.name == "label_2" else []
     else:
         root = yolo_root(source)
         folders = [root / "images"]
     folder = next((path for path in folders if path.is_dir()), root)
     return any(_is_image(path) for path in folder.rglob("*") if path.stem == sample.stem)
+
+
+def _finds_listed_image(form: str, source: Path, sample: Path) -> bool:
+    """Return whether an image that is listed in a file of CVAT or Open Images is where the import looks for it."""
+    head = _head(sample)
+    if form == "cvat":
+        stems, root = re.findall(r"<image\b[^>]*\bname=[\"']([^\"']+)", head), sample.parent
+    else:
+        root = source if source.is_dir() else source.parent
+        root = root.parent if not source.is_dir() and root.name in ("annotations", "labels") else root
+        column = [cell.strip() for cell in head.split("\n", 1)[0].split(",")].index("ImageID")
+        stems = [line.split(",")[column] for line in head.splitlines()[1:] if line.count(",") >= column]
+    wanted = {Path(stem.replace("\\", "/")).stem for stem in stems}
+    folder = next((path for path in (root / "images", root / "data") if path.is_dir()), root)
+    return any(_is_image(path) and path.stem in wanted for path in folder.rglob("*"))
 
 
 def _is_image(path: Path) -> bool:
@@ -111,13 +142,17 @@ def _folder_format(folder: Path) -> tuple[str | None, Path]:
     return ("yolo", configs[0]) if configs else next(found, (None, folder))
 
 
+def _head(path: Path) -> str:
+    with open(path, "rb") as file:
+        raw = file.read(HEAD)
+    return raw.decode(json.detect_encoding(raw), errors="replace").lstrip()
+
+
 def _file_format(path: Path) -> str | None:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(HEAD)
+        head = _head(path)
     except OSError:
         return None
-    head = raw.decode(json.detect_encoding(raw), errors="replace").lstrip()
     if head.startswith("<"):
         return _xml_format(head)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -127,7 +162,11 @@ def _file_format(path: Path) -> str | None:
     lines = [line for line in head.splitlines()[:-1] or head.splitlines() if line.strip()]
     if lines and all(_YOLO.fullmatch(line) for line in lines):
         return "yolo"
-    return "csv" if path.suffix.lower() == ".csv" and lines and lines[0].count(",") >= 4 else None
+    if lines and all(_KITTI.fullmatch(line) for line in lines):
+        return "kitti"
+    if path.suffix.lower() != ".csv" or not lines or lines[0].count(",") < 4:
+        return None
+    return "openimages" if {"ImageID", "LabelName", "XMin"} <= set(lines[0].split(",")) else "csv"
 
 
 def _xml_format(head: str) -> str | None:
@@ -136,7 +175,10 @@ def _xml_format(head: str) -> str | None:
     if root is None or root[1] not in ("annotation", "annotations"):
         return None
     if root[1] == "annotations":
-        return CVAT if re.search(r"<(image|track|meta)[\s>]", head) else OTHER_XML
+        first = re.search(r"<(image|track)[\s>]", head)
+        if first is not None and first[1] == "track":
+            return CVAT_VIDEO
+        return "cvat" if first is not None or re.search(r"<meta[\s>]", head) else OTHER_XML
     first = re.search(r"<object[\s>].*?</object>", head, re.DOTALL)
     return "voc" if first is None or "<bndbox" in first[0] else OTHER_XML
 

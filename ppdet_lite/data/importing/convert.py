@@ -16,7 +16,7 @@ from ppdet_lite.data.annotations.lenient_values import is_file_name
 from ppdet_lite.data.annotations.objects import find_fractions
 from ppdet_lite.data.annotations.statistics import format_statistics
 from ppdet_lite.data.images.sizes import compare_sizes
-from ppdet_lite.data.importing import csv_table, labelme, voc, yolo
+from ppdet_lite.data.importing import csv_table, cvat, kitti, labelme, openimages, voc, yolo
 from ppdet_lite.data.importing.bad_items import FILE, BadItems
 from ppdet_lite.data.importing.coco_writer import write_splits
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage, parse_class_name, read_lines
@@ -24,7 +24,7 @@ from ppdet_lite.data.importing.splits import split
 
 
 def import_data(
-    source_format: Literal["voc", "yolo", "labelme", "csv"],
+    source_format: Literal["voc", "yolo", "labelme", "cvat", "kitti", "openimages", "csv"],
     source: Path,
     output: Path,
     images: Path | None = None,
@@ -104,7 +104,8 @@ def _read(
     elif source_format == "labelme":
         data = labelme.read(source, images, bad_items, scratch)
     else:
-        data = {"yolo": yolo.read, "csv": csv_table.read}[source_format](source, images, bad_items)
+        readers = {"yolo": yolo, "cvat": cvat, "kitti": kitti, "openimages": openimages, "csv": csv_table}
+        data = readers[source_format].read(source, images, bad_items)
     has_flags = any(box.difficult is not None for image in data.images for box in image.boxes)
     if difficult is not None and not has_flags:
         raise UserError(f"--difficult {difficult}: {source} does not mark objects as difficult; remove the option")

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ppdet_lite.core.errors import UserError
@@ -12,6 +12,7 @@ from ppdet_lite.data.annotations.problems import format_value
 from ppdet_lite.data.importing import records
 from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedData, ImportedImage
+from ppdet_lite.data.importing.splits import split_of_name
 
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "class")
 ALIASES = {
@@ -28,19 +29,60 @@ _NUMBER = re.compile(r"[-+.]*[0-9]")  # the beginning of a number
 
 
 def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData:
-    """Read a CSV file, or the only one in a folder, separated by commas, semicolons or tabs.
+    """Read a CSV file, or those in a folder, separated by commas, semicolons or tabs.
 
     A first row of column names may list the columns in any order, also width and height of the image; other columns are
-    ignored, with a note. A row with only a file is an image without objects.
+    ignored, with a note. A row with only a file is an image without objects. Several files are the splits that they or
+    their folders are named after.
     images: the image folder; by default paths are relative to the CSV file.
 
     Raises UserError with file, line and value if something is malformed.
     """
-    table = _only_table(source) if source.is_dir() else source
-    folder = images or table.parent
+    imported, notes = [], []
+    for table, split in _tables(source) if source.is_dir() else [(source, None)]:
+        rows, remarks = _read_table(table, split, images or table.parent, bad_items)
+        imported += rows
+        notes += remarks
+    files = (path for folder in {image.path.parent for image in imported} for path in folder.iterdir())
+    notes += records.unlabelled(imported, files, "row in the table")
+    return ImportedData(imported, notes=tuple(notes))
+
+
+def split_tables(folder: Path, tables: Sequence[Path]) -> list[tuple[Path, str | None]]:
+    """Return CSV files below a folder, each with the split that it or its folder is named after; None if it is alone.
+
+    Raises UserError if there are several, unless they are named after different splits.
+    """
+    splits = [_split_of_path(path.relative_to(folder)) for path in tables]
+    if not tables or (len(tables) > 1 and (None in splits or len(set(splits)) < len(splits))):
+        names = ", ".join(path.relative_to(folder).as_posix() for path in tables) or "none"
+        hint = "name them after their splits, such as train.csv and val.csv, or " if tables else ""
+        raise UserError(f"{folder}: {hint}give the path of one CSV file; found: {names}")
+    return list(zip(tables, splits, strict=True))
+
+
+def _split_of_path(path: Path) -> str | None:
+    names = (path.stem, *reversed(path.parts[:-1]))
+    return next((split for split in map(split_of_name, names) if split is not None), None)
+
+
+def _tables(folder: Path) -> list[tuple[Path, str | None]]:
+    """Return the CSV files in a folder, or else those in the folders of splits in it."""
+    tables = sorted(folder.glob("*.csv"))
+    if len(tables) == 1:
+        return [(tables[0], None)]
+    return split_tables(
+        folder, tables or [path for path in sorted(folder.glob("*/*.csv")) if split_of_name(path.parent.name)]
+    )
+
+
+def _read_table(
+    table: Path, split: str | None, folder: Path, bad_items: BadItems
+) -> tuple[list[ImportedImage], list[str]]:
+    """Return the images of a CSV file, and messages on the columns that are not read."""
     imported: dict[str, ImportedImage] = {}
     columns, width, notes = None, len(COLUMNS), []
-    for location, row in _rows(table):
+    for location, row in read_rows(table, COLUMNS):
         if columns is None:
             columns = _columns(row, location)
             if columns is not None:
@@ -52,28 +94,22 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         with bad_items.item():
             if len(row) <= max(columns.values()) or any(cell.strip() for cell in row[width:]):
                 raise UserError(f"{location}: {len(row)} columns, expected {width}: {format_value(','.join(row))}")
-            _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, imported)
+            _add_row({name: row[k].strip() for name, k in columns.items()}, location, folder, split, imported)
     if not imported:
         raise UserError(f"{table}: contains no boxes{bad_items.remark()}")
-    files = (path for folder in {image.path.parent for image in imported.values()} for path in folder.iterdir())
-    notes += records.unlabelled(imported.values(), files, "row in the table")
-    return ImportedData(list(imported.values()), notes=tuple(notes))
+    return list(imported.values()), notes
 
 
-def _only_table(folder: Path) -> Path:
-    tables = sorted(folder.glob("*.csv"))
-    if len(tables) != 1:
-        names = ", ".join(path.name for path in tables) or "none"
-        raise UserError(f"{folder}: give the path of one CSV file; found: {names}")
-    return tables[0]
+def read_rows(table: Path, expected: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield ("file:line", cells) for the rows of a CSV file that are not blank; expected: the names of its columns.
 
-
-def _rows(table: Path) -> Iterator[tuple[str, list[str]]]:
+    Raises UserError with file and line if it is malformed.
+    """
     text = records.read_text(table)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line.rstrip("\r\n") for line in io.StringIO(text, newline="") if line.strip()), "")
     delimiter = max(",;\t", key=first.count)
     if not first.count(delimiter):
-        raise UserError(f"{table}:1: no columns found; expected {','.join(COLUMNS)}: {first[:60]!r}")
+        raise UserError(f"{table}:1: no columns found; expected {','.join(expected)}: {first[:60]!r}")
     reader, begin = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), 1
     try:
         for row in reader:
@@ -103,7 +139,9 @@ def _columns(row: list[str], location: str) -> dict[str, int] | None:
     return columns
 
 
-def _add_row(row: dict[str, str], location: str, folder: Path, imported: dict[str, ImportedImage]) -> None:
+def _add_row(
+    row: dict[str, str], location: str, folder: Path, split: str | None, imported: dict[str, ImportedImage]
+) -> None:
     """Add the box of a row to the image of its file."""
     name = row["file"].replace("\\", "/")
     if not name or "\0" in name:
@@ -115,7 +153,7 @@ def _add_row(row: dict[str, str], location: str, folder: Path, imported: dict[st
             where = f"{format_value(name)}, expected at {format_value(str(path))}"
             raise UserError(f"{location}: no image {where}; give the folder by --images")
         relative = Path(name).name if Path(name).is_absolute() else name
-        image = imported[name] = ImportedImage(path, relative, [], location, _size(row, location))
+        image = imported[name] = ImportedImage(path, relative, [], location, _size(row, location), split)
     elif _size(row, location) != image.size:
         raise UserError(
             f"{location}: size {row['width']}x{row['height']} of {format_value(name)} differs from {image.location}"

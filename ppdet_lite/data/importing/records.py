@@ -10,6 +10,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.files import SUFFIXES, ImageFiles
 
 MAX_COORDINATE = 2**31 - 1  # pixels; larger values cannot be coordinates in an image
+TOLERANCE = 0.1  # by which relative coordinates may be below 0 or above 1, as fractions of the image
 
 
 class Box(NamedTuple):
@@ -57,8 +58,10 @@ class ImageIndex:
         self.names = ImageFiles.find(folder).names
         self._names = set(self.names)
         self._stems: dict[str, list[str]] = {}
+        self._file_stems: dict[str, list[str]] = {}
         for name in self.names:
             self._stems.setdefault(_stem(name), []).append(name)
+            self._file_stems.setdefault(PurePosixPath(name).stem, []).append(name)
 
     def find(self, name: str) -> str | None:
         """Return the relative name if there is an image with this name, None otherwise."""
@@ -66,7 +69,19 @@ class ImageIndex:
 
     def find_by_stem(self, stem: str, location: str) -> str | None:
         """Return the name of the image with this stem, or None. Raises UserError if several match."""
-        names = self._stems.get(stem, [])
+        return self._only(self._stems.get(stem, []), location)
+
+    def find_below(self, name: str, location: str) -> str | None:
+        """Return the name of the image with this path or stem, or else with its file stem in any folder, or None.
+
+        Raises UserError if several match.
+        """
+        path = PurePosixPath(name)
+        stem = path.stem if is_image_name(name) else path.name
+        exact = self.find(name) or self.find_by_stem(name, location)
+        return exact or self._only(self._file_stems.get(stem, []), location)
+
+    def _only(self, names: list[str], location: str) -> str | None:
         if len(names) > 1:
             raise UserError(f"{location}: ambiguous images {', '.join(names)} in {self.folder}; move the others away")
         return names[0] if names else None
@@ -125,6 +140,12 @@ def parse_number(text: str, location: str, what: str) -> float:
             f"{location}: {what} is not a number{' of pixels' * (abs(value) > MAX_COORDINATE)}: {_shown(text)}"
         )
     return value
+
+
+def require_fraction(value: float, text: str, location: str, least: float = -TOLERANCE) -> None:
+    """Raise UserError with location and text unless a coordinate is relative to the image, within TOLERANCE."""
+    if not least <= value <= 1 + TOLERANCE:
+        raise UserError(f"{location}: {text} is not between 0 and 1, relative to the image; is it in pixels?")
 
 
 def parse_integer(text: str, location: str, what: str) -> int:

@@ -1,5 +1,8 @@
 """Divides images into splits: by lists, randomly by fractions, by folders, or as the source assigns them."""
 
+import hashlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -33,15 +36,15 @@ def split(
 ) -> tuple[Splits, list[str]]:
     """Divide the images into splits, each sorted by name; return them with messages on what was left out.
 
-    fractions: of images chosen randomly with the seed. lists: files with an image on each line, named as the split;
-        lines that begin with # are comments.
+    fractions: of images chosen randomly with the seed; images with identical files are in one split.
+    lists: files with an image on each line, named as the split; lines that begin with # are comments.
     Without both, the splits are those of the source's own lists, of its files, or of the folders train, val (valid)
     and test; without these, all images are the split "all". Raises UserError for a split without images.
     """
     images = sorted(data.images, key=lambda image: image.name)
     notes: list[str] = []
     if fractions is not None:
-        splits = _by_fractions(images, fractions, seed)
+        splits, notes = _by_fractions(images, fractions, seed)
     elif lists or data.lists:
         splits, notes = _by_lists(images, lists or data.lists, bad_items)
     elif any(image.split for image in images):
@@ -52,6 +55,15 @@ def split(
     return splits, notes
 
 
+def split_of_name(stem: str) -> str | None:
+    """Return the split that a file or folder is named after, such as "val" for "validation-boxes"; None if it is none.
+
+    A name that contains several, such as "train_val", is none.
+    """
+    found = {FOLDERS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in FOLDERS}
+    return found.pop() if len(found) == 1 else None
+
+
 def _grouped(images: Sequence[ImportedImage], names: Sequence[str | None]) -> Splits:
     return {
         name: [image for image, own in zip(images, names, strict=True) if own == name]
@@ -60,17 +72,34 @@ def _grouped(images: Sequence[ImportedImage], names: Sequence[str | None]) -> Sp
     }
 
 
-def _by_fractions(images: Sequence[ImportedImage], fractions: Sequence[float], seed: int) -> Splits:
-    order = np.random.default_rng(seed).permutation(len(images))
-    ends = np.rint(np.cumsum([0, *fractions]) * len(images)).astype(int)
-    splits = {
-        name: [images[i] for i in sorted(order[start:end].tolist())]
-        for name, start, end in zip(NAMES, ends[:-1], ends[1:])
-    }
-    for name, chosen in splits.items():
+def _by_fractions(images: Sequence[ImportedImage], fractions: Sequence[float], seed: int) -> tuple[Splits, list[str]]:
+    """Divide groups of identical images randomly: each is in the split where its first image falls."""
+    groups = _identical(images)
+    order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
+    starts = np.cumsum([0, *(len(group) for group in order)])[:-1]
+    ends = np.rint(np.cumsum(fractions) * len(images)).astype(int)
+    split_of_group = np.searchsorted(ends, starts, side="right")
+    repeated = sum(len(group) for group in groups if len(group) > 1)
+    count = f"images whose file is identical to another's: {repeated} of {len(images)}"
+    splits = {}
+    for number, name in enumerate(NAMES[: len(fractions)]):
+        chosen = [i for group, part in zip(order, split_of_group, strict=True) if part == number for i in group]
         if not chosen:
-            raise UserError(f"--split: no image of {len(images)} is left for {name}; choose other fractions")
-    return splits
+            reason = f"; {count}, which stay in one split" if repeated else ""
+            raise UserError(f"--split: no image of {len(images)} is left for {name}; choose other fractions{reason}")
+        splits[name] = [images[i] for i in sorted(chosen)]
+    return splits, [f"{count}; those with the same content are in one split"] if repeated else []
+
+
+def _identical(images: Sequence[ImportedImage]) -> list[list[int]]:
+    """Return the indices of the images, grouped by the content of their files; only files of equal size are read."""
+    sizes = [image.file.stat().st_size for image in images]
+    counts = Counter(sizes)
+    groups: dict[object, list[int]] = {}
+    for number, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        content = hashlib.blake2b(image.file.read_bytes(), digest_size=16).digest() if counts[size] > 1 else None
+        groups.setdefault((size, content), []).append(number)
+    return list(groups.values())
 
 
 def _by_lists(images: Sequence[ImportedImage], lists: Sequence[Path], bad_items: BadItems) -> tuple[Splits, list[str]]:

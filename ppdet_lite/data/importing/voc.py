@@ -54,7 +54,7 @@ def _read_image(
 ) -> ImportedImage:
     root = read_xml(file)
     if root.tag != "annotation":
-        hint = "; export CVAT's tasks as Pascal VOC or COCO" if root.tag == "annotations" else ""
+        hint = "; import CVAT's tasks with --from cvat" if root.tag == "annotations" else ""
         raise UserError(f"{root.location}: <{root.tag}> is not VOC's <annotation>{hint}")
     name = _image_name(root, relative, index)
     element, size = root.find("size"), None

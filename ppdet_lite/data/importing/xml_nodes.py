@@ -27,6 +27,7 @@ class Element:
     location: str  # "file:line"
     text: str = ""
     children: list["Element"] = field(default_factory=list)
+    attributes: dict[str, str] = field(default_factory=dict)
 
     def find_all(self, tag: str) -> list["Element"]:
         """Return the children with a tag."""
@@ -43,6 +44,12 @@ class Element:
             raise UserError(f"{self.location}: <{self.tag}> has no <{tag}>")
         return child
 
+    def attribute(self, name: str) -> str:
+        """Return an attribute. Raises UserError with the location of this element if it does not have it."""
+        if name not in self.attributes:
+            raise UserError(f"{self.location}: <{self.tag}> has no attribute {name}")
+        return self.attributes[name]
+
 
 def read_xml(path: Path) -> Element:
     """Return the root element of an XML file; text that is not in the file's encoding contains UNREADABLE.
@@ -58,8 +65,8 @@ def read_xml(path: Path) -> Element:
     parser, root = expat.ParserCreate(), Element("", str(path))
     open_elements = [root]
 
-    def start(tag: str, attributes: Any) -> None:
-        element = Element(tag, f"{path}:{parser.CurrentLineNumber}")
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        element = Element(tag, f"{path}:{parser.CurrentLineNumber}", attributes=attributes)
         open_elements[-1].children.append(element)
         open_elements.append(element)
 

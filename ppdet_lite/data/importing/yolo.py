@@ -15,7 +15,6 @@ from ppdet_lite.data.importing.yolo_config import YoloConfig, read_class_list, r
 
 LABELS = "labels"
 _CLASS = re.compile(r"([0-9]{1,9})(?:\.0*)?")  # pandas writes 1.0
-TOLERANCE = 0.1  # by which relative coordinates may be below 0 or above 1, as fractions of the image
 MIN_POSE = 10  # numbers that polygons may have before a file of them is suspected to contain keypoints
 
 
@@ -143,8 +142,7 @@ class _LineParser:
         values = values[:4] if self.keypoints is not None else values
         for number, (text, value) in enumerate(zip(texts, values)):
             is_side = len(values) == 4 and number > 1
-            if not -TOLERANCE * (not is_side) <= value <= 1 + TOLERANCE:
-                raise UserError(f"{location}: {text} is not between 0 and 1, relative to the image; is it in pixels?")
+            records.require_fraction(value, text, location, 0.0 if is_side else -records.TOLERANCE)
         return values
 
 
