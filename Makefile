@@ -11,11 +11,12 @@ REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
 INSTALLED := $(VENV)/.paddle-$(or $(GPU),cpu)
 TOOLS_INSTALLED := $(VENV)/.tests
 
-.PHONY: help setup setup-tests quickstart test test-slow lint clean
+.PHONY: help setup setup-tests quickstart test coverage test-slow lint clean
 
 help:
 	@echo "make quickstart   install, generate the shapes, train, evaluate, export, predict (minutes on a laptop CPU)"
-	@echo "make test         install, run the tests with coverage"
+	@echo "make test         install, run the tests"
+	@echo "make coverage     run the tests and measure which lines they reach, which takes a quarter longer"
 	@echo "make test-slow    slow tests: export every recipe's model, kill runs, measure memory (more minutes)"
 	@echo "make setup        install only; GPU=cu126 installs Paddle for that CUDA version"
 	@echo "make lint         check code style and type hints"
@@ -45,8 +46,13 @@ quickstart: setup
 	$(PY) -m ppdet_lite quickstart
 
 # One process with one thread per core, at most four processes; test files run in parallel.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+
 test: setup-tests
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=85
+	$(PYTEST)
+
+coverage: setup-tests
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=85
 
 test-slow: setup-tests
 	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py \

@@ -25,9 +25,6 @@ from ppdet_lite.training.step import train_step
 from tests import tiny
 from tests.onnx_files import onnx_predictor
 
-# Measuring coverage makes tracing a graph take half as long again; tests of single parts reach the same code.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path for path in CONFIGS.rglob("*.yml") if "_base_" not in path.relative_to(CONFIGS).parts)

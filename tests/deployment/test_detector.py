@@ -20,7 +20,6 @@ from ppdet_lite.deployment.detector import Detections, Detector, select_detector
 from ppdet_lite.deployment.export import export
 from tests.onnx_packages import MISSING, needs_onnx_export, require_onnx_export
 from tests.tiny_run import SIZES, describe_tiny_run, tiny_checkpoint
-from tests.unmeasured import unmeasured
 
 CAFFE = (
     "data.preprocess={short_side: 64, long_side: 128, channels: bgr, pixel_range: 255, mean: [103, 116, 123], "
@@ -37,8 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
     trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
-    with unmeasured():
-        export(trained, folder / "exported", sorted((folder / "images").iterdir()), "paddle" if MISSING else "both")
+    export(trained, folder / "exported", sorted((folder / "images").iterdir()), "paddle" if MISSING else "both")
     return folder
 
 

@@ -109,7 +109,6 @@ def test_same_on_any_batch_and_size(detector: TrainedModel, exported: Path, oned
         assert assert_same(detector, predictor, *shape) > 0
 
 
-@pytest.mark.no_cover  # which makes tracing a graph take half as long again; `exported` is measured
 @pytest.mark.parametrize("norm", ["frozen_bn", "gn"])
 def test_an_image_without_detections(norm: str, tmp_path: Path) -> None:
     detector = make_detector(f"model.backbone.norm={norm}", "model.postprocess.score_threshold=1.0")

@@ -42,7 +42,6 @@ MODELS = {  # of two parts each, since an export takes seconds
 }
 
 
-@pytest.mark.no_cover  # which makes tracing a graph take half as long again; other tests of exports are measured
 @pytest.mark.parametrize("name", MODELS)
 def test_graph_and_model_have_the_same_detections(name: str, tmp_path: Path) -> None:
     """`export` compares Paddle and ONNX in batches of 1 and 2, with oneDNN; this test also runs without it."""

@@ -30,7 +30,6 @@ from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.structures import PackedDetections
 from tests import tiny
 from tests.onnx_packages import needs_onnx_export, require_onnx_export
-from tests.unmeasured import unmeasured
 
 NAMES, IDS = ["cat", "dog", "naïve"], [7, 3, 90]
 FILES = ["infer_cfg.yml", "model.json", "model.onnx", "model.pdiparams"]
@@ -60,8 +59,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def exported(trained: TrainedModel, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     require_onnx_export()
     folder = tmp_path_factory.mktemp("export") / "model"
-    with unmeasured():
-        agreement = export(trained, folder, pictures, "both")
+    agreement = export(trained, folder, pictures, "both")
     assert agreement.detections > 30 and agreement.box_gap < 1e-2 and agreement.score_gap < 1e-4
     return folder
 

@@ -86,7 +86,6 @@ def test_a_step_trains_every_part(model: FasterRCNN) -> None:
     model.clear_gradients()
 
 
-@pytest.mark.no_cover  # which makes tracing a graph take half as long again; tests of deployment are measured
 def test_exported_detections(model: FasterRCNN, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Run by Paddle Inference and ONNX Runtime."""
     if request.node.callspec.params["model"] not in TRACED and not request.config.getoption("--slow"):

@@ -20,9 +20,6 @@ from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.structures import Rois, Targets
 from tests import tiny
 
-# Measuring coverage takes a quarter of the time; test_mimic.py and tests of training reach the same code.
-pytestmark = pytest.mark.no_cover
-
 LOSSES = ("loss_mimic", "loss_mimic_cls")
 MIMIC = {"rois_per_image": 3, "include_ground_truth": True, "crop_size": 32}
 

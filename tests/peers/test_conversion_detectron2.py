@@ -17,9 +17,6 @@ from tests.goldens import inputs
 from tests.oracles import cases, manifest
 from tests.oracles.compare import assert_found
 
-# Measuring coverage takes a fifth of the time; tests of the tool and of single parts reach the same code.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = np.load(ROOT / "tests/oracles/detectron2_zoo.npz")
 SEED = 3

@@ -16,9 +16,6 @@ from ppdet_lite.peers.names.ppdet import ppdet
 from tests.oracles import seeded
 from tests.oracles.compare import assert_found
 
-# Measuring coverage takes a fifth of the time; tests of the tool and of single parts reach the same code.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests/oracles/goldens/paddledetection"
 CONFIGS = {  # golden file -> our config under PaddleDetection's name

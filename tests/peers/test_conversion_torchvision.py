@@ -22,9 +22,6 @@ from tests.goldens import inputs
 from tests.oracles import cases, manifest
 from tests.oracles.compare import assert_found
 
-# Measuring coverage takes a fifth of the time; tests of the tool and of single parts reach the same code.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = np.load(ROOT / "tests/oracles/torchvision_fasterrcnn.npz")
 BACKBONES = np.load(ROOT / "tests/oracles/torchvision_backbones.npz")

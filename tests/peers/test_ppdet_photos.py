@@ -16,8 +16,6 @@ from tests.oracles import seeded
 from tests.oracles.compare import assert_found
 from tests.peers.test_conversion_ppdet import CONFIGS, GOLDENS, ROOT
 
-pytestmark = pytest.mark.no_cover
-
 PHOTOS = ROOT.parent / "shared/data/coco_tiny/val2017"
 GOLDEN = np.load(GOLDENS.parent / "paddledetection_photos.npz")
 ARCHITECTURES = sorted({key.partition("/")[0] for key in GOLDEN})

@@ -153,7 +153,6 @@ def test_a_checkpoint_makes_a_detector_without_a_teacher(path: Path, run: Path, 
     assert all((value == saved[name]).all() for name, value in found.items())
 
 
-@pytest.mark.no_cover  # which makes tracing a graph take half as long again; tests of deployment are measured
 def test_the_exported_graph_has_the_operators_and_weights_of_one_without(
     run: Path, data: list[str], tmp_path: Path
 ) -> None:
