@@ -34,8 +34,13 @@ from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE
 from ppdet_lite.deployment.predictor import GRAPH, WEIGHTS
+from ppdet_lite.modeling.box_head import BoxPredictor, ConvFCHead, Res5Head, TwoFCHead
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.fpn import FPN
+from ppdet_lite.modeling.neck import Reduction
 from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
+from ppdet_lite.modeling.resnet import ResNet
+from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.storage.files import replace_folder, require_space
 
 FILES = {"paddle": (GRAPH, WEIGHTS, DESCRIPTION), "onnx": (ONNX_FILE,)}
@@ -50,6 +55,10 @@ INPUTS = (
     InputSpec([-1, 2], "float32", "im_shape"),
     InputSpec([-1, 2], "float32", "scale_factor"),
 )
+
+# Paddle rewrites the source of each function that it traces, to find branches and loops that depend on tensors. The
+# forward of these has none, also in what it calls; tracing it unchanged saves almost half the time of tracing.
+WITHOUT_BRANCHES = (ResNet, FPN, Reduction, RPN, TwoFCHead, ConvFCHead, Res5Head, BoxPredictor)
 
 log = get_logger()
 
@@ -212,6 +221,8 @@ def save_graph(model: FasterRCNN, folder: Path, preprocess: Preprocess = Preproc
     """
     deployed = Deployed(model, preprocess)
     deployed.eval()
+    for part in WITHOUT_BRANCHES:
+        paddle.jit.not_to_static(part.forward)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # caused by Paddle's full_like
         static = paddle.jit.to_static(deployed, input_spec=list(INPUTS), full_graph=True)
