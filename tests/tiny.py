@@ -9,6 +9,8 @@ import paddle
 
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.box_head import BoxPredictor, TwoFCHead
+from ppdet_lite.modeling.cascade import STAGES, CascadeRCNN, EarlierStage
+from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.fpn import FPN
 from ppdet_lite.modeling.matching import Sampler
@@ -32,10 +34,12 @@ def detector(
     seed: int = 0,
     pool: Literal["align", "plain", "modulated"] = "align",
     mimic: Mapping[str, Any] | None = None,
+    cascade: Mapping[str, Any] | None = None,
 ) -> FasterRCNN:
     """Faster R-CNN R18-FPN with 32 channels, a head of width 64 and three classes.
 
-    pool: RoIAlign or one of the deformable poolings; mimic: the arguments of an R-CNN teacher.
+    pool: RoIAlign or one of the deformable poolings; mimic: the arguments of an R-CNN teacher; cascade: arguments of a
+    Cascade R-CNN, which is class-agnostic.
     """
     paddle.seed(seed)
     backbone = ResNet(18, norm=norm, frozen_stages=frozen_stages)
@@ -50,22 +54,29 @@ def detector(
         pre_nms_test=100,
         post_nms_test=20,
     )
-    roi_pool = RoIAlign(neck.out_strides, output_size=3)
-    if pool != "align":
-        roi_pool = DeformRoIPool(
-            neck.out_strides, neck.out_channels, modulated=pool == "modulated", hidden=32, output_size=3
-        )
-    return FasterRCNN(
+
+    def head() -> tuple[RoIPool, TwoFCHead, BoxPredictor]:
+        roi_pool = RoIAlign(neck.out_strides, output_size=3)
+        if pool != "align":
+            roi_pool = DeformRoIPool(
+                neck.out_strides, neck.out_channels, modulated=pool == "modulated", hidden=32, output_size=3
+            )
+        agnostic = class_agnostic or cascade is not None
+        return roi_pool, TwoFCHead(neck.out_channels, 3, width=64), BoxPredictor(64, NUM_CLASSES, agnostic)
+
+    parts = (
         backbone,
         neck,
         rpn,
-        roi_pool,
-        TwoFCHead(neck.out_channels, 3, width=64),
-        BoxPredictor(64, NUM_CLASSES, class_agnostic),
+        *head(),
         RoISampler(sampler=Sampler(16, 0.25)),
         Postprocess(score_threshold=0.01, max_detections=30),
         None if mimic is None else RCNNTeacher(64, NUM_CLASSES, **mimic),
     )
+    if cascade is None:
+        return FasterRCNN(*parts)
+    earlier = [EarlierStage(*head()) for _ in cascade.get("stages", STAGES)[1:]]
+    return CascadeRCNN(*parts, earlier=earlier, **cascade)
 
 
 def boxes(*rows: Sequence[float]) -> paddle.Tensor:

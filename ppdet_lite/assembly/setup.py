@@ -150,7 +150,7 @@ def build_model(config: Config, class_names: Sequence[str] | None = None, for_tr
         class_names = build_dataset(config, "train").class_names
     paddle.seed(config["runtime"]["seed"])
     try:
-        model = FasterRCNN.from_config(config["model"], len(class_names), for_training)
+        model = config["model"].component.from_config(config["model"], len(class_names), for_training)
     except IncompatibleArguments as error:
         place = config.origin(f"model.{error.key}")
         raise UserError(f"{place}: model.{error.key}: {error.reason}") from error

@@ -17,7 +17,7 @@ from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.ops.checks import full_precision
-from ppdet_lite.structures import Originals, PackedDetections, Patches, Rois, SampledRois, Targets
+from ppdet_lite.structures import BoxHeadOutput, Originals, PackedDetections, Patches, Rois, SampledRois, Targets
 
 
 class TrainingOutput(NamedTuple):
@@ -26,6 +26,15 @@ class TrainingOutput(NamedTuple):
     losses: dict[str, Tensor]  # scalars whose sum is minimized
     metrics: dict[str, Tensor]  # scalars for logs; they have no gradient
     patches: Patches | None = None  # the input of the R-CNN teacher; None without a teacher or without sampled RoIs
+
+
+class TrainedRois(NamedTuple):
+    """The RoIs that train the box head, its output for them, and its losses."""
+
+    sampled: SampledRois
+    output: BoxHeadOutput
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 @register
@@ -67,10 +76,7 @@ class FasterRCNN(nn.Layer):
         backbone = build(config["backbone"])
         maps = {"in_channels": backbone.out_channels, "in_strides": backbone.out_strides}
         neck = NoNeck(**maps) if config["neck"] is None else build(config["neck"], **maps)
-        levels = {"in_channels": neck.out_channels, "in_strides": neck.out_strides}
-        roi_pool = build(config["roi_pool"], available=levels)
-        channels = roi_pool.out_channels or neck.out_channels
-        box_head = build(config["box_head"], in_channels=channels, output_size=roi_pool.output_size)
+        roi_pool, box_head = build_box_head(config, neck)
         head = {"in_features": box_head.out_features, "num_classes": num_classes}
         return cls(
             backbone,
@@ -82,7 +88,13 @@ class FasterRCNN(nn.Layer):
             build(config["roi_sampler"]),
             build(config["postprocess"]),
             build(config["mimic"], **head) if for_training and config["mimic"] is not None else None,
+            **cls._own_arguments(config, neck, num_classes),
         )
+
+    @classmethod
+    def _own_arguments(cls, config: Mapping[str, Any], neck: Neck, num_classes: int) -> dict[str, Any]:
+        """Return the constructor's arguments that a subclass has in addition."""
+        return {}
 
     @property
     def needs_originals(self) -> bool:
@@ -114,22 +126,34 @@ class FasterRCNN(nn.Layer):
         anchors = self.rpn.make_anchors(rpn_features)
         proposals = self.rpn.propose(anchors, logits, deltas, image_sizes)
         if targets is None:
-            output = self.predictor(self.box_head(self._pool(features, proposals)))
+            output, rois = self._predict(features, proposals, image_sizes)
             sizes = image_sizes, recover_sizes(image_sizes, scales) if original_sizes is None else original_sizes
-            return self.postprocess(output, proposals, self.predictor.delta_weights, *sizes, scales)
-        sampled = self.roi_sampler(proposals, targets, self.predictor.num_classes)
-        output = self.predictor(self.box_head(self._pool(features, sampled.rois)))
-        losses = {**self.rpn.losses(anchors, logits, deltas, targets), **self.predictor.losses(output, sampled)}
-        metrics = self.predictor.metrics(output, sampled)
+            return self.postprocess(output, rois, self.predictor.delta_weights, *sizes, scales)
+        sampled, output, box_losses, metrics = self._train(features, proposals, targets, image_sizes)
+        losses = {**self.rpn.losses(anchors, logits, deltas, targets), **box_losses}
         if self.mimic is None:
             return TrainingOutput(losses, metrics)
         mimic = self._mimic(sampled, output.embedding, images, image_sizes, scales, originals, iteration)
         return TrainingOutput(losses | mimic.losses, metrics | mimic.metrics, mimic.patches)
 
+    def _predict(self, features: Sequence[Tensor], proposals: Rois, image_sizes: Tensor) -> tuple[BoxHeadOutput, Rois]:
+        """Return the box head's output and the RoIs to which its deltas apply. image_sizes: see `forward`."""
+        return self._run_head(features, proposals), proposals
+
+    def _train(
+        self, features: Sequence[Tensor], proposals: Rois, targets: Sequence[Targets], image_sizes: Tensor
+    ) -> TrainedRois:
+        """Sample RoIs and compute the losses of the box head for them."""
+        sampled = self.roi_sampler(proposals, targets, self.predictor.num_classes)
+        output = self._run_head(features, sampled.rois)
+        losses, metrics = self.predictor.losses(output, sampled), self.predictor.metrics(output, sampled)
+        return TrainedRois(sampled, output, losses, metrics)
+
+    def _run_head(self, features: Sequence[Tensor], rois: Rois) -> BoxHeadOutput:
+        return self.predictor(self.box_head(self._pool(features, rois)))
+
     def _pool(self, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
-        """Pool RoIs and compute pooling offsets in float32, also in mixed precision; see `RoIPool.forward`."""
-        with paddle.amp.auto_cast(enable=False):
-            return self.roi_pool(full_precision(*features), rois, finest)
+        return pool_in_float32(self.roi_pool, features, rois, finest)
 
     def _mimic(
         self,
@@ -187,3 +211,17 @@ class FasterRCNN(nn.Layer):
                 "cannot be combined with sync_bn: the other devices would wait for a device that samples no RoIs; "
                 "choose frozen_bn, gn or bn",
             )
+
+
+def build_box_head(config: Mapping[str, Any], neck: Neck) -> tuple[RoIPool, BoxHead]:
+    """Build the RoI pooling and the box head of a `model:` section."""
+    levels = {"in_channels": neck.out_channels, "in_strides": neck.out_strides}
+    roi_pool = build(config["roi_pool"], available=levels)
+    channels = roi_pool.out_channels or neck.out_channels
+    return roi_pool, build(config["box_head"], in_channels=channels, output_size=roi_pool.output_size)
+
+
+def pool_in_float32(roi_pool: RoIPool, features: Sequence[Tensor], rois: Rois, finest: int = 0) -> Tensor:
+    """Pool RoIs and compute pooling offsets in float32, also in mixed precision; see `RoIPool.forward`."""
+    with paddle.amp.auto_cast(enable=False):
+        return roi_pool(full_precision(*features), rois, finest)
