@@ -9,6 +9,7 @@ from ppdet_lite.reporting.curves import RECALLS, Curve
 from ppdet_lite.reporting.html import chart
 
 MAX_POINTS = 400  # of a line; more are not visible
+CONFUSION_CELL, MAX_CONFUSION_SIDE = 0.12, 20.0  # inches: side of a cell with a label, and of the whole matrix
 
 
 def precision_chart(lines: dict[str, np.ndarray]) -> str:
@@ -62,17 +63,22 @@ def calibration_chart(bins: Sequence[dict[str, float]]) -> str:
     return chart(draw, 4.4, 3.3)
 
 
-def confusion_chart(counts: np.ndarray) -> str:
-    """Plot a confusion matrix of counts, with each row normalized by its sum."""
+def confusion_chart(counts: np.ndarray, names: Sequence[str]) -> str:
+    """Plot a confusion matrix of counts [N, N] with the names of its classes; each row is normalized by its sum."""
+    side = min(max(3 + CONFUSION_CELL * len(names), 5.5), MAX_CONFUSION_SIDE)
+    step = int(np.ceil(CONFUSION_CELL * len(names) / (MAX_CONFUSION_SIDE - 3)))  # every class has a label if they fit
 
     def draw(axes: Any) -> None:
         sums = counts.sum(axis=1, keepdims=True)
         axes.imshow(counts / np.maximum(sums, 1), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         axes.grid(False)
-        axes.set_xlabel("predicted class (background last)")
+        shown = range(0, len(names), step)
+        axes.set_xticks(shown, [_short(names[k]) for k in shown], rotation=90, fontsize=7)
+        axes.set_yticks(shown, [_short(names[k]) for k in shown], fontsize=7)
+        axes.set_xlabel("predicted class")
         axes.set_ylabel("annotated class")
 
-    return chart(draw, 5.5, 5.5)
+    return chart(draw, side, side)
 
 
 def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:

@@ -18,9 +18,9 @@ from ppdet_lite.reporting import charts
 from ppdet_lite.reporting.bootstrap import draw_selections, paired_bootstrap
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.errors import error_costs
-from ppdet_lite.reporting.html import fill
+from ppdet_lite.reporting.html import fill, training_curves
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
-from ppdet_lite.reporting.page import mean_precision
+from ppdet_lite.reporting.page import LABELS, mean_precision
 from ppdet_lite.reporting.summary import Analysis, analyse, none_if_missing, object_counts
 from ppdet_lite.storage.files import write_json, write_text
 
@@ -96,6 +96,7 @@ def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[
         for t in SHOWN_THRESHOLDS
         for letter, analysis in zip("AB", analyses, strict=True)
     }
+    curves = [(letter, training_curves(Path(run).parent)) for letter, run in zip("AB", comparison["runs"], strict=True)]
     return fill(
         "comparison.html",
         title="Comparison of two runs",
@@ -106,6 +107,8 @@ def render(comparison: dict[str, Any], dataset: CocoDataset, analyses: Sequence[
             "precision": charts.precision_chart(lines),
             "shown": len(shown),
         },
+        labels=LABELS,
+        losses=[(letter, picture) for letter, picture in curves if picture is not None],
         max_cost=max(*itertools.chain(*comparison["error_costs"].values()), 1e-9),
     )
 

@@ -11,11 +11,11 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.objects import MAX_COORDINATE
-from ppdet_lite.data.annotations.problems import Example, Problem
+from ppdet_lite.data.annotations.problems import Example, Problem, format_value
 from ppdet_lite.data.annotations.statistics import LARGE, SMALL
 from ppdet_lite.data.checking.boxes import PERCENTILES, percentiles
 from ppdet_lite.data.checking.check import COLUMNS, Check, ReadSet
-from ppdet_lite.data.images.drawing import draw_detections
+from ppdet_lite.data.images.drawing import draw_detections, side_by_side
 from ppdet_lite.reporting.box_crops import crop_around, limits_around
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.html import chart, fill, jpeg
@@ -25,7 +25,8 @@ PAGE, NUMBERS, OCCURRENCES, TEMPLATE = "index.html", "check.json", "problems.csv
 SAMPLES, EXAMPLES = 8, 3  # images shown per dataset and per problem
 SIDE = 360  # longer side of a shown image, pixels
 CONTEXT, MIN_FRACTION = 2.5, 0.3  # side of a crop relative to the box, and its minimum relative to the image
-MIN_OUTLINED = 8  # pixels; smaller boxes are encircled instead of outlined
+IDENTICAL = ("content_twice", "content_in_both")  # kinds of problems whose examples name two images
+MIN_OUTLINED, MARGIN = 8, 4  # pixels: smaller boxes are encircled instead of framed; between a box and its frame
 DISTRIBUTIONS = {
     "sides": "square root of the box area, pixels",
     "relative": "square root of box area / image area",
@@ -170,9 +171,24 @@ def _examples(check: Check, problem: Problem) -> list[Figure]:
             dataset = split.read.dataset
             rows = {image: row for row, image in enumerate(dataset.image_ids.tolist())}
             shown = [example for example in problem.examples if type(example.image) is int and example.image in rows]
+            if problem.kind in IDENTICAL:
+                return [pair for e in shown[:EXAMPLES] if (pair := _pair(check, split.read, rows[e.image], e))]
             figures = [_draw(dataset, rows[e.image], str(e), _box(e)) for e in shown[:EXAMPLES]]
             return [figure for figure in figures if figure is not None]
     return []
+
+
+def _pair(check: Check, read: ReadSet, row: int, example: Example) -> Figure | None:
+    """Draw an image beside the one with the same content that an example names."""
+    other = example.value["as"]
+    paths = {other, str(read.dataset.images / other)}
+    datasets = [split.read.dataset for split in check.sets if split.read is not None]
+    rows = [(one, k) for one in datasets for k in range(len(one)) if one.info(k).path in paths]
+    left, right = _pixels(*rows[0]) if rows else None, _pixels(read.dataset, row)
+    if left is None or right is None:
+        return None
+    order = f"left {format_value(other)}, right {format_value(example.file)}"
+    return Figure(jpeg(side_by_side(left, right)), f"Identical images, boxes: {example.value['boxes']}; {order}")
 
 
 def _box(example: Example) -> list[float] | None:
@@ -185,6 +201,12 @@ def _box(example: Example) -> list[float] | None:
 
 
 def _draw(dataset: CocoDataset, row: int, caption: str, xywh: list[float] | None = None) -> Figure | None:
+    """Draw the boxes of an image as a figure, only around the box xywh if it is given; see `_pixels`."""
+    drawing = _pixels(dataset, row, xywh)
+    return None if drawing is None else Figure(jpeg(drawing), caption)
+
+
+def _pixels(dataset: CocoDataset, row: int, xywh: list[float] | None = None) -> np.ndarray | None:
     """Draw the boxes of an image, only around the box xywh if it is given; return None for an unreadable image."""
     try:
         image = dataset.load(row)
@@ -201,16 +223,16 @@ def _draw(dataset: CocoDataset, row: int, caption: str, xywh: list[float] | None
     if xywh is not None:
         x, y, w, h = xywh
         _outline(drawing, crop.convert(np.array([x, y, x + w, y + h])))
-    return Figure(jpeg(drawing), caption)
+    return drawing
 
 
 def _outline(image: np.ndarray, box: np.ndarray) -> None:
-    """Outline an xyxy box in black and white, or encircle it if it is too small to be visible."""
+    """Frame an xyxy box in black and white outside its own lines, or encircle it if it is too small to be visible."""
     side = max(image.shape)
-    low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (box[:2], box[2:]))
+    low, high = (corner.clip(-side, 2 * side).round().astype(int) for corner in (box[:2] - MARGIN, box[2:] + MARGIN))
     center, radius = ((low + high) // 2).tolist(), MIN_OUTLINED + int((high - low).max()) // 2
     for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        if (high - low).min() < MIN_OUTLINED:
+        if (high - low).min() < MIN_OUTLINED + 2 * MARGIN:
             cv2.circle(image, center, radius, color, thickness)
         else:
             cv2.rectangle(image, low.tolist(), high.tolist(), color, thickness)

@@ -1,4 +1,4 @@
-"""The worst mistakes of a detector, as crops of the images with ground truth and predictions drawn."""
+"""The worst mistakes of a detector, as crops of the images with ground truth and predictions, and the worst images."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.images.drawing import draw_overlay
+from ppdet_lite.data.images.drawing import Colour, class_colour, draw_overlay
 from ppdet_lite.reporting.box_crops import crop_around, limits_around
 from ppdet_lite.reporting.errors import DetectionKind
 from ppdet_lite.reporting.html import jpeg
@@ -16,16 +16,18 @@ from ppdet_lite.reporting.summary import Analysis, file_name
 
 MAX_PER_IMAGE = 2  # mistakes, so that one bad image does not fill the page
 CONTEXT, MIN_CROP_SIDE = 2.2, 96.0  # side of the crop relative to the box, and its minimum in pixels
-SIDE = 300  # longer side of the enlarged crop, pixels
+SIDE, IMAGE_SIDE = 400, 640  # longer side of a crop and of a whole image, pixels
 
 
 class Mistake(NamedTuple):
-    """A drawing of a mistake with its caption."""
+    """A drawing of a mistake, or of all mistakes in an image, with its caption."""
 
     drawing: str  # JPEG as a data: URL; empty if the image cannot be read
     title: str
-    detail: str  # ends with the reason if the image cannot be read
+    detail: str
     file: str
+    classes: list[tuple[str, Colour]]  # names and colours of the boxes that are drawn
+    error: str = ""  # why the image cannot be read
 
 
 def worst_false_positives(analysis: Analysis, count: int) -> list[int]:
@@ -71,6 +73,22 @@ def show_misses(dataset: CocoDataset, analysis: Analysis, rows: list[int], score
     return mistakes
 
 
+def show_images(dataset: CocoDataset, analysis: Analysis, rows: list[int], score: float) -> list[Mistake]:
+    """Draw all mistakes of each of the given images: wrong detections with at least a score, and missed objects."""
+    detections, truth, matches = analysis.detections, analysis.ground_truth, analysis.matches
+    counted = (detections.scores >= score) & ~matches.ignored[IOU_50]
+    matched = matches.objects[IOU_50]
+    is_missed = ~truth.is_crowd
+    is_missed[matched[counted & (matched >= 0)]] = False
+    mistakes = []
+    for row in rows:
+        missed = np.flatnonzero(is_missed & (truth.images == row))
+        wrong = np.flatnonzero(counted & (matched < 0) & (detections.images == row))
+        caption = (file_name(dataset, row), f"{len(wrong)} wrong, {len(missed)} missed")
+        mistakes.append(_draw(dataset, analysis, row, None, caption, (missed, wrong)))
+    return mistakes
+
+
 def _first_per_image(rows: np.ndarray, images: np.ndarray, count: int) -> list[int]:
     """Return the first `count` rows that leave at most MAX_PER_IMAGE per image."""
     counts: Counter[int] = Counter()
@@ -95,26 +113,46 @@ def _show(
     subject: int | None = None,
 ) -> Mistake:
     """Draw the ground truth and the predictions with at least a score, or with index `subject`, around a box."""
+    detections = analysis.detections
+    shown = detections.scores >= score
+    if subject is not None:
+        shown[subject] = True
+    objects = np.flatnonzero(analysis.ground_truth.images == image)
+    predicted = np.flatnonzero((detections.images == image) & shown)
+    return _draw(dataset, analysis, image, xywh, caption, (objects, predicted))
+
+
+def _draw(
+    dataset: CocoDataset,
+    analysis: Analysis,
+    image: int,
+    xywh: np.ndarray | None,
+    caption: tuple[str, str],
+    rows: tuple[np.ndarray, np.ndarray],
+) -> Mistake:
+    """Draw the given objects and detections of an image, around a box xywh if there is one."""
     name = file_name(dataset, image)
     try:
         pixels = dataset.load(image)
     except UserError as error:
-        return Mistake("", caption[0], f"{caption[1]}; {error}", name)
-    crop = crop_around(pixels, limits_around(xywh, pixels.shape[:2], CONTEXT, MIN_CROP_SIDE), SIDE)
+        return Mistake("", *caption, name, [], str(error))
+    height, width = pixels.shape[:2]
+    if xywh is None:
+        crop = crop_around(pixels, (0, 0, width, height), IMAGE_SIDE)
+    else:
+        crop = crop_around(pixels, limits_around(xywh, (height, width), CONTEXT, MIN_CROP_SIDE), SIDE)
 
     def in_crop(boxes: np.ndarray) -> np.ndarray:
         return crop.convert(np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1))
 
-    detections, truth = analysis.detections, analysis.ground_truth
-    objects = np.flatnonzero(truth.images == image)
-    shown = detections.scores >= score
-    if subject is not None:
-        shown[subject] = True
-    predicted = np.flatnonzero((detections.images == image) & shown)
-    drawing = draw_overlay(
-        crop.pixels,
-        (in_crop(truth.xywh[objects]), truth.classes[objects]),
-        (in_crop(detections.xywh[predicted]), detections.classes[predicted]),
-        in_crop(xywh),
-    )
-    return Mistake(jpeg(drawing), *caption, name)
+    drawn, visible = [], set()
+    truth, detections = analysis.ground_truth, analysis.detections
+    sources = ((truth.xywh, truth.classes), (detections.xywh, detections.classes))
+    for (xywhs, all_classes), chosen in zip(sources, rows, strict=True):
+        boxes, classes = in_crop(xywhs[chosen]), all_classes[chosen]
+        inside = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+        drawn.append((boxes[inside], classes[inside]))
+        visible |= set(classes[inside].tolist())
+    drawing = draw_overlay(crop.pixels, drawn[0], drawn[1], None if xywh is None else in_crop(xywh))
+    legend = [(dataset.class_names[k], class_colour(k)) for k in sorted(visible)]
+    return Mistake(jpeg(drawing), *caption, name, legend)

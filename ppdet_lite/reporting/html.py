@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPLATES = Path(__file__).with_name("templates")
+CURVES = "curves.png"  # in the folder of a run
 SETTINGS = {  # of matplotlib: text stays text and is not parsed as math, and output is reproducible
     "svg.fonttype": "none",
     "svg.hashsalt": "ppdet_lite",
@@ -57,6 +58,14 @@ def jpeg(image: Any, quality: int = 85) -> str:
 
     encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return data_url("image/jpeg", encoded.tobytes())
+
+
+def training_curves(path: Path) -> str | None:
+    """Return curves.png of the run folder that is or contains a path as a data: URL; None if it is in no run folder."""
+    for folder in (path, *list(path.parents)[:2]):  # up to NAME of output/NAME/checkpoints/best
+        if (folder / CURVES).is_file():
+            return data_url("image/png", (folder / CURVES).read_bytes())
+    return None
 
 
 def data_url(media_type: str, content: bytes) -> str:

@@ -20,15 +20,16 @@ MAX_CLASS_CHARTS = 100
 MAX_TABLE_CLASSES = 20  # with more, the confusion matrix becomes a chart and the galleries have no legend
 MAX_CONFUSIONS = 12
 MAX_IMAGES = 2000
-GALLERY_SIZE = 24  # images in each gallery
+GALLERY_SIZE, WORST_IMAGES = 24, 12  # pictures of mistakes in each gallery, and of whole images
 MEANINGS = {
     "classification": "wrong class, correct location (IoU at least 0.5)",
     "localisation": "correct class, poor location (IoU 0.1 to 0.5)",
     "both": "wrong class and poor location (IoU 0.1 to 0.5)",
     "duplicate": "detection of an object that a detection with a higher score has found",
     "background": "detection without an object (IoU below 0.1 with all objects)",
-    "missed": "object without a correct detection, classification error or localisation error",
+    "missed": "object without a correct detection, classification error or localisation error, whatever the score",
 }
+LABELS = {"missed": "missed at any score"}  # in tables that do not depend on the chosen score
 SECTIONS = {
     "explanation": "Why AP is near 0",
     "numbers": "COCO metric",
@@ -40,45 +41,91 @@ SECTIONS = {
     "size": "Size and crowding",
     "false-positives": "False positives",
     "misses": "Misses",
+    "worst-images": "Worst images",
     "images": "Images",
+    "training": "Training",
 }
 
 
-def render(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any], images: list[dict[str, Any]]) -> str:
+def render(
+    dataset: CocoDataset,
+    analysis: Analysis,
+    report: dict[str, Any],
+    images: list[dict[str, Any]],
+    losses: str | None = None,
+) -> str:
     """Return the page.
 
     report: the result of `summarise`, with the additional keys `run` and `explanation`.
     images: the result of `per_image`.
+    losses: the URL of a picture of the losses during training, if it is known.
     """
     score, show_legend = report["score"], dataset.num_classes <= MAX_TABLE_CLASSES
     costs = [kind["cost"] for kind in report["errors"]["kinds"].values()]
     costs += [report["errors"]["false_positives"], report["errors"]["false_negatives"]]
-    lines = (
-        f"Dashed lines: annotations. Solid lines: predictions with a score of at least {score:g}. Black and white: the "
-        f"box in question. At most {gallery.MAX_PER_IMAGE} per image."
-    )
-    wrong = gallery.show_false_positives(
-        dataset, analysis, gallery.worst_false_positives(analysis, GALLERY_SIZE), score
-    )
-    missed = gallery.show_misses(dataset, analysis, gallery.worst_misses(analysis, score, GALLERY_SIZE), score)
-    worst_first = sorted(images, key=lambda row: -(row["false_positives"] + row["missed"]))
+    worst_first = sorted(enumerate(images), key=lambda item: -(item[1]["false_positives"] + item[1]["missed"]))
+    galleries = _galleries(dataset, analysis, worst_first, score)
+    links: dict[str, str] = {}  # the first picture of each file, preferably that of the whole image
+    for id, _, _, mistakes in reversed(galleries):
+        for number, mistake in enumerate(mistakes, start=1):
+            if mistake.drawing:
+                links.setdefault(mistake.file, f"{id}-{number}")
     return fill(
         "report.html",
         title=f"Detection report: {' + '.join(Path(file).name for file in dataset.file.split(' + '))}",
         report=report,
-        sections=[item for item in SECTIONS.items() if item[0] != "explanation" or report["explanation"]],
+        sections=[
+            (id, name)
+            for id, name in SECTIONS.items()
+            if {"explanation": report["explanation"], "training": losses}.get(id, True)
+        ],
         charts=_charts(dataset, analysis, report),
         confusions=_confusions(report["confusion"]),
         meanings=MEANINGS,
         max_cost=max(*costs, 1e-9),
-        galleries=[
-            ("false-positives", "Worst false positives", f"Wrong detections with the highest scores. {lines}", wrong),
-            ("misses", "Worst misses", f"Objects never found come first, sorted by size. {lines}", missed),
-        ],
+        labels=LABELS,
+        galleries=galleries,
+        links=links,
+        losses=losses,
         legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if show_legend else None,
-        images=worst_first[:MAX_IMAGES],
+        images=[row for _, row in worst_first[:MAX_IMAGES]],
         image_count=len(images),
     )
+
+
+def _galleries(
+    dataset: CocoDataset, analysis: Analysis, worst_first: list[tuple[int, dict[str, Any]]], score: float
+) -> list[tuple[str, str, str, list[gallery.Mistake]]]:
+    """Return the galleries: id, heading, text and pictures; worst_first: the images with their rows of the table."""
+    lines = (
+        "Boxes have the colour of their class; dashed lines: annotations, solid lines: predictions with a score of at "
+        f"least {score:g}. Black and white frame: the box in question. At most {gallery.MAX_PER_IMAGE} per image."
+    )
+    wrong = gallery.worst_false_positives(analysis, GALLERY_SIZE)
+    missed = gallery.worst_misses(analysis, score, GALLERY_SIZE)
+    worst = [i for i, row in worst_first[:WORST_IMAGES] if row["false_positives"] + row["missed"]]
+    return [
+        (
+            "false-positives",
+            "Worst false positives",
+            f"Wrong detections with the highest scores. {lines}",
+            gallery.show_false_positives(dataset, analysis, wrong, score),
+        ),
+        (
+            "misses",
+            "Worst misses",
+            f"Objects without a correct detection with a score of at least {score:g}. Those that are found at no score "
+            f"come first, sorted by size. {lines}",
+            gallery.show_misses(dataset, analysis, missed, score),
+        ),
+        (
+            "worst-images",
+            "Images with the most mistakes",
+            f"Only mistakes are drawn: missed objects (dashed) and wrong detections (solid) with a score of at least "
+            f"{score:g}, in the colour of their class.",
+            gallery.show_images(dataset, analysis, worst, score),
+        ),
+    ]
 
 
 def curve_rows(dataset: CocoDataset, analysis: Analysis) -> list[dict[str, Any]]:
@@ -120,7 +167,7 @@ def _charts(dataset: CocoDataset, analysis: Analysis, report: dict[str, Any]) ->
         "calibration": charts.calibration_chart(report["calibration"]["bins"]),
         "confusion": None
         if dataset.num_classes <= MAX_TABLE_CLASSES
-        else charts.confusion_chart(np.array(report["confusion"]["counts"])),
+        else charts.confusion_chart(np.array(report["confusion"]["counts"]), report["confusion"]["names"]),
     }
 
 

@@ -10,6 +10,7 @@ from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.explain import explain
+from ppdet_lite.reporting.html import training_curves
 from ppdet_lite.reporting.page import curve_rows, render
 from ppdet_lite.reporting.summary import analyse, per_image, summarise
 from ppdet_lite.storage.files import write_json, write_text
@@ -29,7 +30,8 @@ def write_report(
 
     metrics: the result of `score_file` for the same results.
     score: minimum score of the detections that count, for numbers that depend on one.
-    facts: additional lines for the heading of the page, by name.
+    facts: additional lines for the heading of the page, by name. The page shows the losses of the run that contains
+        the fact `weights`, or else the results.
 
     Raises UserError if the results belong to another dataset or the folder cannot be written.
     """
@@ -42,7 +44,8 @@ def write_report(
     write_text(folder / CLASSES, csv_text([_class_row(row) for row in report["classes"]]))
     write_text(folder / CURVES, csv_text(curve_rows(dataset, analysis)))
     write_text(folder / IMAGES, csv_text(images))
-    write_text(folder / PAGE, render(dataset, analysis, report, images))
+    losses = training_curves(Path(report["run"].get("weights") or results.parent))
+    write_text(folder / PAGE, render(dataset, analysis, report, images, losses))
     for line in explanation:
         get_logger().warning("AP is near 0: %s", line)
     get_logger().info("report written: %s", folder / PAGE)

@@ -109,7 +109,7 @@ def test_image_files(files):
     by_kind = {problem.kind: problem.examples[0] for problem in found.problems}
     assert by_kind["file_missing"].image == 4 and by_kind["file_missing"].value == {"tried": f"{files.images}/gone.png"}
     assert by_kind["image_damaged"].file == "damaged.png"
-    assert by_kind["content_twice"][1:5] == (5, None, "again.png", {"as": "0.png"})
+    assert by_kind["content_twice"][1:5] == (5, None, "again.png", {"as": "0.png", "boxes": "different"})
     left, content = fixed(files)
     assert [image["id"] for image in content["images"]] == [100, 101, 102, 5]
     assert [record["id"] for record in content["annotations"]] == [1, 2, 3]
@@ -304,7 +304,7 @@ def test_two_splits_together(files, tmp_path):
     overlap, classes = check(sets, lambda: None).between
     assert (overlap.kind, overlap.count, overlap.total) == ("content_in_both", 1, 2)
     assert overlap.examples[0].file == f"{val.images}/0.png"
-    assert overlap.examples[0].value == {"as": f"{files.images}/0.png"}
+    assert overlap.examples[0].value == {"as": f"{files.images}/0.png", "boxes": "different"}
     assert (classes.kind, classes.count, classes.total) == ("class_one_split", 2, 3)
     assert classes.examples[0].value == {"class": "dog", "train": 1, "val": 0}
 
@@ -324,7 +324,7 @@ def test_the_parts_of_a_mixed_training_set(files, tmp_path):
     assert [name for name, *_ in found] == ["train 1", "train 2", "val"] and found[1][1:] == tuple(part.values())
     checked = check([check_set(*each) for each in found], lambda: None)
     (overlap,) = checked.between
-    assert overlap.examples[0].value == {"as": f"{files.images}/1.png"} and overlap.total == 1
+    assert overlap.examples[0].value["as"] == f"{files.images}/1.png" and overlap.total == 1
     assert "class_empty" not in checked.sets[1].kinds()
 
 

@@ -106,6 +106,19 @@ def test_comparison_of_two_runs(tmp_path):
     assert comparison["error_costs"]["false_negatives"][1] > comparison["error_costs"]["false_negatives"][0]
 
 
+def test_the_losses_of_the_runs_are_shown(tmp_path):
+    write_scene(tmp_path, [], [])
+    dataset, *_ = read_scene(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bbox.json").write_text("[]")
+    (tmp_path / "b/curves.png").write_bytes(b"losses")
+    compare_runs(dataset, [tmp_path / "a", tmp_path / "b"], folder=tmp_path / "comparison", selections=2)
+    page = (tmp_path / "comparison/comparison.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1 and "<figcaption>B: losses, AP and learning rate" in page
+    assert "missed at any score" in page
+
+
 def test_a_comparison_of_one_image_is_refused(tmp_path):
     write_scene(tmp_path, [], [], ids=[30])
     dataset, *_ = read_scene(tmp_path)

@@ -1,16 +1,20 @@
 """The page of a data check contains all problems and is self-contained."""
 
+import base64
 import csv
 import json
 import re
 from html import unescape
 
+import cv2
+import numpy as np
 import pytest
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.checking.check import Check, check, check_set
-from ppdet_lite.reporting.data_page import write_report
+from ppdet_lite.data.images.drawing import GAP
+from ppdet_lite.reporting.data_page import _examples, write_report
 from tests.data.conftest import CocoFiles
 
 
@@ -31,7 +35,7 @@ def report(tmp_path):
         page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
         pictures = re.findall(r'src="(data:image/[a-z+]+);base64,', page)
         page = re.sub(r"data:[a-z+/]+;base64,[A-Za-z0-9+/=]+", "DATA", page)
-        assert not re.search(r"https?:|<script|@import|url\(", page)
+        assert not re.search(r"https?:|<script |@import|url\(", page)
         assert set(re.findall(r'src="(.*?)"', page)) <= {"DATA"}
         return page, pictures, json.loads((tmp_path / "report/check.json").read_text())
 
@@ -60,6 +64,7 @@ def test_a_page_of_two_sets(tmp_path, report):
         "annotation 3 of image 101 (1.png)",
         "2 of 2 classes have boxes in only one split",
         "1 of 1 file is in both splits",
+        f"Identical images, boxes: different; left {tmp_path}/train/images/0.png, right {tmp_path}/val/images/0.png",
         "<b>cat$ 2 100.0 % 0 0.0 %",
     ):
         assert expected in text, expected
@@ -73,6 +78,28 @@ def test_a_page_of_two_sets(tmp_path, report):
     assert content["sets"]["train"]["problems"][1]["examples"][0]["value"]["as"] == 1
     assert [problem["kind"] for problem in content["between"]] == ["content_in_both", "class_one_split"]
     assert content["sets"]["val"]["distributions"]["sides"]["median"] == 9
+
+
+def test_both_pictures_of_a_pair_are_shown(tmp_path):
+    """Side by side: the left one has a box, the right one has none."""
+    files = CocoFiles(tmp_path / "set", [(40, 60), (40, 60)])
+    (files.images / "1.png").write_bytes((files.images / "0.png").read_bytes())
+    files.add(0, [5, 5, 30, 20], 3)
+    files.write()
+    found = check([check_set("data", str(files.images), str(files.json))], lambda: None)
+    (problem,) = [problem for problem in found.sets[0].problems if problem.kind == "content_twice"]
+    (figure,) = _examples(found, problem)
+    assert figure.caption == "Identical images, boxes: different; left 0.png, right 1.png"
+    content = base64.b64decode(figure.url.split(",")[1])
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    height, width = pixels.shape[:2]
+    assert width == 2 * (width - GAP) // 2 + GAP and (width - GAP) // 2 == round(height * 60 / 40)
+    left, right = pixels[:, : (width - GAP) // 2], pixels[:, (width + GAP) // 2 :]
+    is_different = np.abs(left.astype(int) - right).max(axis=2) > 60
+    assert (
+        is_different[: height * 25 // 40 + 4, : height * 35 // 40 + 4].any()
+        and not is_different[height * 3 // 4 :, 16:].any()
+    )
 
 
 def test_a_page_of_refused_annotations(tmp_path, report):

@@ -5,13 +5,16 @@ import base64
 import cv2
 import numpy as np
 
+from ppdet_lite.data.images.drawing import class_colour
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.box_crops import limits_around
 from ppdet_lite.reporting.gallery import (
     CONTEXT,
+    IMAGE_SIDE,
     MIN_CROP_SIDE,
     SIDE,
     show_false_positives,
+    show_images,
     show_misses,
     worst_false_positives,
     worst_misses,
@@ -57,6 +60,35 @@ def test_drawings_show_the_mistake(tmp_path):
     assert drawings[0][:40].std() < 20 < drawings[0][60:240, 60:240].std()  # lines in the middle only
     (miss,) = show_misses(dataset, analysis, worst_misses(analysis, 0.5, 1), 0.5)
     assert (miss.title, miss.detail, miss.file) == ("cat", "60 x 60 pixels", "4.jpg")
+
+
+def test_pictures_name_the_classes_in_them(tmp_path):
+    dataset, analysis = scene(tmp_path)
+    (row,) = np.flatnonzero(analysis.detections.scores == 0.8)
+    (item,) = show_false_positives(dataset, analysis, [int(row)], 0.5)
+    assert item.classes == [("cat", class_colour(0)), ("dog", class_colour(2))]  # the cats to the right are not in it
+
+
+def test_a_whole_image_shows_only_mistakes(tmp_path):
+    """Image 4: a large missed cat; the small one is missed at 0.5 and found at 0.2, where a false one counts."""
+    dataset, analysis = scene(tmp_path)
+    image = dataset.image_ids.tolist().index(4)
+    for score, detail, small in ((0.5, "0 wrong, 2 missed", True), (0.2, "1 wrong, 1 missed", False)):
+        (item,) = show_images(dataset, analysis, [image], score)
+        assert (item.title, item.detail, item.classes) == ("4.jpg", detail, [("cat", class_colour(0))])
+        pixels = decode(item)
+        zoom = IMAGE_SIDE / 300
+        assert pixels.shape[:2] == (round(200 * zoom), IMAGE_SIDE)
+        corner = pixels[round(8 * zoom) : round(12 * zoom), round(8 * zoom) : round(42 * zoom)]  # its upper side
+        assert (corner.std() > 20) == small
+        assert pixels[round(95 * zoom) : round(105 * zoom), round(200 * zoom) : round(260 * zoom)].std() > 20
+
+
+def test_images_that_cannot_be_read_have_a_reason(tmp_path):
+    dataset, analysis = scene(tmp_path)
+    (tmp_path / "images/4.jpg").unlink()
+    (item,) = show_images(dataset, analysis, [dataset.image_ids.tolist().index(4)], 0.5)
+    assert item.drawing == "" and item.detail == "0 wrong, 2 missed" and "cannot read image" in item.error
 
 
 def decode(item):

@@ -1,5 +1,6 @@
 """The files of a report, as tools/eval.py writes them."""
 
+import base64
 import csv
 import json
 import logging
@@ -89,11 +90,15 @@ def test_the_page_is_self_contained(report, tmp_path):
     assert (code, err) == (0, "")
     page = (folder / "report.html").read_text(encoding="utf-8")
     sections = re.findall(r'<section id="([a-z-]+)"', page)
-    assert sections == [name for name in SECTIONS if name != "explanation"]
+    assert sections == [name for name in SECTIONS if name not in ("explanation", "training")]
     assert re.findall(r'href="#([a-z-]+)"', page) == sections
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(address.startswith(("data:image/", "#")) for address in addresses) and "http" not in page
-    assert sum(address.startswith("data:image/jpeg") for address in addresses) == 1 + 2  # a false positive, two misses
+    # a false positive, two misses, and the two images that have them
+    assert sum(address.startswith("data:image/jpeg") for address in addresses) == 1 + 2 + 2
+    links = dict(re.findall(r'<a href="#([a-z0-9-]+)">([a-z0-9]+\.png)</a>', page))
+    assert links == {"worst-images-1": "7.png", "worst-images-2": "3.png"}
+    assert all(f'<figure id="{link}">' in page for link in links)
     assert "<b>cat" not in page and "&lt;b&gt;cat&lt;/b&gt;" in page
     assert page.count('class="sortable"') == 2
     curves = list(csv.DictReader((folder / "curves.csv").open(encoding="utf-8")))
@@ -109,7 +114,41 @@ def test_the_page_of_ap_0_explains_it_and_reports_unreadable_images(report, tmp_
     assert (code, err) == (0, "")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert '<section id="explanation"' in page and "Classes are mixed up" in page
-    assert "cannot read image" in page
+    assert page.count("cannot read image") == 3  # one line for each gallery instead of a caption for each picture
+    assert "Pictures of 1 of these 1 are missing, the first: cannot read image" in page
+    assert "Pictures of 2 of these 3 are missing, the first: cannot read image" in page
+
+
+def test_the_two_meanings_of_missed(report, tmp_path):
+    """A detection with a low score: the object is missed at the chosen score, but not at any score."""
+    objects = json.loads((tmp_path / "val.json").read_text())["annotations"]
+    detections = [{key: item[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.3} for item in objects]
+    _, _, folder = report(detections, "--report", str(tmp_path / "report"))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<th>missed at 0.5</th>") == 2 and "<th>missed</th>" not in page
+    row = page.index('<td class="words">missed at any score<br>')
+    assert page[row : page.index("</tr>", row)].count("<td>0</td>") == 1
+    assert json.loads((folder / "report.json").read_text())["all"]["at_score"]["missed"] == len(objects)
+
+
+@pytest.mark.parametrize("weights", [None, "checkpoints/best", "", "export"])
+def test_the_losses_of_the_run(tmp_path, weights):
+    """curves.png of the run that contains the weights, or else the results; another run's are not shown."""
+    dataset, run = tiny_dataset(tmp_path), tmp_path / "output/run"
+    (run / "checkpoints/best").mkdir(parents=True)
+    (tmp_path / "bbox.json").write_text("[]")
+    (run / "curves.png").write_bytes(b"the run's")
+    results = tmp_path / "bbox.json"
+    if weights is None:
+        results = run / "bbox.json"
+        results.write_text("[]")
+    else:
+        (tmp_path / "curves.png").write_bytes(b"another run's")
+    facts = {} if weights is None else {"weights": str(run / weights)}
+    write_report(tmp_path / "report", dataset, results, score_file(dataset, results), facts=facts)
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert re.findall(r"data:image/png;base64,([^\"]+)", page) == [base64.b64encode(b"the run's").decode()]
+    assert '<section id="training">' in page and '<a href="#training">' in page
 
 
 def test_a_report_that_cannot_be_written_is_refused(report, tmp_path):

@@ -91,7 +91,11 @@ def check_image_files(dataset: CocoDataset, content: CocoFile, inspections: Sequ
             size_differs[good[positions]] = True
     repeated = _repeated([inspection.digest for inspection in inspections])
     original = {row: first for row, first in repeated if names[row] != names[first]}
-    problems += problems_of("content_twice", sorted(original), lambda row: {"as": names[original[row]]})
+    problems += problems_of(
+        "content_twice",
+        sorted(original),
+        lambda row: {"as": names[original[row]], "boxes": _compare_boxes((dataset, row), (dataset, original[row]))},
+    )
     return ImageCheck(problems, names, sizes, size_differs)
 
 
@@ -101,18 +105,29 @@ def shared_images(
     others: Sequence[tuple[CocoDataset, Sequence[Inspection]]],
 ) -> list[Problem]:
     """Return the problem of the images of a dataset whose file content also occurs in other datasets."""
-    paths: dict[str, str] = {}
+    images: dict[str, tuple[CocoDataset, int]] = {}
     for other, other_inspections in others:
         for row, inspection in enumerate(other_inspections):
             if inspection.digest is not None:
-                paths.setdefault(inspection.digest, other.info(row).path)
+                images.setdefault(inspection.digest, (other, row))
 
     def example(row: int) -> Example:
-        info = dataset.info(row)
-        return Example(image=info.id, file=info.path, value={"as": paths[inspections[row].digest or ""]})
+        info, (other, other_row) = dataset.info(row), images[inspections[row].digest or ""]
+        boxes = _compare_boxes((dataset, row), (other, other_row))
+        return Example(image=info.id, file=info.path, value={"as": other.info(other_row).path, "boxes": boxes})
 
-    rows = [row for row, inspection in enumerate(inspections) if inspection.digest in paths]
+    rows = [row for row, inspection in enumerate(inspections) if inspection.digest in images]
     return problems_at("content_in_both", rows, len(dataset), example)
+
+
+def _compare_boxes(*images: tuple[CocoDataset, int]) -> str:
+    """Return whether two images, given by dataset and row, have the same boxes of the same classes: a word."""
+    boxes = []
+    for dataset, row in images:
+        objects = dataset.annotations(row)
+        names = [dataset.class_names[k] for k in objects.classes.tolist()]
+        boxes.append(sorted(zip(names, objects.boxes.tolist(), objects.is_crowd.tolist(), strict=True)))
+    return "the same" if boxes[0] == boxes[1] else "different"
 
 
 def _repeated(digests: Sequence[str | None]) -> Iterator[tuple[int, int]]:

@@ -67,16 +67,17 @@ def draw_overlay(
     image: np.ndarray,
     truth: tuple[np.ndarray, np.ndarray],
     predicted: tuple[np.ndarray, np.ndarray],
-    subject: np.ndarray,
+    subject: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw ground truth in dashed lines, predictions in solid lines, and one highlighted box in black and white.
+    """Draw ground truth in dashed lines and predictions in solid lines of their class's colour.
 
-    image [H, W, 3] uint8 RGB; truth and predicted: boxes [B, 4] and classes [B]; subject [4]: the highlighted box. All
-    boxes are xyxy in pixels and may reach beyond the image.
+    image [H, W, 3] uint8 RGB; truth and predicted: boxes [B, 4] and classes [B]; subject [4]: one of the boxes, which
+    gets a black and white frame. All boxes are xyxy in pixels and may reach beyond the image.
     """
     canvas = np.array(image, np.uint8, order="C")
-    for colour, thickness in ((BLACK, 7), (WHITE, 5)):
-        _rectangle(canvas, np.rint(subject).astype(int).tolist(), colour, thickness)
+    if subject is not None:
+        for colour, thickness in ((BLACK, 9), (WHITE, 6)):
+            _rectangle(canvas, np.rint(subject).astype(int).tolist(), colour, thickness)
     for (boxes, classes), dash in ((truth, DASH), (predicted, 0)):
         for box, k in zip(np.rint(boxes).astype(int).tolist(), classes.tolist(), strict=True):
             _rectangle(canvas, box, class_colour(k), 2, dash)
