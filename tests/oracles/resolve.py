@@ -1,6 +1,6 @@
 """Ask pip which Python and system the requirements in pyproject.toml have wheels for, without those machines.
 
-    python -m tests.oracles.resolve                    # every pair; about 20 minutes, nothing is installed
+    python -m tests.oracles.resolve                    # every pair; 20 to 30 minutes, nothing is installed
     python -m tests.oracles.resolve --python 3.13 --system linux-x86-64
 
 Each pair is a row of a Markdown table: whether the base requirements resolve with [cpu] and [dev], and with [cpu] and
