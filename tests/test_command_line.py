@@ -58,7 +58,7 @@ def test_an_unknown_option_shows_the_help(monkeypatch) -> None:
 
 def test_errors_in_arguments_name_the_command(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "train") == 2
-    assert "ppdet-lite train: error: give either -c CONFIG or --replay DIR" in capsys.readouterr().err
+    assert "ppdet-lite train: error: give one of -c CONFIG, --data PATH and --replay DIR" in capsys.readouterr().err
 
 
 def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch) -> None:

@@ -62,8 +62,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def peer_config(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> Config:
     """Load a config with another project's settings where they differ; the user's overrides take precedence."""
-    differences = DIFFERENCES[peer](load_config(path, overrides))
-    return load_config(path, [*IN_ALL_PROJECTS, *differences, *overrides])
+    return load_config(path, [*peer_differences(path, peer, overrides), *overrides])
+
+
+def peer_differences(path: str | Path, peer: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Return the overrides of a config for what another project does differently."""
+    return [*IN_ALL_PROJECTS, *DIFFERENCES[peer](load_config(path, overrides))]
 
 
 def run_folder(config: Config, config_path: str | Path) -> Path:

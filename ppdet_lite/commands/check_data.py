@@ -24,9 +24,12 @@ def main() -> None:
         with runtime.quiet_import():
             from ppdet_lite.assembly.check_data import check_config
             from ppdet_lite.assembly.setup import load_config
+            from ppdet_lite.training.data_fit import warn_about_fit
         config = load_config(args.config, cli.overrides(args))
         cli.handle_print_config(args, config)
         check = check_config(config)
+        if check.refusal is None:
+            warn_about_fit(config)
     else:
         from ppdet_lite.data.checking.fix import check_file
 

@@ -1,7 +1,7 @@
 """Evaluate with the COCO metric: ppdet-lite eval -c CONFIG -o weights=PATH [--report DIR]
 
 --model DIR|FILE.onnx evaluates an exported model, and --model zoo:NAME published weights, for which -c is optional;
---results FILE scores existing results; --compare A B compares two.
+--results FILE scores existing results, and --compare A B compares two: with --annotations, no config is needed.
 """
 
 from pathlib import Path
@@ -16,6 +16,8 @@ def main() -> None:
     given.add_argument("--model", metavar="PATH", help="evaluate this exported model, or published weights: zoo:NAME")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
+    parser.add_argument("--annotations", metavar="FILE", type=Path, help="instead of -c: the COCO file of the results")
+    parser.add_argument("--images", metavar="DIR", type=Path, help="its images, if they are not near it")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also write an error analysis: HTML, JSON, CSV")
     parser.add_argument("--score", metavar="S", type=float, help="score threshold of the report (0.5)")
     args = parser.parse_args()
@@ -24,12 +26,14 @@ def main() -> None:
     from ppdet_lite.peers.zoo import is_zoo
 
     args.config = args.config or (args.model if is_zoo(args.model or "") else None)
-    if args.config is None:
-        parser.error("-c CONFIG is required, except with --model zoo:NAME")
+    if (args.config is None) == (args.annotations is None) or (args.images and not args.annotations):
+        parser.error("give -c CONFIG, --model zoo:NAME, or --annotations FILE [--images DIR]")
+    if args.annotations and not (args.results or args.compare):
+        parser.error("--annotations requires --results or --compare")
     with runtime.quiet_import():
         from paddle import distributed
 
-        from ppdet_lite.assembly import setup
+        from ppdet_lite.assembly import own_data, setup
         from ppdet_lite.config.registry import build
         from ppdet_lite.deployment.detector import select_detector
         from ppdet_lite.evaluation.coco_backends import require_backend
@@ -37,9 +41,9 @@ def main() -> None:
         from ppdet_lite.evaluation.setting_warnings import warn_about_evaluation
         from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
-    config = setup.load_config(args.config, cli.overrides(args))
-    cli.handle_print_config(args, config)
     log.configure(distributed.get_rank())
+    config = own_data.evaluation_config(args.config, args.annotations, args.images, cli.overrides(args))
+    cli.handle_print_config(args, config)
     results, weights, options = args.results, None, build(config["eval"])
     detector = None if args.compare or results else select_detector(config, args.model)
     dataset = setup.build_dataset(config, "val", None if detector is None else detector.class_names)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ppdet_lite.core import log
+from ppdet_lite.core import log, runtime
 
 FORMATS = ("voc", "yolo", "labelme", "cvat", "kitti", "openimages", "csv")
 
@@ -39,6 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.seed is not None and (args.split is None or args.seed < 0):
         parser.error("--seed is 0 or more and requires --split")
+    with runtime.quiet_import():
+        from ppdet_lite.assembly.own_data import starter_lines
     from ppdet_lite.data.importing.convert import import_data
     from ppdet_lite.data.importing.splits import parse_fractions
 
@@ -49,3 +51,4 @@ def main() -> None:
     print("data:")
     for name, dataset in sets.items():
         print(f"  {name}: {{images: {dataset.images}, annotations: {dataset.file}}}")
+    print("\n".join(starter_lines(args.output, sets)))

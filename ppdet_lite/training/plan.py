@@ -50,6 +50,8 @@ def make_plan(config: Config, per_epoch: int) -> Plan:
     warmup = config["schedule"]["warmup_iterations"]
     if warmup >= plan.total:
         get_logger().warning("the warm-up of %d iterations is not over when training ends after %d", warmup, plan.total)
+    elif 2 * warmup > plan.total:
+        get_logger().warning("the warm-up of %d iterations takes most of the training of %d", warmup, plan.total)
     milestones = config["schedule"].get("milestones", [])
     if late := [milestone for milestone in milestones if to_iterations(milestone, per_epoch) >= plan.total]:
         get_logger().warning(

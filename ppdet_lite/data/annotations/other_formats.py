@@ -12,6 +12,7 @@ from ppdet_lite.data.images.files import SUFFIXES
 HEAD = 1 << 16  # bytes of a file that are inspected
 MAX_FILES = 20  # files of a folder that are inspected
 _YOLO = re.compile(r"\s*\d+(\s+-?\d*\.?\d+([eE]-?\d+)?){4,}\s*")
+COCO = "coco"
 _KITTI = re.compile(r"\s*[A-Za-z]\S*(\s+-?\d+(\.\d*)?([eE]-?\d+)?){14,15}\s*")
 NAMES = {
     "voc": "Pascal VOC XML",
@@ -43,10 +44,45 @@ def other_format(path: Path, images: Path | None = None) -> str | None:
     if not path.is_file():
         return None
     form = _file_format(path)
+    return None if form is None else _import_hint(form, import_source(form, path), path, images, "")
+
+
+def formats_of(path: Path) -> dict[str, Path]:
+    """Return the formats in which a file, or the files of a folder, contain annotations, with the first file of each.
+
+    The formats are those of `NAMES`, COCO JSON, and the ones that cannot be imported. A folder with a data.yaml is
+    YOLO, whatever else it contains.
+    """
+    if path.is_file():
+        form = _file_format(path) or (COCO if path.suffix.lower() == ".json" else None)
+        return {} if form is None else {form: path}
+    configs = [path / name for name in CONFIGS if (path / name).is_file()]
+    if configs:
+        return {"yolo": configs[0]}
+    found: dict[str, Path] = {}
+    files = sorted(path.rglob("*"))
+    for suffix in (".xml", ".txt", ".json", ".csv"):
+        for file in [file for file in files if file.suffix.lower() == suffix][:MAX_FILES]:
+            form = _file_format(file) or (COCO if suffix == ".json" and is_coco(file) else None)
+            if form is not None:
+                found.setdefault(form, file)
+    return found
+
+
+def is_coco(path: Path) -> bool:
+    """Return whether a JSON file begins as a COCO annotation file, without reading all of it."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    text = head.decode(json.detect_encoding(head), errors="replace").lstrip()
+    return text.startswith("{") and re.search(r'"(images|annotations|categories)"\s*:\s*\[', text) is not None
+
+
+def import_source(form: str, file: Path) -> Path:
+    """Return what is imported for a file of a format: the file itself, or its folder."""
     is_source = form in ("csv", "openimages", "cvat") or (
-        path.suffix.lower() in (".yaml", ".yml") and path.name not in CONFIGS
+        file.suffix.lower() in (".yaml", ".yml") and file.name not in CONFIGS
     )
-    return None if form is None else _import_hint(form, path if is_source else path.parent, path, images, "")
+    return file if is_source else file.parent
 
 
 def _import_hint(form: str, source: Path, sample: Path, images: Path | None, prefix: str) -> str:

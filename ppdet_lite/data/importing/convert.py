@@ -36,6 +36,7 @@ def import_data(
     difficult: Literal["crowd", "keep", "drop"] | None = None,
     voc_origin: Literal[0, 1] | None = None,
     skip_bad: bool = False,
+    default_fractions: Sequence[float] | None = None,
 ) -> dict[str, CocoDataset]:
     """Write OUTPUT/annotations/instances_SPLIT.json for each split, and the images into OUTPUT/SPLIT.
 
@@ -47,6 +48,7 @@ def import_data(
     voc_origin: see `voc.read`; 0 by default.
     skip_bad: leave out what cannot be read, such as an image, an object or an entry of a list, and list each with its
         file and the reason in OUTPUT/skipped.csv.
+    default_fractions: like fractions, but only for a source that has no splits, or nothing else than train.
 
     All splits have the same categories, with ids from 1. The folder appears complete or not at all. Returns the
     datasets as training reads them. Raises UserError with file, line and value if something is malformed.
@@ -63,6 +65,8 @@ def import_data(
         names, data = _class_names(data, classes, bad_items)
         _require_objects(data.images, bad_items)
         splits, left_out = split(data, fractions, lists, seed, bad_items)
+        if default_fractions is not None and len(splits) == 1:
+            splits, left_out = split(data, default_fractions, (), seed, bad_items)
         _require_objects([image for chosen in splits.values() for image in chosen], bad_items)
         for chosen in splits.values():
             _refuse_fractions(chosen)
