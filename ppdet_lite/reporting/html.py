@@ -62,7 +62,8 @@ def jpeg(image: Any, quality: int = 85) -> str:
 
 def training_curves(path: Path) -> str | None:
     """Return curves.png of the run folder that is or contains a path as a data: URL; None if it is in no run folder."""
-    for folder in (path, *list(path.parents)[:2]):  # up to NAME of output/NAME/checkpoints/best
+    folders = (path, *list(path.parents)[:2]) if path.exists() else ()  # up to NAME of output/NAME/checkpoints/best
+    for folder in folders:
         if (folder / CURVES).is_file():
             return data_url("image/png", (folder / CURVES).read_bytes())
     return None

@@ -136,6 +136,7 @@ def test_the_losses_of_the_run(tmp_path, weights):
     """curves.png of the run that contains the weights, or else the results; another run's are not shown."""
     dataset, run = tiny_dataset(tmp_path), tmp_path / "output/run"
     (run / "checkpoints/best").mkdir(parents=True)
+    (run / "export").mkdir()
     (tmp_path / "bbox.json").write_text("[]")
     (run / "curves.png").write_bytes(b"the run's")
     results = tmp_path / "bbox.json"
@@ -149,6 +150,15 @@ def test_the_losses_of_the_run(tmp_path, weights):
     page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
     assert re.findall(r"data:image/png;base64,([^\"]+)", page) == [base64.b64encode(b"the run's").decode()]
     assert '<section id="training">' in page and '<a href="#training">' in page
+
+
+def test_published_weights_have_no_losses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "curves.png").write_bytes(b"of anything")
+    (tmp_path / "bbox.json").write_text("[]")
+    dataset, results = tiny_dataset(tmp_path), tmp_path / "bbox.json"
+    write_report(tmp_path / "report", dataset, results, score_file(dataset, results), facts={"weights": "zoo:name"})
+    assert "data:image/png" not in (tmp_path / "report/report.html").read_text(encoding="utf-8")
 
 
 def test_a_report_that_cannot_be_written_is_refused(report, tmp_path):
