@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from ppdet_lite.benchmarks import loader, model, operators
 from ppdet_lite.benchmarks.loader import bench_data
 from ppdet_lite.benchmarks.model import PHASES, bench_infer, bench_train, format_report
 from ppdet_lite.config.checked_config import Config
+from ppdet_lite.data.loading.transforms import Preprocess
 from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.deployment import onnx_export
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from tests.onnx_packages import needs_onnx_export
 from tests.tiny_run import WITHOUT_STAGE_5
 
@@ -64,8 +67,13 @@ def test_infer(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_infer_without_onnx(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predictors(network: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Callable[..., None]]:
+        assert not onnx
+        return {"exported": lambda *_: None}
+
     monkeypatch.setattr(model, "PAUSE", 0.0)
     monkeypatch.setattr(onnx_export, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(model, "export_predictors", predictors)  # test_infer measures a real one
     report = bench_infer(config, (64, 64), batch=1, iterations=1, classes=3)
     assert "needs no_such_package" in report["onnx"] and "onnx_ratio" not in report
     assert is_summary(report["exported"]["step_seconds"])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -212,21 +213,25 @@ def test_the_description_has_paddledetections_keys(detector: TrainedModel, expor
     )
 
 
-class OffPredictor(Predictor):
-    """Runs an exported model and modifies its results."""
+def off_predictor(folder: Path) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Return a function that runs an exported model and modifies its results."""
+    predictor = Predictor(folder)
 
-    def __call__(self, *arguments):
-        rows, counts = super().__call__(*arguments)
+    def run(*arguments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, counts = predictor(*arguments)
         if len(counts) == 2:
             rows[counts[0] + 3, 4] += 0.25  # x2 of the fourth detection in the second image
         return rows, counts
+
+    return run
 
 
 def test_a_mismatch_is_an_error_and_changes_no_file(
     detector: TrainedModel, exported: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    predictor = off_predictor(exported)
     monkeypatch.setattr(export_module, "save_graph", lambda model, folder, preprocess: copy_model(exported, folder))
-    monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
+    monkeypatch.setattr(detector_module, "Predictor", lambda folder: predictor)
     text = r"1\.png, batch size 2: only the trained model finds .* at \[.*\]; the other .* nearest differs by 0\.25 px"
     with pytest.raises(RunFailed, match=text):
         export(detector, tmp_path / "new", sorted(pictures.iterdir()))
@@ -381,7 +386,7 @@ def test_the_tool(
     monkeypatch.setattr(sys, "argv", [tool, *arguments])
     runpy.run_path(tool, run_name="__main__")
     assert yaml.safe_load((tmp_path / "out/infer_cfg.yml").read_text())["label_list"] == NAMES
-    monkeypatch.setattr(detector_module, "Predictor", OffPredictor)
+    monkeypatch.setattr(detector_module, "Predictor", off_predictor)
     monkeypatch.setattr(sys, "argv", [tool, *arguments, "--output", str(tmp_path / "other")])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(tool, run_name="__main__")
