@@ -41,24 +41,26 @@ def prepare_own_data(source: Path, start: Start) -> Path:
     form, file = _recognize(source)
     if form == COCO:
         splits = find_splits(source)
+        is_import = any((source / name).is_file() for name in (*NAMES.values(), RECORD))
+        folder = source if is_import else _folder(source)
         if UNDIVIDED not in splits:
-            is_import = splits["train"].parent.parent.resolve() == source.resolve()
-            return _config(source if is_import else _folder(source), splits, start)
-        folder = _folder(source)
+            if not is_import and not _is_current(folder, source):
+                _record(folder, source)
+            return _config(folder, splits, start)
         if not _is_current(folder, source):
             annotations = splits[UNDIVIDED]
             images = find_images(annotations)
             CocoDataset(str(images), str(annotations))  # raises UserError if the file cannot be read
             splits = divide(annotations, images, folder, FRACTIONS)
-            _record(folder, source, images)
-        return _config(folder, find_splits(folder), start, Path(_read_record(folder)["images"]))
+            _record(folder, source, _digest(source), images)
+        return _config(folder, find_splits(folder), start)
     folder = _folder(source)
     if not _is_current(folder, source):
         given = source if source.is_dir() else import_source(form, file)
         if "train" not in (imported := import_data(form, given, folder, default_fractions=FRACTIONS)):
             shutil.rmtree(folder)
             raise UserError(f"--data {source}: has the splits {', '.join(imported)}, but no train; name one so")
-        _record(folder, source)
+        _record(folder, source, _digest(source))
     return _config(folder, find_splits(folder), start)
 
 
@@ -155,21 +157,22 @@ def _is_current(folder: Path, source: Path) -> bool:
     record = _read_record(folder)
     if record.get("source") != str(source.resolve()):
         raise UserError(f"--data {source}: {folder} was imported from {record.get('source')}; {remedy}")
-    if record.get("digest") != _digest(source):
+    if record.get("digest") not in (None, _digest(source)):
         raise UserError(f"--data {source}: has changed since it was imported into {folder}; {remedy}")
-    get_logger().info("%s was imported into %s before and is unchanged", source, folder)
+    get_logger().info("using what is in %s, from %s", folder, source)
     return True
 
 
-def _record(folder: Path, source: Path, images: Path | None = None) -> None:
-    content = {"source": str(source.resolve()), "digest": _digest(source)}
-    write_json(folder / RECORD, content | ({} if images is None else {"images": str(images)}))
+def _record(folder: Path, source: Path, digest: str | None = None, images: Path | None = None) -> None:
+    """Record where a folder's dataset is from. digest: that of the source, if the folder has a copy of its content."""
+    content = {"source": str(source.resolve()), "digest": digest, "images": None if images is None else str(images)}
+    write_json(folder / RECORD, content)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return {}
 
 
@@ -186,11 +189,12 @@ def _digest(source: Path) -> str:
     return hashlib.sha256("\n".join(states()).encode(errors="surrogateescape")).hexdigest()
 
 
-def _config(folder: Path, files: dict[str, Path], start: Start, images: Path | None = None) -> Path:
+def _config(folder: Path, files: dict[str, Path], start: Start) -> Path:
     """Return the path of a dataset's config in a folder; write it unless it exists."""
     path = folder / NAMES[start]
     if path.is_file():
         get_logger().info("using %s as it is; delete it to have it written anew", path)
         return path
+    images = _read_record(folder).get("images")  # of an annotation file that was divided
     train, val = (CocoDataset(str(images or find_images(files[name])), str(files[name])) for name in ("train", "val"))
     return write_starter_config(folder, train, val, start)

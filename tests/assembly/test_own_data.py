@@ -13,6 +13,7 @@ from ppdet_lite.assembly.own_data import prepare_own_data
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.synthetic.shapes import generate
+from ppdet_lite.reporting.trained_run import report_run
 from tests.tiny_run import WITHOUT_STAGE_5
 from tests.yolo_folder import write_yolo_folder
 
@@ -23,7 +24,7 @@ TINY = [
     "data.augment.short_sides=[64]",
     "model.neck.out_channels=32",
     "model.box_head.width=32",
-    "train={length: 2 iterations, evaluate_every: 1 iterations, rehearse: false}",
+    "train={length: 2 iterations, evaluate_every: 1 iterations, checkpoint_every: 1 iterations, rehearse: false}",
 ]
 VOC = "<annotation><object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>31</xmax><ymax>22</ymax></bndbox>"
 
@@ -84,19 +85,13 @@ def test_from_a_yolo_folder_to_an_exported_detector_in_two_commands(photos, monk
     assert tool(monkeypatch, "export_model", *export, "--count", 1) == 0 and (run / "export/model.pdiparams").is_file()
     assert tool(monkeypatch, "train", "--data", photos, "--start", "random", "-o", *TINY) == 2
     assert "contains a run" in (err := capsys.readouterr().err) and err.count("\n") == 1
-
-
-def test_a_report_of_the_best_checkpoint(photos, monkeypatch, capsys):
-    """If the last evaluation was of another checkpoint, the report evaluates the best one, which is exported."""
-    assert tool(monkeypatch, "train", "--data", photos, "--start", "random", "-o", *TINY, "train.best_metric=loss") == 2
-    assert "best_metric" in capsys.readouterr().err
-    loss = ["eval.loss=true", "train.best_metric=loss", "optimizer.base_lr=1", "optimizer.clip_norm=1e9"]
-    code = tool(monkeypatch, "train", "--data", photos, "--start", "random", "-o", *TINY, *loss)
-    out = capsys.readouterr().out
-    if code == 0 and "the best checkpoint is an earlier one" in out:
-        assert out.count("detections in 2 images") == 3
-    weights = content("output/photos/detector_random/report/report.json")["run"]["weights"]
-    assert code == 0 and weights.endswith("checkpoints/best")
+    best = run / "checkpoints/best"
+    shutil.rmtree(best)
+    shutil.copytree(run / "checkpoints/iter_00000001", best)
+    (run / "bbox.json").unlink()  # of the second iteration, which is not the best one
+    report_run(load_config(run / "config.yml"), run)
+    assert "evaluating it again" in capsys.readouterr().out and (run / "bbox.json").is_file()
+    assert content(run / "report/report.json")["run"]["weights"] == str(best)
 
 
 def test_without_a_network_the_error_names_the_other_start(photos, monkeypatch, capsys):
@@ -155,8 +150,15 @@ def test_coco_files_are_used_in_place(shapes, place):
         for name in ("train", "val"):
             assert config["data"][name]["images"] == f"shapes/{name}"
             assert config["data"][name]["annotations"] == f"shapes/annotations/instances_{name}.json"
-    assert Path("shapes/detector_random.yml").is_file()
-    assert sorted(path.name for path in Path("dataset").rglob("*") if path.is_file()) == ["detector_random.yml"]
+    assert not list(Path("shapes").glob("*.yml"))
+    assert {path.name for path in Path("dataset").rglob("*") if path.is_file()} == {
+        "detector_random.yml",
+        "source.json",
+    }
+    Path("shapes").rename("others")
+    Path("other").mkdir()
+    Path("others").rename("other/shapes")
+    assert "dataset/shapes was imported from " in refusal("other/shapes")
 
 
 def test_one_coco_file_is_divided_and_its_images_stay(shapes, place):
@@ -176,6 +178,7 @@ def test_one_coco_file_is_divided_and_its_images_stay(shapes, place):
         assert all({item["image_id"] for item in part["annotations"]} <= ids for part, ids in zip(parts, owners))
         assert config["data"]["train"]["images"] == "cells/images"
         assert prepare_own_data(Path(source), "random") == path
+        assert load_config(prepare_own_data(path.parent, "zoo"))["data"]["val"]["images"] == "cells/images"
 
 
 def test_what_is_not_clear_is_asked_for(shapes, photos):
