@@ -55,8 +55,8 @@ coverage: setup-tests
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=85
 
 test-slow: setup-tests
-	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py \
-		tests/training/test_kill_run.py tests/training/test_memory.py
+	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py tests/peers \
+		tests/assembly/test_zoo_runs.py tests/training/test_ranks.py tests/training/test_kill_run.py tests/training/test_memory.py
 
 lint: setup-tests
 	$(VENV)/bin/ruff check .

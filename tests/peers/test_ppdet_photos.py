@@ -24,7 +24,7 @@ ARCHITECTURES = sorted({key.partition("/")[0] for key in GOLDEN})
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared/data/coco_tiny is not here")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_boxes_of_photos_are_theirs(name: str, request: pytest.FixtureRequest) -> None:
-    """Boxes to 1e-2 pixels, scores to 1e-4, as many of them; one photo, and all three with --slow or for R50-FPN."""
+    """Boxes to 1e-2 pixels, scores to 1e-4, as many of them; one photo, and all three with --slow."""
     overrides = [f"model.rpn.post_nms_test={int(GOLDEN[f'{name}/post_nms'])}"]
     config = peer_config(ROOT / f"configs/{CONFIGS[name]}.yml", "ppdet", overrides)
     model, preprocess = build_uninitialized(config, COCO_NAMES), build(config["data"]["preprocess"])
@@ -34,7 +34,7 @@ def test_boxes_of_photos_are_theirs(name: str, request: pytest.FixtureRequest) -
     network, photos = TrainedNetwork(model), sorted({key.split("/")[1] for key in GOLDEN if key.endswith("detections")})
     assert len(photos) == 3 and report.is_complete
     photos.sort(key=lambda photo: abs(GOLDEN[f"{name}/{photo}/im_shape"] % 1 - 0.5).min())  # the most rounded first
-    for photo in photos if name == "r50_fpn" or request.config.getoption("--slow") else photos[:1]:
+    for photo in photos if request.config.getoption("--slow") else photos[:1]:
         golden = {key: GOLDEN[f"{name}/{photo}/{key}"] for key in ("im_shape", "scale_factor", "input_shape")}
         batch = collate([image_sample(load_image(str(PHOTOS / f"{photo}.jpg")), preprocess, 0)], preprocess)
         assert list(batch["images"].shape) == golden["input_shape"].tolist()

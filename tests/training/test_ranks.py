@@ -201,8 +201,12 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
 
 
 @pytest.mark.parametrize("how", ["error", "memory", "image"])
-def test_one_fails_where_the_other_does_not(options: list[str], tmp_path: Path, how: str) -> None:
+def test_one_fails_where_the_other_does_not(
+    options: list[str], tmp_path: Path, how: str, request: pytest.FixtureRequest
+) -> None:
     """In its model, for want of memory, or at an image of its own: both end, with its reason and what was done."""
+    if how == "memory" and not request.config.getoption("--slow"):
+        pytest.skip("differs from an error in its words only: make test-slow")
     squares, run = tmp_path / "squares", tmp_path / "out/shapes_r18_fpn"
     shutil.copytree(re.search("images: ([^,]*)", options[0])[1], squares)
     options = [*options, *(f"data.{split}.images={squares}" for split in ("train", "val"))]
