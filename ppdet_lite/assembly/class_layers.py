@@ -7,7 +7,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 
-CLASSIFIERS = ("predictor.classify", "mimic.classify")  # K + 1 outputs, background last
+CLASSIFIERS = ("predictor.classify", "mimic.classify")  # K + 1 outputs, background last; in a cascade in each stage
 REGRESSOR = "predictor.regress"  # 4 K outputs, class by class; 4 when class-agnostic
 
 
@@ -20,14 +20,25 @@ class ClassMatch(NamedTuple):
     layers: list[str]  # names of the converted arrays
 
 
-def with_class_count(shapes: Mapping[str, tuple[int, ...]], old: int, new: int) -> dict[str, tuple[int, ...]]:
-    """Return a detector's shapes with the class layers of `new` classes instead of `old`."""
+def is_classifier(name: str) -> bool:
+    """Return whether a weight belongs to a classifier: its last axis has the K + 1 outputs."""
+    return name.rpartition(".")[0].endswith(CLASSIFIERS)
+
+
+def with_class_count(
+    shapes: Mapping[str, tuple[int, ...]], old: int, new: int, class_agnostic: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Return a detector's shapes with the class layers of `new` classes instead of `old`.
+
+    class_agnostic: whether the boxes are; with a single class, the shapes do not show it.
+    """
 
     def converted(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         layer = name.rpartition(".")[0]
-        if layer in CLASSIFIERS and shape[-1] == old + 1:
+        if is_classifier(name) and shape[-1] == old + 1:
             return (*shape[:-1], new + 1)
-        return (*shape[:-1], 4 * new) if layer == REGRESSOR and shape[-1] == 4 * old else shape
+        has_boxes_of_classes = layer == REGRESSOR and shape[-1] == 4 * old and not class_agnostic
+        return (*shape[:-1], 4 * new) if has_boxes_of_classes else shape
 
     return {name: converted(name, tuple(shape)) for name, shape in shapes.items()}
 
@@ -38,12 +49,14 @@ def match_classes(
     target_classes: Sequence[str],
     initial: Mapping[str, np.ndarray],
     renames: Mapping[str, str] | None = None,
+    class_agnostic: bool = False,
 ) -> ClassMatch:
     """Convert the class layers in `arrays`, a detector of `source_classes`, to layers for `target_classes`.
 
     Outputs of the background and of classes in both lists are copied; those of other classes are taken from `initial`,
     the target model's own arrays. renames: name of a source class -> its name in the target; UserError if there is no
     such class, or if two source classes, one of them perhaps by its own name, become the same target class.
+    class_agnostic: see `with_class_count`.
     """
     renames = renames or {}
     for old, new in renames.items():
@@ -66,10 +79,12 @@ def match_classes(
         layer, count = name.rpartition(".")[0], array.shape[-1] if array.ndim else 0
         if name not in initial:
             continue
-        if layer in CLASSIFIERS and count == source + 1:
+        if is_classifier(name) and count == source + 1:
             fitted[name] = _copy_outputs(array, initial[name], classes)
             layers.append(name)
-        elif layer == REGRESSOR and count == 4 * source and initial[name].shape[-1] == 4 * target:
+        elif class_agnostic or layer != REGRESSOR:
+            continue
+        elif count == 4 * source and initial[name].shape[-1] == 4 * target:
             fitted[name] = _copy_outputs(array, initial[name], coordinates.reshape(-1, 2))
             layers.append(name)
     copied = {target_classes[i]: source_classes[source_index] for source_index, i in pairs}

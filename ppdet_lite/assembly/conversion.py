@@ -63,14 +63,15 @@ def convert_file(
     read = read_peer_file(file)
     naming = PEERS[peer]({})
     arrays = without_wrapper(
-        read.arrays, read.source, lambda names: naming.classifier in names or bool(find_peer(names))
+        read.arrays, read.source, lambda names: bool(naming.find_classifier(names) or find_peer(names))
     )
     read = read._replace(arrays=arrays)
-    if naming.classifier not in read.arrays:
+    classifier = naming.find_classifier(read.arrays)
+    if classifier is None:
         other = find_peer(read.arrays)
         hint = f"use --from {other}, it is from {PEERS[other]({}).title}" if other else "check the file or --from"
-        raise UserError(f"{file}: not a detector from {naming.title}: it has no array {naming.classifier}; {hint}")
-    classes = _classes(read, annotations, naming.class_count(len(read.arrays[naming.classifier])))
+        raise UserError(f"{file}: not a detector from {naming.title}: it has no classifier of a box head; {hint}")
+    classes = _classes(read, annotations, naming.class_count(len(read.arrays[classifier])))
     model = build_uninitialized(config, classes.names)
     arrays = read.arrays if bn_epsilon is None else convert_batch_norm_epsilon(read.arrays, bn_epsilon)
     report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)

@@ -15,6 +15,7 @@ MODEL = (
     "model.rpn.min_size",
     "model.roi_pool",
     "model.box_head.variant",
+    "model.average",
 )
 PIXELS = tuple(f"data.preprocess.{key}" for key in ("channels", "pixel_range", "mean", "std"))
 

@@ -1,11 +1,12 @@
 """Loading of pretrained weights: a classifier or a detector, of this project or of another one."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ppdet_lite.assembly.class_layers import CLASSIFIERS, ClassMatch, match_classes, with_class_count
+from ppdet_lite.assembly.class_layers import ClassMatch, is_classifier, match_classes, with_class_count
 from ppdet_lite.assembly.converted_settings import MODEL, PIXELS, warn_about_conversion
 from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
 from ppdet_lite.assembly.zoo import initial_weights
@@ -52,21 +53,23 @@ def load_pretrained(
     has_other_classes = None not in (source_classes, class_names) and (source_classes != list(class_names) or class_map)
     if class_map and not has_other_classes:
         raise UserError(f"pretrain_class_map: {weights.source} has no class names; remove the map")
-    file_shapes = with_class_count(wanted, len(class_names), len(source_classes)) if has_other_classes else wanted
+    file_shapes, agnostic = wanted, model.predictor.class_agnostic
+    if has_other_classes:
+        file_shapes = with_class_count(wanted, len(class_names), len(source_classes), agnostic)
     report = _best_report(model, file_shapes, weights)
     try:
         report.require_any(weights.source)
     except UserError as error:
         raise UserError(f"{error}. {REMEDY}") from None
-    if weights.meta.get("class_names") is None and any(name.startswith(CLASSIFIERS) for name in report.matched):
+    if weights.meta.get("class_names") is None and any(is_classifier(name) for name in report.matched):
         message = "%s has no class names: its class layers have the right number of classes and are used in their order"
         get_logger().warning(message, weights.source)
     match = None
     if has_other_classes:
         initial = {name: value.numpy() for name, value in model.state_dict().items()}
-        match = match_classes(report.matched, source_classes, class_names, initial, class_map)
+        match = match_classes(report.matched, source_classes, class_names, initial, class_map, agnostic)
         report = report._replace(matched=match.arrays)
-    report = _copy_to_teacher(report, wanted)
+    report = _copy_to_stages(_copy_to_teacher(report, wanted), wanted)
     _log_report(weights.source, report, match)
     not_loaded = (*report.missing, *(array.name for array in report.mismatched))
     if unfilled := [name for name in not_loaded if _is_pretrained(name)]:
@@ -130,6 +133,20 @@ def _log_report(source: str, report: LoadReport, match: ClassMatch | None) -> No
 def _is_pretrained(name: str) -> bool:
     """Return whether pretrained weights should contain an array: those of the trunk except deformable offsets."""
     return name.removeprefix(TRAINING_ONLY).startswith(TRUNK) and ".offset." not in name
+
+
+def _copy_to_stages(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:
+    """Use matched arrays of the last stage's head for the earlier stages of a cascade that the file lacks.
+
+    So a cascade starts from a Faster R-CNN, and one with stage 5 of a ResNet in its heads from a classifier.
+    """
+    copies = {}
+    for name in wanted.keys() - report.matched.keys():
+        source = report.matched.get(re.sub(r"^earlier\.\d+\.", "", name))
+        if source is not None and source.shape == wanted[name]:
+            copies[name] = source
+    missing = [entry for entry in report.missing if entry.partition(" ")[0] not in copies]
+    return report._replace(matched={**report.matched, **copies}, missing=missing)
 
 
 def _copy_to_teacher(report: LoadReport, wanted: Mapping[str, tuple[int, ...]]) -> LoadReport:

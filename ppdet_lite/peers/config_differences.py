@@ -1,8 +1,10 @@
 """Differences between other projects' models and this one's, as config overrides."""
 
+import json
 from collections.abc import Callable
+from typing import Any
 
-from ppdet_lite.config.checked_config import Config
+from ppdet_lite.config.checked_config import Config, to_plain
 
 IN_ALL_PROJECTS = ["model.rpn.matcher.crowd_coverage=null", "model.roi_sampler.matcher.crowd_coverage=null"]
 """Overrides for what all projects do differently: none of them ignores boxes inside crowd regions."""
@@ -36,9 +38,30 @@ def _torchvision_differences(config: Config) -> list[str]:
 
 
 def _mmdet_differences(config: Config) -> list[str]:
-    """mmdetection rounds image sizes to nearest; its deformable RoI poolings have an offset branch per level."""
-    pool = ["model.roi_pool.per_level=true"] if config["model"]["roi_pool"]["type"] == "DeformRoIPool" else []
-    return ["data.preprocess.sizing=nearest", *pool]
+    """mmdetection rounds image sizes to nearest; its deformable RoI poolings have an offset branch per level.
+
+    Its Cascade R-CNN averages logits, samples in every stage, and weighs losses and deltas differently.
+    """
+    differences = ["data.preprocess.sizing=nearest"]
+    if config["model"]["roi_pool"]["type"] == "DeformRoIPool":
+        differences.append("model.roi_pool.per_level=true")
+    if config["model"].get("type") == "CascadeRCNN":
+        differences.append(
+            "model={average: logits, stage_rois: resampled, predictor: {box_loss: smooth_l1, beta: 1.0}}"
+        )
+        differences.append("model.rpn={box_loss: smooth_l1, beta: 0.1111111111111111}")
+        differences.append(f"model.stages={json.dumps(_mmdet_stages(config))}")
+    return differences
+
+
+def _mmdet_stages(config: Config) -> list[dict[str, Any]]:
+    """Return a cascade's stages with mmdetection's loss weights and its rounded standard deviations of the third."""
+    stages = [dict(to_plain(stage)) for stage in config["model"]["stages"]]
+    for stage, loss_weight in zip(stages, (1.0, 0.5, 0.25)):
+        stage["loss_weight"] = loss_weight
+    if len(stages) > 2:
+        stages[2]["delta_weights"] = [1 / 0.033, 1 / 0.033, 1 / 0.067, 1 / 0.067]
+    return stages
 
 
 CAFFE = "channels: bgr, pixel_range: 255, mean: [103.53, 116.28, 123.675]"

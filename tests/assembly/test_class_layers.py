@@ -80,6 +80,21 @@ def test_class_agnostic_regression_of_a_single_class_is_unchanged() -> None:
     assert match.arrays["predictor.regress.bias"].tolist() == theirs["predictor.regress.bias"].tolist()
 
 
+def test_a_single_class_and_another_with_class_agnostic_boxes() -> None:
+    """Shapes do not show that the boxes belong to no class; those of a cascade never do."""
+    theirs, fresh = layers(1, 0), layers(1, 500)
+    theirs["earlier.0.predictor.classify.bias"], fresh["earlier.0.predictor.classify.bias"] = np.arange(2), np.zeros(2)
+    match = match_classes(theirs, ["cow"], ["dog"], fresh, class_agnostic=True)
+    assert match.arrays["predictor.regress.bias"].tolist() == theirs["predictor.regress.bias"].tolist()
+    assert match.arrays["predictor.classify.bias"].tolist() == [500 + 100, 0 + 101]
+    assert match.arrays["earlier.0.predictor.classify.bias"].tolist() == [0, 1]
+    shapes = {"predictor.regress.bias": (4,), "earlier.1.predictor.classify.bias": (2,)}
+    assert with_class_count(shapes, 1, 80, class_agnostic=True) == {
+        "predictor.regress.bias": (4,),
+        "earlier.1.predictor.classify.bias": (81,),
+    }
+
+
 @pytest.mark.parametrize(
     ("renames", "told"),
     [

@@ -109,7 +109,7 @@ def test_published_shapes_go_the_whole_way(request, site, monkeypatch, photo: Pa
         arrays[key] = np.ones(shape, np.float32) if is_scale else np.resize(noise, math.prod(shape)).reshape(shape)
     naming = zoo_site.PEERS[find_entry(name).peer]({})
     first = 1 if name == TORCHVISION else 0
-    arrays[naming.classifier][first + (COCO_IDS[DOG] - 1 if name == TORCHVISION else DOG)] = 4
+    arrays[naming.find_classifier(arrays)][first + (COCO_IDS[DOG] - 1 if name == TORCHVISION else DOG)] = 4
     zoo_site.offer(site, monkeypatch, name, arrays)
     found = Detector.load(f"zoo:{name}")(photo)
     assert set(found.names) == {"dog"} and len(found.boxes) > 0

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 import numpy as np
 import paddle
 
+from ppdet_lite.assembly.setup import build_model, peer_config
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.roi_pool import DeformRoIPool
+from ppdet_lite.ops.boxes import decode_boxes
 from ppdet_lite.peers.names.mmdet import mmdet
 from tests import tiny
 from tests.ops.test_deform_roi_pool import aligned_loop
@@ -126,3 +128,53 @@ def test_per_level_branches_with_equal_weights() -> None:
     apart(features, rois).square().sum().backward()
     moved = [branch.offset[0].weight.grad.abs().sum().item() > 0 for branch in apart.branches]
     assert moved == [True, True, False, False]
+
+
+def cascade_state(classes: int, width: int, inputs: int) -> dict[str, np.ndarray]:
+    """Weights of the box heads of mmdetection's Cascade R-CNN, under its names."""
+    shapes = {}
+    for stage in range(3):
+        head = f"roi_head.bbox_head.{stage}"
+        sizes = {"shared_fcs.0": (width, inputs), "shared_fcs.1": (width, width)}
+        for name, shape in (sizes | {"fc_cls": (classes + 1, width), "fc_reg": (4, width)}).items():
+            shapes |= {f"{head}.{name}.weight": shape, f"{head}.{name}.bias": shape[:1]}
+    return random_state(shapes, 0.2)
+
+
+def test_the_stages_of_a_cascade() -> None:
+    """CascadeRoIHead._refine_roi: RoIs of a stage are the boxes of the one before, and logits are averaged.
+
+    DeltaXYWHBBoxCoder multiplies by standard deviations: 0.033 and 0.067 in the third stage.
+    """
+    size = (96, 128)
+    config = peer_config("cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco", "mmdet", ["model.box_head.width=16"])
+    model = build_model(config, ["a", "b", "c"], for_training=False)
+    model.eval()
+    theirs = cascade_state(classes=3, width=16, inputs=256 * 49)
+    wanted = {n: tuple(v.shape) for n, v in model.state_dict().items() if "predictor." in n or "box_head." in n}
+    report = mmdet(wanted).to_ours(wanted, {name: array.astype(np.float32) for name, array in theirs.items()})
+    assert report.is_complete and len(report.matched) == 24, report.summary()
+    model.set_state_dict({**model.state_dict(), **report.matched})
+    rng = np.random.default_rng(3)
+    features = [tiny.float32(rng.normal(size=(1, 256, size[0] // s, size[1] // s)) * 0.05) for s in STRIDES]
+    rois = np.array([[10, 12, 60, 70], [3, 4, 120, 90], [80, 30, 125, 94]], np.float64)
+    with paddle.no_grad():
+        output, last = model._predict(features, tiny.rois(rois.tolist()), tiny.float32([size]))
+    scores = []
+    for stage, std in enumerate(((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))):
+        head = f"roi_head.bbox_head.{stage}"
+        pooled = model.roi_pool(features, tiny.rois(rois.tolist())).numpy().reshape(len(rois), -1)
+        hidden = pooled
+        for layer in range(2):
+            hidden = np.array([np.maximum(dense(theirs, f"{head}.shared_fcs.{layer}", row), 0) for row in hidden])
+        scores.append(np.array([dense(theirs, f"{head}.fc_cls", row) for row in hidden]))
+        deltas, before = np.array([dense(theirs, f"{head}.fc_reg", row) for row in hidden]) * std, rois
+        extent = rois[:, 2:] - rois[:, :2]
+        center = (rois[:, :2] + rois[:, 2:]) / 2 + deltas[:, :2] * extent
+        extent = extent * np.exp(deltas[:, 2:])
+        rois = np.concatenate([center - extent / 2, center + extent / 2], axis=1).clip(0, [size[1], size[0]] * 2)
+    np.testing.assert_allclose(last.boxes.numpy(), before, atol=1e-2)
+    np.testing.assert_allclose(output.logits.numpy(), np.mean(scores, axis=0), rtol=1e-4, atol=1e-4)
+    final = decode_boxes(last.boxes, output.deltas, model.predictor.delta_weights).numpy()
+    np.testing.assert_allclose(final.clip(0, [size[1], size[0]] * 2), rois, atol=1e-2)
+    assert np.abs(rois - before).max() > 0.5 and np.ptp(np.mean(scores, axis=0)) > 0.3

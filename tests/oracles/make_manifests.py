@@ -30,6 +30,8 @@ MMDETECTION = (
     "dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco",
     "gn/mask-rcnn_r50_fpn_gn-all_2x_coco",
     "gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco",
+    "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco",
+    "dcn/cascade-rcnn_r50-dconv-c3-c5_fpn_1x_coco",
 )
 DETECTRON2 = (
     "COCO-Detection/faster_rcnn_R_50_C4_1x",

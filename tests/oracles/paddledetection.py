@@ -1,10 +1,10 @@
-"""Golden values of PaddleDetection's own Faster R-CNNs, with the weights of seeded.py.
+"""Golden values of PaddleDetection's own Faster and Cascade R-CNNs, with the weights of seeded.py.
 
 In an environment of its own (see README.md here):
     python paddledetection.py CONFIGS [NAME ...]
 CONFIGS is the folder `configs` of PaddleDetection's repository, release/2.6; NAME such as dcn_r50_fpn (without:
 all). Writes goldens/paddledetection/<architecture>.npz: the names and shapes of its weights, and for three images the
-features, the proposals and the detections.
+features, the proposals, the RoIs of a cascade's later stages, and the detections.
 """
 
 import json
@@ -25,21 +25,26 @@ from ppdet.core.workspace import create, load_config
 
 HERE = Path(__file__).resolve().parent
 NAMES = {  # golden file -> a config of that architecture; the others differ in training alone
-    "r34_fpn": "faster_rcnn/r34_fpn_1x",
-    "r34_vd_fpn": "faster_rcnn/r34_vd_fpn_1x",
-    "r50": "faster_rcnn/r50_1x",
-    "r50_vd": "faster_rcnn/r50_vd_1x",
-    "r101": "faster_rcnn/r101_1x",
-    "r50_fpn": "faster_rcnn/r50_fpn_1x",
-    "r50_vd_fpn": "faster_rcnn/r50_vd_fpn_1x",
-    "r101_fpn": "faster_rcnn/r101_fpn_1x",
-    "r101_vd_fpn": "faster_rcnn/r101_vd_fpn_1x",
-    "x101_vd_64x4d_fpn": "faster_rcnn/x101_vd_64x4d_fpn_1x",
-    "dcn_r50_fpn": "dcn/dcn_r50_fpn_1x",
-    "dcn_r50_vd_fpn": "dcn/dcn_r50_vd_fpn_1x",
-    "dcn_r101_vd_fpn": "dcn/dcn_r101_vd_fpn_1x",
-    "dcn_x101_vd_64x4d_fpn": "dcn/dcn_x101_vd_64x4d_fpn_1x",
-    "r50_fpn_gn": "gn/r50_fpn_gn_2x",
+    "r34_fpn": "faster_rcnn/faster_rcnn_r34_fpn_1x",
+    "r34_vd_fpn": "faster_rcnn/faster_rcnn_r34_vd_fpn_1x",
+    "r50": "faster_rcnn/faster_rcnn_r50_1x",
+    "r50_vd": "faster_rcnn/faster_rcnn_r50_vd_1x",
+    "r101": "faster_rcnn/faster_rcnn_r101_1x",
+    "r50_fpn": "faster_rcnn/faster_rcnn_r50_fpn_1x",
+    "r50_vd_fpn": "faster_rcnn/faster_rcnn_r50_vd_fpn_1x",
+    "r101_fpn": "faster_rcnn/faster_rcnn_r101_fpn_1x",
+    "r101_vd_fpn": "faster_rcnn/faster_rcnn_r101_vd_fpn_1x",
+    "x101_vd_64x4d_fpn": "faster_rcnn/faster_rcnn_x101_vd_64x4d_fpn_1x",
+    "dcn_r50_fpn": "dcn/faster_rcnn_dcn_r50_fpn_1x",
+    "dcn_r50_vd_fpn": "dcn/faster_rcnn_dcn_r50_vd_fpn_1x",
+    "dcn_r101_vd_fpn": "dcn/faster_rcnn_dcn_r101_vd_fpn_1x",
+    "dcn_x101_vd_64x4d_fpn": "dcn/faster_rcnn_dcn_x101_vd_64x4d_fpn_1x",
+    "r50_fpn_gn": "gn/faster_rcnn_r50_fpn_gn_2x",
+    "cascade_r50_fpn": "cascade_rcnn/cascade_rcnn_r50_fpn_1x",
+    "cascade_r50_vd_fpn": "cascade_rcnn/cascade_rcnn_r50_vd_fpn_ssld_1x",
+    "cascade_dcn_r50_fpn": "dcn/cascade_rcnn_dcn_r50_fpn_1x",
+    "cascade_dcn_x101_vd_64x4d_fpn": "dcn/cascade_rcnn_dcn_x101_vd_64x4d_fpn_1x",
+    "cascade_r50_fpn_gn": "gn/cascade_rcnn_r50_fpn_gn_2x",
 }
 PROPOSALS, FEW = 300, 60  # kept of an image, less than the configs say, to be quick; FEW where each costs a stage 5
 SHOWN_PROPOSALS = 50
@@ -57,8 +62,7 @@ paddle.concat = concat
 
 def build(configs: Path, name: str) -> paddle.nn.Layer:
     """PaddleDetection's own model of a config, in evaluation mode, with seeded weights."""
-    folder, _, stem = name.partition("/")
-    config = load_config(str(configs / folder / f"faster_rcnn_{stem}_coco.yml"))
+    config = load_config(str(configs / f"{name}_coco.yml"))
     config["num_classes"] = 80
     model = create(config.architecture)
     model.eval()
@@ -100,9 +104,24 @@ def answer(model: paddle.nn.Layer, number: int, scale: float) -> dict[str, np.nd
     rois, _, _ = model.rpn_head(features, inputs)
     out[f"{number}.proposals"] = rois[0].numpy()[:SHOWN_PROPOSALS]
     out[f"{number}.proposal_count"] = np.array(rois[0].shape[0], np.int32)
+    refined = recorded_rois(model.bbox_head)
     found = model(inputs)
     out[f"{number}.detections"] = found["bbox"].numpy()
-    return out
+    return out | {f"{number}.rois{stage}": rois[:SHOWN_PROPOSALS] for stage, rois in enumerate(refined, 2)}
+
+
+def recorded_rois(head: paddle.nn.Layer) -> list[np.ndarray]:
+    """A list that receives the RoIs of a cascade's stages after the first; it stays empty for a Faster R-CNN."""
+    refined: list[np.ndarray] = []
+    if hasattr(type(head), "_get_rois_from_boxes"):
+
+        def refine(*arguments: object) -> object:
+            rois, counts = type(head)._get_rois_from_boxes(head, *arguments)
+            refined.append(rois[0].numpy())
+            return rois, counts
+
+        head._get_rois_from_boxes = refine
+    return refined
 
 
 def write(configs: Path, golden: str) -> None:

@@ -18,11 +18,12 @@ SPREADS = (
     ("fpn_res", 1.0),
     ("rpn_rois_score.weight", 1.0),
     ("rpn_rois_delta.weight", 0.1),
-    ("bbox_score.weight", 1.5),
-    ("bbox_delta.weight", 0.7),
+    ("bbox_score_stage", 0.8),
+    ("bbox_score", 1.5),
+    ("bbox_delta", 0.7),
     ("conv_offset.weight", 0.2),
 )
-CENTRED = ("bbox_score.weight", "bbox_delta.weight")  # each output blind to the mean of its inputs, as RoIs share it
+CENTRED = ("bbox_score", "bbox_delta")  # each output blind to the mean of its inputs, as RoIs share it
 LAST_NORMS = (".branch2c.norm.weight", ".branch2b.norm.weight")  # of a bottleneck, of a basic block
 
 
@@ -48,7 +49,9 @@ def weight(name: str, shape: Shape, shapes: Mapping[str, Shape]) -> np.ndarray:
         return (1.0 + 0.3 * np.tanh(noise)) * (0.15 if _is_last_norm(name, shapes) else 1.0)
     inputs = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
     spread = next((value for part, value in SPREADS if part in name), np.sqrt(2.0))
-    noise = noise - noise.mean(axis=0) if name.endswith(CENTRED) else noise
+    if "bbox_score_stage" in name and "bbox_head.head.0.fc7.weight" not in shapes:
+        spread = 2.5  # convolutions with group norms give smaller features
+    noise = noise - noise.mean(axis=0) if any(part in name for part in CENTRED) else noise
     return noise * spread / np.sqrt(inputs)
 
 

@@ -11,6 +11,7 @@ from ppdet_lite.peers.config_differences import DIFFERENCES
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 R50_FPN = "faster_rcnn/faster_rcnn_r50_fpn_1x_coco"
+CASCADE = "cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco"
 SECTIONS = ("data.preprocess", "model.rpn", "model.roi_pool", "model.predictor", "model.postprocess")
 NOT_COMPARED = ("model.rpn.matcher", "model.rpn.sampler")  # of training alone, and the same in all of them
 
@@ -154,6 +155,21 @@ def test_no_project_ignores_boxes_inside_crowd_regions(peer: str) -> None:
             {"model.backbone.variant": "b", "data.preprocess.std": [57.375, 57.12, 58.395]},
         ),
         ("mmdet", R50_FPN, ["data.preprocess.sizing=exact"], {"data.preprocess.sizing": "exact"}),  # the user's wins
+        ("ppdet", CASCADE, [], {"model.average": "probabilities", "model.stage_rois": "all"}),
+        (
+            "mmdet",  # _base_/models/cascade-rcnn_r50_fpn.py and models/roi_heads/cascade_roi_head.py
+            CASCADE,
+            [],
+            {
+                "model.average": "logits",
+                "model.stage_rois": "resampled",
+                "model.predictor.box_loss": "smooth_l1",
+                "model.predictor.beta": 1.0,
+                "model.rpn.box_loss": "smooth_l1",
+                "model.rpn.beta": 1 / 9,
+                "model.rpn.post_nms_train": 2000,
+            },
+        ),
     ],
 )
 def test_settings_that_depend_on_the_model(
@@ -161,3 +177,19 @@ def test_settings_that_depend_on_the_model(
 ) -> None:
     found = converted(peer, config, *overrides)
     assert {name: found[name] for name in expected} == expected
+
+
+def test_stages_of_mmdetections_cascade() -> None:
+    """The standard deviations of its third stage are rounded: 0.033 and 0.067 instead of 1/30 and 1/15."""
+    stages = peer_config(CONFIGS / f"{CASCADE}.yml", "mmdet")["model"]["stages"]
+    assert [stage["foreground_iou"] for stage in stages] == [0.5, 0.6, 0.7]
+    assert [stage["loss_weight"] for stage in stages] == [1.0, 0.5, 0.25]
+    deviations = [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]
+    for stage, expected in zip(stages, deviations, strict=True):
+        assert [1 / weight for weight in stage["delta_weights"]] == pytest.approx(expected, rel=1e-12)
+    one = peer_config(
+        CONFIGS / f"{CASCADE}.yml",
+        "mmdet",
+        ["model.stages=[{foreground_iou: 0.5, delta_weights: [1, 1, 1, 1], loss_weight: 1.0}]"],
+    )
+    assert len(one["model"]["stages"]) == 1

@@ -27,6 +27,8 @@ X101_VD, MDCONV, DCONV = f"{F}x101_vd_64x4d_fpn_1x_coco", f"{D}dcn_r50_fpn_1x_co
 GROUP4 = f"{D}mdconv_c3-c5_group4_r50_fpn_1x_coco"
 DPOOL, MDPOOL = (f"dpool/faster_rcnn_r50_fpn_{kind}_1x_coco" for kind in ("dpool", "mdpool"))
 DEPTH_101, VARIANT_B = ["model.backbone.depth=101"], ["model.backbone.variant=b"]
+CASCADE, CASCADE_DCN = "cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco", "dcn/cascade_rcnn_dcn_r50_fpn_1x_coco"
+VERSION_1 = ["model.backbone.deformable.version=1"]
 TV, MM, D2, COCO = "torchvision", "mmdetection", "detectron2", "COCO-Detection/faster_rcnn"
 CASES = [  # manifest, its model, our --from, config and overrides
     (TV, "fasterrcnn_resnet50_fpn", "torchvision", R50, []),
@@ -41,6 +43,8 @@ CASES = [  # manifest, its model, our --from, config and overrides
     (MM, "dcnv2/faster-rcnn_r50-mdconv-group4-c3-c5_fpn_1x_coco", "mmdet", GROUP4, []),
     (MM, "dcnv2/faster-rcnn_r50_fpn_mdpool_1x_coco", "mmdet", MDPOOL, []),
     (MM, "gn/mask-rcnn_r50_fpn_gn-all_2x_coco", "mmdet", GN_ALL, []),
+    (MM, "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco", "mmdet", CASCADE, []),
+    (MM, "dcn/cascade-rcnn_r50-dconv-c3-c5_fpn_1x_coco", "mmdet", CASCADE_DCN, VERSION_1),
     (D2, f"{COCO}_R_50_C4_1x", "detectron2", C4, []),
     (D2, f"{COCO}_R_50_DC5_1x", "detectron2", DC5, []),
     (D2, f"{COCO}_R_50_FPN_1x", "detectron2", R50, []),
@@ -60,7 +64,7 @@ def test_every_array_is_accounted_for(project: str, model: str, peer: str, confi
     arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     assert find_peer(arrays) in (peer, peer.removesuffix("-caffe"))
     naming = PEERS[peer]({})
-    names = {80: COCO_NAMES, 20: VOC_NAMES}[naming.class_count(shapes[naming.classifier][0])]
+    names = {80: COCO_NAMES, 20: VOC_NAMES}[naming.class_count(shapes[naming.find_classifier(shapes)][0])]
     with paddle.LazyGuard():
         ours = state_shapes(build_model(peer_config(ROOT / f"configs/{config}.yml", peer, overrides), names, False))
     report = PEERS[peer](ours).to_ours(ours, arrays)
@@ -111,6 +115,29 @@ def test_mmdetections_layers() -> None:
     older = {"backbone.layer2.0.conv2_offset.weight": np.zeros(3)}
     report = PEERS["mmdet"]({}).to_ours({"backbone.res3.0.conv2.conv.offset.weight": (3,)}, older)
     assert report.is_complete
+
+
+def test_layers_of_a_cascades_stages() -> None:
+    """In PaddleDetection and mmdetection, stages are counted from 0; our last one has the names of a Faster R-CNN."""
+    earlier = {f"earlier.{k}.box_head.fc1.weight": (1,) for k in range(2)}
+    expected = {
+        "box_head.fc1.weight": ("bbox_head.head.2.fc6.weight", "roi_head.bbox_head.2.shared_fcs.0.weight"),
+        "earlier.0.box_head.fc2.bias": ("bbox_head.head.0.fc7.bias", "roi_head.bbox_head.0.shared_fcs.1.bias"),
+        "earlier.1.predictor.regress.bias": ("bbox_head.bbox_delta_stage1.bias", "roi_head.bbox_head.1.fc_reg.bias"),
+        "predictor.classify.bias": ("bbox_head.bbox_score_stage2.bias", "roi_head.bbox_head.2.fc_cls.bias"),
+        "earlier.1.box_head.convs.3.conv.weight": (
+            "bbox_head.head.1.stage1_bbox_head_conv3.conv.weight",
+            "roi_head.bbox_head.1.shared_convs.3.conv.weight",
+        ),
+    }
+    for ours, theirs in expected.items():
+        assert tuple(PEERS[peer](earlier).translate(ours)[0] for peer in ("ppdet", "mmdet")) == theirs
+    found = PEERS["mmdet"](earlier).translate("earlier.0.roi_pool.branches.2.mask.2.weight")[0]
+    assert found == "roi_head.bbox_roi_extractor.0.roi_layers.2.mask_fc.2.weight"
+    assert PEERS["ppdet"]({}).translate("predictor.classify.bias")[0] == "bbox_head.bbox_score.bias"
+    for peer, name in (("detectron2", "earlier.0.box_head.fc1.weight"), ("ppdet", "earlier.0.neck.reduce.conv.weight")):
+        with pytest.raises(KeyError):
+            PEERS[peer](earlier).translate(name)
 
 
 def test_detectron2s_layers() -> None:

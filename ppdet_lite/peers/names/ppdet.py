@@ -1,9 +1,9 @@
-"""Weight names of Faster R-CNN in PaddleDetection 2.x, and of its pretrained ResNets."""
+"""Weight names of Faster and Cascade R-CNN in PaddleDetection 2.x, and of its pretrained ResNets."""
 
 import re
 from collections.abc import Mapping
 
-from ppdet_lite.peers.names.rules import Peer, Rule
+from ppdet_lite.peers.names.rules import Peer, Rule, count_earlier_stages
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MANY_BLOCKS = 10  # blocks of a longer stage 4 are named a, b1, b2, ... instead of a, b, c, ...
@@ -21,15 +21,15 @@ def ppdet(shapes: Mapping[str, tuple[int, ...]]) -> Peer:
             Rule(r"rpn\.conv\.(.+)", r"rpn_head.rpn_feat.rpn_conv.\1"),
             Rule(r"rpn\.objectness\.(.+)", r"rpn_head.rpn_rois_score.\1"),
             Rule(r"rpn\.regress\.(.+)", r"rpn_head.rpn_rois_delta.\1"),
-            Rule(r"box_head\.fc1\.(.+)", r"bbox_head.head.fc6.\1"),
-            Rule(r"box_head\.fc2\.(.+)", r"bbox_head.head.fc7.\1"),
-            Rule(r"box_head\.convs\.(\d)\.(.+)", r"bbox_head.head.bbox_head_conv\1.\2"),
-            Rule(r"box_head\.fc\.(.+)", r"bbox_head.head.fc6.\1"),
-            Rule(r"predictor\.classify\.(.+)", r"bbox_head.bbox_score.\1"),
-            Rule(r"predictor\.regress\.(.+)", r"bbox_head.bbox_delta.\1"),
+            Rule(r"box_head\.fc1?\.(.+)", r"bbox_head.head{.N}.fc6.\1"),
+            Rule(r"box_head\.fc2\.(.+)", r"bbox_head.head{.N}.fc7.\1"),
+            Rule(r"box_head\.convs\.(\d)\.(.+)", r"bbox_head.head{.N}.{stageN_}bbox_head_conv\1.\2"),
+            Rule(r"predictor\.classify\.(.+)", r"bbox_head.bbox_score{_stageN}.\1"),
+            Rule(r"predictor\.regress\.(.+)", r"bbox_head.bbox_delta{_stageN}.\1"),
         ],
-        classifier="bbox_head.bbox_score.bias",
-        required_names=["bbox_head.bbox_score.weight", "rpn_head.rpn_feat.rpn_conv.weight"],
+        classifier="bbox_head.bbox_score{_stageN}.bias",
+        required_names=["bbox_head.bbox_score{_stageN}.weight", "rpn_head.rpn_feat.rpn_conv.weight"],
+        earlier_stages=count_earlier_stages(shapes),
     )
 
 

@@ -49,12 +49,14 @@ class Peer:
     """The weight names of another project's detector.
 
     title: the project's name for messages.
-    rules: conversions of our names; the first one that matches is used.
-    classifier: their name of the bias of the box head's classifier.
+    rules: conversions of our names; the first one that matches is used. A part of their name such as {.N} exists only
+        in a cascade; N is the stage, counted from 0. Rules receive names without the prefix of an earlier stage.
+    classifier: their name of the bias of the box head's classifier, with such parts.
     ignored: patterns of their names that are not needed here.
-    required_names: their names that every file of a detector contains.
+    required_names: their names that every file of a detector contains, with such parts.
     legacy_names: (pattern, replacement) pairs that convert names written by older versions to current ones.
     class_count: computes the number of classes from the number of the classifier's outputs.
+    earlier_stages: number of a cascade's stages before the last; 0 for a Faster R-CNN.
     """
 
     title: str
@@ -64,17 +66,24 @@ class Peer:
     required_names: Sequence[str] = ()
     legacy_names: Sequence[tuple[str, str]] = ()
     class_count: Callable[[int], int] = lambda outputs: outputs - 1
+    earlier_stages: int = 0
 
     def matches(self, names: Collection[str]) -> bool:
         """Return whether a file with these names is a detector of this project."""
-        return all(name in names for name in self.required_names)
+        return all(_find_variant(name, names) for name in self.required_names)
+
+    def find_classifier(self, names: Collection[str]) -> str | None:
+        """Return the name of a classifier's bias in a file with these names, or None."""
+        return _find_variant(self.classifier, names)
 
     def translate(self, ours: str) -> tuple[str, Layout]:
         """Return their name of our weight and its layout. Raises KeyError if they have none."""
+        stage, name = re.fullmatch(r"(?:earlier\.(\d+)\.)?(.+)", ours).groups()  # type: ignore[union-attr]
         for rule in self.rules:
-            theirs = rule.translate(ours)
-            if theirs is not None:
-                return theirs, rule.layout
+            theirs = rule.translate(name)
+            if theirs is not None and (stage is None or "{" in theirs):
+                number = self.earlier_stages if stage is None else int(stage)
+                return _in_stage(theirs, number if self.earlier_stages else None), rule.layout
         raise KeyError(ours)
 
     def to_ours(self, expected: Shapes, theirs: Mapping[str, Array]) -> LoadReport:
@@ -122,6 +131,21 @@ class Peer:
 
     def _is_ignored(self, theirs: str) -> bool:
         return any(re.fullmatch(pattern, theirs) for pattern in self.ignored)
+
+
+def count_earlier_stages(shapes: Shapes) -> int:
+    """Return the number of a cascade's stages before the last; 0 for a Faster R-CNN."""
+    return len({name.split(".")[1] for name in shapes if name.startswith("earlier.")})
+
+
+def _in_stage(name: str, stage: int | None) -> str:
+    """Return a name with its parts such as {.N} for a stage of a cascade, or without them for None."""
+    return re.sub(r"\{(.*?)\}", lambda part: "" if stage is None else part[1].replace("N", str(stage)), name)
+
+
+def _find_variant(name: str, names: Collection[str]) -> str | None:
+    """Return the name as it is among `names`: that of a Faster R-CNN or of a cascade's first stage; None if neither."""
+    return next((variant for stage in (None, 0) if (variant := _in_stage(name, stage)) in names), None)
 
 
 STATISTICS = {"_mean": "running_mean", "_variance": "running_var", "weight": "weight", "bias": "bias"}
