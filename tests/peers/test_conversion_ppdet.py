@@ -40,7 +40,10 @@ CONFIGS = {  # golden file -> our config under PaddleDetection's name
     "cascade_dcn_x101_vd_64x4d_fpn": "dcn/cascade_rcnn_dcn_x101_vd_64x4d_fpn_1x_coco",
     "cascade_r50_fpn_gn": "gn/cascade_rcnn_r50_fpn_gn_2x_coco",
 }
-ONLY_SLOW = {name for name in CONFIGS if name.startswith("cascade_")} - {"cascade_r50_fpn"}  # their parts are in others
+ONLY_SLOW = {  # their parts are in others too
+    *("r101", "r101_fpn", "r101_vd_fpn", "dcn_r101_vd_fpn", "x101_vd_64x4d_fpn"),
+    *(name for name in CONFIGS if name.startswith("cascade_") and name != "cascade_r50_fpn"),
+}
 SAME_MODEL = {  # what trains longer or from other weights, and the config whose model it has
     "faster_rcnn/faster_rcnn_r50_fpn_2x_coco": "r50_fpn",
     "faster_rcnn/faster_rcnn_r50_vd_fpn_2x_coco": "r50_vd_fpn",
@@ -62,7 +65,7 @@ def ppdet_config(name: str, *overrides: str) -> Config:
 def converted(request: pytest.FixtureRequest) -> tuple[FasterRCNN, np.lib.npyio.NpzFile]:
     """A detector of ours with PaddleDetection's weights, and what PaddleDetection found with them."""
     if request.param in ONLY_SLOW and not request.config.getoption("--slow"):
-        pytest.skip("its backbone and its stages are in other goldens: make test-slow")
+        pytest.skip("its parts are in other goldens: make test-slow")
     golden = np.load(GOLDENS / f"{request.param}.npz")
     config = ppdet_config(CONFIGS[request.param], f"model.rpn.post_nms_test={int(golden['post_nms'])}")
     model = build_uninitialized(config, COCO_NAMES)
