@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ppdet_lite.assembly.setup import TrainedModel
@@ -25,6 +24,7 @@ from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.roi_pool import DeformPSRoIPool, DeformRoIPool
+from ppdet_lite.ops.boxes import decode_boxes
 
 DEFORMABLE_POOLINGS = (DeformRoIPool, DeformPSRoIPool)
 STACKED_CONVS = 3  # number of stacked convolutions to trace: 9^3 points
@@ -44,7 +44,7 @@ class ConvSamples(NamedTuple):
 
 
 def deformable_parts(model: FasterRCNN) -> dict[str, DeformConv2D | DeformRoIPool | DeformPSRoIPool]:
-    """Return the deformable layers of a model by name, in the order of execution."""
+    """Return the deformable layers of a model by name: those before the RoIs, then of the last stage, then earlier."""
     kinds = (DeformConv2D, *DEFORMABLE_POOLINGS)
     return {name: layer for name, layer in model.named_sublayers() if isinstance(layer, kinds)}
 
@@ -138,7 +138,7 @@ def draw_offsets(
     if isinstance(model.roi_pool, DEFORMABLE_POOLINGS):
         if not len(results.boxes):
             get_logger().warning("%s: no object is detected, so there are no bins to draw", source)
-        rois, offset, mask = _detection_rois(results, model, calls)
+        rois, offset, mask = _detection_rois(results, model, calls, scale, image.shape[1::-1])
         for i, (roi, moves) in enumerate(zip(rois, offset, strict=True)):
             bins, moved = (boxes / np.tile(scale, 2) for boxes in bin_boxes(roi, moves, model.roi_pool.gamma))
             drawings[f"bins{i + 1}"] = draw_bins(image, bins, moved, mask[i].ravel(), results.boxes[i])
@@ -277,12 +277,25 @@ def _conv_samples(layer: DeformConv2D, x: paddle.Tensor, image_width: int) -> Co
 
 
 def _detection_rois(
-    results: ImageDetections, model: FasterRCNN, calls: Mapping[str, tuple[Any, ...]]
+    results: ImageDetections,
+    model: FasterRCNN,
+    calls: Mapping[str, tuple[Any, ...]],
+    scale: np.ndarray,
+    size: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the RoIs [D, 4] of detections, matched by score, with offsets [D, 2, P, P] and masks [D, P, P]."""
-    scores = F.softmax(model.predictor(*calls["predictor"]).logits, axis=1).numpy()
-    rows = [np.abs(scores[:, k] - score).argmin() for k, score in zip(results.classes, results.scores, strict=True)]
+    """Return the RoIs [D, 4] of detections, with offsets [D, 2, P, P] and masks [D, P, P].
+
+    They are matched by their boxes, because scores are averaged over the stages of a cascade. scale: (x, y); size: that
+    of the image, (w, h).
+    """
     features, rois, *_ = calls["roi_pool"]
+    deltas = model.predictor(*calls["predictor"]).deltas.reshape([rois.boxes.shape[0], -1, 4])
+    boxes = decode_boxes(rois.boxes.unsqueeze(1), deltas, model.predictor.delta_weights).numpy()
+    boxes = (boxes / np.tile(scale, 2)).clip(0, np.tile(size, 2))
+    rows = []
+    for box, k in zip(results.boxes, results.classes, strict=True):
+        of_class = boxes[:, k if boxes.shape[1] > 1 else 0]
+        rows.append(np.abs(of_class - box).max(axis=1).argmin())
     offset, mask = model.roi_pool.offsets(features, rois)
     mask = paddle.ones_like(offset[:, :1]) if mask is None else mask
     return rois.boxes.numpy()[rows], offset.numpy()[rows], mask.numpy()[rows, 0]
