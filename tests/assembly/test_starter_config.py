@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ppdet_lite.assembly import starter_config
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.assembly.starter_config import derive_settings, write_starter_config
+from ppdet_lite.config.checked_config import to_plain
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.training.data_fit import warn_about_fit
@@ -102,6 +104,19 @@ def test_training_accepts_it_and_check_data_finds_nothing(tmp_path, start, name,
     with caplog.at_level(logging.WARNING):
         warn_about_fit(config)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("many", [5000, 1])
+def test_the_settings_are_those_of_the_initial_weights(tmp_path, many, monkeypatch):
+    monkeypatch.setattr(starter_config, "MANY_IMAGES", many)
+    data = dataset(tmp_path, 4, (240, 320), {"a": 30})
+    config = load_config(write_starter_config(tmp_path, data, data, "zoo"))
+    zoo = load_config(config["pretrain_weights"])
+    assert ("r50" in config["pretrain_weights"]) == (many == 1)
+    ours, theirs = to_plain(config), to_plain(zoo)
+    assert ours["model"] == theirs["model"]
+    sides = {key: ours["data"]["preprocess"][key] for key in ("short_side", "long_side")}
+    assert ours["data"]["preprocess"] == theirs["data"]["preprocess"] | sides
 
 
 def test_objects_are_needed(tmp_path):
