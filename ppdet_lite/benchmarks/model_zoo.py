@@ -14,16 +14,18 @@ from ppdet_lite.benchmarks.model import bench_train
 from ppdet_lite.benchmarks.timing import time_alternately
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.runtime import cpu_info, usable_cores
+from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 COUNTED_SIZE = (800, 1344)  # (h, w) of the image for which operations are counted: 800 x 1333, padded
 TIMED_SIZE = (320, 427)
 CLASSES = [f"c{i}" for i in range(80)]
-AFTER_ROIS = ("box_head", "predictor", "roi_pool")  # parts that process RoIs, or feature maps for RoIs
+AFTER_ROIS = ("box_head", "predictor", "roi_pool", "earlier")  # parts that process RoIs, or feature maps for RoIs
 CONVERTIBLE = {  # recipe -> projects with convertible checkpoints, besides PaddleDetection (if its AP is given)
     "faster_rcnn_r50_fpn_1x_coco": ("torchvision", "mmdetection", "detectron2"),
     "faster_rcnn_r101_fpn_1x_coco": ("PaddleDetection", "mmdetection", "detectron2"),
+    "cascade_rcnn_r50_fpn_1x_coco": ("mmdetection",),
     "faster_rcnn_r50_1x_coco": ("detectron2",),
     "faster_rcnn_r101_1x_coco": ("detectron2",),
     "faster_rcnn_r50_dc5_1x_coco": ("detectron2",),
@@ -72,7 +74,6 @@ def model_cost(config: Config) -> tuple[float, float]:
     model = build_model(config, CLASSES, for_training=False)
     model.eval()
     rois: list[int] = []
-    model.roi_pool.register_forward_pre_hook(lambda layer, inputs: rois.append(inputs[1].boxes.shape[0]))
     per_image, per_rois = [0], [0]
 
     def count(layer: nn.Layer, inputs: tuple[Tensor, ...], output: Tensor, after_rois: bool) -> None:
@@ -80,6 +81,8 @@ def model_cost(config: Config) -> tuple[float, float]:
         (per_rois if is_per_roi else per_image).append(multiply_adds(layer, output))
 
     for name, layer in model.named_sublayers():
+        if isinstance(layer, RoIPool):
+            layer.register_forward_pre_hook(lambda layer, inputs: rois.append(inputs[1].boxes.shape[0]))
         if isinstance(layer, (nn.Conv2D, nn.Linear, DeformConv2D)):
             layer.register_forward_post_hook(partial(count, after_rois=name.startswith(AFTER_ROIS)))
     with paddle.no_grad():
