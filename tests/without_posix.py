@@ -7,6 +7,7 @@ imported before the simulation begins.
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import pkgutil
 import platform
@@ -17,6 +18,7 @@ from typing import Any
 
 OTHERS = "paddle cv2 matplotlib.pyplot PIL.Image pycocotools.mask faster_coco_eval visualdl simplejpeg safetensors tqdm"
 OTHERS += " multiprocessing.connection multiprocessing.shared_memory concurrent.futures.process asyncio tempfile"
+OPTIONAL = {"ppdet_lite.deployment.onnx_convert": "paddle2onnx"}  # has no wheels for Python 3.13
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog")
 OS_NAMES = "sched_getaffinity fork forkpty killpg getpgid setsid getuid geteuid getgid getppid statvfs uname getloadavg"
 OS_NAMES += " mkfifo chown sysconf nice wait waitpid pread pwrite posix_fadvise"
@@ -80,7 +82,8 @@ def main() -> None:
     import ppdet_lite
 
     for module in pkgutil.walk_packages(ppdet_lite.__path__, "ppdet_lite."):
-        if not module.name.endswith("__main__"):
+        installed = importlib.util.find_spec(OPTIONAL.get(module.name, "ppdet_lite"))
+        if installed and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     command("make-shapes", "--output", "dataset/shapes", "--train", "2", "--val", "1", "--size", "96")
     small = ["train.length=1 iterations", "data.loader.batch_size=1", "data.preprocess.short_side=64"]
