@@ -4,6 +4,7 @@ Images are noise, and models have random weights unless the config sets `weights
 weights, except in the last NMS, which has almost no input.
 """
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -27,7 +28,7 @@ from ppdet_lite.data.loading.transforms import Preprocess, Sample, collate
 from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.export import save_graph
-from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor, OpenVinoPredictor
 from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.modeling.amp import autocast_forward, require_amp_support, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
@@ -88,8 +89,9 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     """Time detection with a model in Paddle, exported, and exported as ONNX, all on the CPU; size is (h, w).
 
     The measurements alternate, so that other load on the machine affects all. Returns `training_side` (the model in
-    Paddle), `exported` and `onnx`, each with `step_seconds`; `ratio` and `onnx_ratio`, their medians relative to
-    `training_side`; and the peak memory. If packages for ONNX are missing, `onnx` is a message that names them.
+    Paddle), `exported`, `onnx` and, if it is installed, `openvino` (it runs the ONNX file), each with `step_seconds`;
+    `ratio`, `onnx_ratio` and `openvino_ratio`, their medians relative to `training_side`; and the peak memory. If
+    packages for ONNX are missing, `onnx` is a message that names them.
     """
     paddle.set_device("cpu")
     if config["weights"] is None:
@@ -115,13 +117,16 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
         **{name: {"step_seconds": times} for name, times in summaries.items()},
         **missing,
         "ratio": ratios["exported"],
-        **({} if missing else {"onnx_ratio": ratios["onnx"]}),
+        **{f"{name}_ratio": ratio for name, ratio in ratios.items() if name in ("onnx", "openvino")},
         **_settings(size, batch, iterations),
     }
 
 
 def export_predictors(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> dict[str, Predictor | OnnxPredictor]:
-    """Return predictors `exported` and, with `onnx`, `onnx` of a model in evaluation mode. Its files are deleted."""
+    """Return predictors `exported` and, with `onnx`, `onnx` and `openvino` of a model in evaluation mode.
+
+    `openvino` is left out if it is not installed. The files are deleted.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_graph(model, folder)
@@ -131,6 +136,8 @@ def export_predictors(model: FasterRCNN, preprocess: Preprocess, onnx: bool) -> 
             description = Description(classes, list(range(len(classes))), preprocess, model.postprocess, {})
             onnx_export.save_onnx(folder, folder / ONNX_FILE, description)
             predictors["onnx"] = OnnxPredictor(folder / ONNX_FILE)
+            if importlib.util.find_spec("openvino") is not None:
+                predictors["openvino"] = OpenVinoPredictor(folder / ONNX_FILE)
         return predictors
 
 

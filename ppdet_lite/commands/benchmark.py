@@ -1,7 +1,7 @@
 """Measure speed and memory: ppdet-lite benchmark train|infer|data -c CONFIG [-o KEY=VALUE ...] [--json], or ops
 
 train  one training step, and its phases: data, forward, backward, optimizer
-infer  detection with the model in Paddle, exported, and exported as ONNX, on the CPU
+infer  detection with the model in Paddle, exported, and as ONNX in ONNX Runtime and OpenVINO, on the CPU
 data   images per second of the loader, with --workers also of paddle.io.DataLoader
 ops    the deformable operators, compared with Paddle's operators
 """

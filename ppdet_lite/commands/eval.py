@@ -16,6 +16,7 @@ def main() -> None:
     given.add_argument("--model", metavar="PATH", help="evaluate this exported model, or published weights: zoo:NAME")
     given.add_argument("--results", metavar="FILE", type=Path, help="score this bbox.json; metrics.json goes beside it")
     given.add_argument("--compare", metavar=("A", "B"), type=Path, nargs=2, help="two results files or run folders")
+    cli.add_runtime_argument(parser)
     parser.add_argument("--annotations", metavar="FILE", type=Path, help="instead of -c: the COCO file of the results")
     parser.add_argument("--images", metavar="DIR", type=Path, help="its images, if they are not near it")
     parser.add_argument("--report", metavar="DIR", type=Path, help="also write an error analysis: HTML, JSON, CSV")
@@ -45,7 +46,7 @@ def main() -> None:
     config = own_data.evaluation_config(args.config, args.annotations, args.images, cli.overrides(args))
     cli.handle_print_config(args, config)
     results, weights, options = args.results, None, build(config["eval"])
-    detector = None if args.compare or results else select_detector(config, args.model)
+    detector = None if args.compare or results else select_detector(config, args.model, args.runtime)
     dataset = setup.build_dataset(config, "val", None if detector is None else detector.class_names)
     if detector is not None:
         setup.check_images(config, "val", dataset)
@@ -57,9 +58,8 @@ def main() -> None:
         metrics = evaluate_results(dataset, results, options)
     else:
         results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
-        loader, augment = build(config["data"]["loader"]), build(config["data"]["augment"])
-        warn_about_evaluation(options, augment, detector.preprocess, detector.postprocess)
-        metrics = evaluate(detector, dataset, loader, results.parent, options)
+        warn_about_evaluation(options, build(config["data"]["augment"]), detector.preprocess, detector.postprocess)
+        metrics = evaluate(detector, dataset, build(config["data"]["loader"]), results.parent, options)
     if args.report is not None and distributed.get_rank() == 0:
         facts = {"config": args.config, "weights": weights, "backend": str(require_backend(options.backend))}
         write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)

@@ -14,6 +14,7 @@ def main() -> None:
     parser = cli.config_parser(__doc__, required=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="PATH", help="a run folder, an exported folder, an .onnx file, or zoo:NAME")
+    cli.add_runtime_argument(parser)
     sources = "an image, a folder of images (with its subfolders), a video, or camera:0"
     parser.add_argument("--input", metavar="PATH", type=Path, help=sources)
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for visualizations and detections as JSON")
@@ -37,7 +38,7 @@ def main() -> None:
     if is_video(args.input) and args.side_by_side is not None:
         parser.error("--side-by-side requires images")
     log.configure()
-    detector = select_detector(config, args.model)
+    detector = select_detector(config, args.model, args.runtime)
     loader = Loader() if config is None else build(config["data"]["loader"])
     if is_video(args.input):
         infer_video(detector, args.input, args.output, loader.batch_size, args.score)

@@ -46,6 +46,12 @@ def config_parser(description: str, required: bool = True) -> argparse.ArgumentP
     return parser
 
 
+def add_runtime_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --runtime, which selects what runs an .onnx file."""
+    choices = ["auto", "onnxruntime", "openvino"]
+    parser.add_argument("--runtime", choices=choices, default="auto", help="what runs an .onnx file (onnxruntime)")
+
+
 def overrides(args: argparse.Namespace) -> list[str]:
     """Return all -o arguments in the order given."""
     return [text for group in args.override for text in group]

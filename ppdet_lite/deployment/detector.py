@@ -21,12 +21,13 @@ from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.data.loading.transforms import Batch
 from ppdet_lite.deployment.description import DESCRIPTION, Description, from_folder
 from ppdet_lite.deployment.detect import ImageDetections, Network, TrainedNetwork, detect
-from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor
+from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, RUNTIMES
 from ppdet_lite.deployment.predictor import GRAPH, Predictor
 
 RUN_CONFIG = "config.yml"
 
 Image = str | Path | np.ndarray | PIL.Image.Image
+EXPORT_ONNX = "write it with ppdet-lite export-model --format onnx"
 INPUT = "give a path, an RGB array uint8 [H, W, 3] or a Pillow image"
 
 
@@ -58,12 +59,18 @@ class Detector:
         self.preprocess, self.postprocess = description.preprocess, description.postprocess
 
     @classmethod
-    def load(cls, source: str | Path, device: Literal["auto", "cpu", "gpu"] = "auto") -> "Detector":
+    def load(
+        cls,
+        source: str | Path,
+        device: Literal["auto", "cpu", "gpu"] = "auto",
+        runtime: Literal["auto", "onnxruntime", "openvino"] = "auto",
+    ) -> "Detector":
         """Read a run folder, one of its checkpoints, an exported folder, or an exported .onnx file.
 
         "zoo:NAME" downloads and converts published weights once, see `ppdet-lite zoo list`.
 
         device: where a trained model runs; auto uses a GPU if there is one. Exported models run on the CPU.
+        runtime: what runs an .onnx file; auto is ONNX Runtime.
 
         Raises UserError for anything else, and for files that are damaged or were written by another program.
         """
@@ -73,18 +80,22 @@ class Detector:
         if is_exported(source):
             if device == "gpu":
                 raise UserError(f"{source}: exported models run on the CPU; load the trained run for a GPU")
-            return cls._exported(source)
+            return cls._exported(source, runtime)
+        if runtime != "auto":
+            raise UserError(f"{source}: not exported as ONNX, which the runtime {runtime} needs; {EXPORT_ONNX}")
         weights = f"weights={json.dumps(str(source))}"  # quoted: YAML requires it for a path with a colon
         config = load_config(_run_config(source), [weights, f"runtime.device={device}"])
         use_device(config)
         return cls.from_trained(load_trained(config))
 
     @classmethod
-    def _exported(cls, source: Path) -> "Detector":
+    def _exported(cls, source: Path, runtime: str) -> "Detector":
         file = source / ONNX_FILE if source.is_dir() else source
-        if source.is_file() or (file.is_file() and not (source / GRAPH).exists()):
-            network = OnnxPredictor(file)
+        if source.is_file() or (file.is_file() and (runtime != "auto" or not (source / GRAPH).exists())):
+            network = RUNTIMES["onnxruntime" if runtime == "auto" else runtime](file)
             return cls(network, network.description, str(source))
+        if runtime != "auto":
+            raise UserError(f"{file}: no such file, which the runtime {runtime} needs; {EXPORT_ONNX}")
         description = from_folder(source)  # first: its error names an export of another program
         return cls(Predictor(source), description, str(source))
 
@@ -152,14 +163,16 @@ class _ImageList:
         return image if isinstance(image, np.ndarray) else load_image(str(image))
 
 
-def select_detector(config: Config | None, model: str | Path | None) -> Detector:
+def select_detector(config: Config | None, model: str | Path | None, runtime: str = "auto") -> Detector:
     """Load a tool's detector: `model` (see `Detector.load`) if given, else the weights of the config."""
     if model is None:
+        if runtime != "auto":
+            raise UserError(f"--runtime {runtime} runs an .onnx file; name it with --model; {EXPORT_ONNX}")
         use_device(config)
         return Detector.from_trained(load_trained(config))
     if config is not None and config["weights"] is not None:
         raise UserError(f"{config.origin('weights')}: both weights and --model {model} are given; remove one")
-    return Detector.load(model)
+    return Detector.load(model, runtime=runtime)
 
 
 def is_exported(source: Path) -> bool:

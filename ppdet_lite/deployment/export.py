@@ -13,17 +13,18 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
-from ppdet_lite.assembly.setup import TrainedModel
+from ppdet_lite.assembly.setup import TrainedModel, build_dataset
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.files import ImageFiles
 from ppdet_lite.data.loading.transforms import Preprocess, collate, image_sample
@@ -42,6 +43,9 @@ from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.modeling.resnet import ResNet
 from ppdet_lite.modeling.rpn import RPN
 from ppdet_lite.storage.files import replace_folder, require_space
+
+if TYPE_CHECKING:
+    from ppdet_lite.deployment.int8 import Int8
 
 FILES = {"paddle": (GRAPH, WEIGHTS, DESCRIPTION), "onnx": (ONNX_FILE,)}
 FILES["both"] = FILES["paddle"] + FILES["onnx"]
@@ -125,15 +129,18 @@ def export(
     folder: Path,
     images: Sequence[Path] | None = None,
     format: Literal["paddle", "onnx", "both"] = "paddle",
+    int8: "Int8 | None" = None,
 ) -> Agreement:
     """Export a model, compare its detections with the trained model's (see `compare`), and write the folder.
 
     images: the files to compare on; None generates synthetic images. For two formats, the larger differences are
         returned.
+    int8: quantize the ONNX file after the comparison.
 
     The folder is written completely or not at all, and replaces an earlier export. Raises UserError if it contains
     other files or another format, cannot be written, or if a package is missing. Raises RunFailed, with the image and
-    the difference, if detections differ, and with the operator's name if it cannot be converted to ONNX.
+    the difference, if detections differ, with the operator's name if it cannot be converted to ONNX, and if the
+    quantized file detects worse than `int8` accepts.
     """
     folder = Path(folder).resolve()
     _check_folder(folder, format)
@@ -149,6 +156,8 @@ def export(
             for kind, source in (("paddle", partial), ("onnx", partial / ONNX_FILE))
             if format in (kind, "both")
         ]
+        if int8 is not None:
+            quantize_file(trained, partial / ONNX_FILE, int8)
         replace_folder(partial, folder, partial.with_suffix(".old"))
         log.info("exported to %s: %s", folder, ", ".join(FILES[format]))
     except OSError as error:
@@ -158,6 +167,15 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return max(agreements, key=lambda agreement: agreement.box_gap)
+
+
+def quantize_file(trained: TrainedModel, file: Path, int8: "Int8") -> None:
+    """Replace a model's ONNX file by a quantized one, see `int8.quantize`."""
+    from ppdet_lite.deployment.int8 import quantize  # imports onnxruntime
+
+    quantize(
+        file, {weight.name: name.removesuffix(".weight") for name, weight in trained.model.named_parameters()}, int8
+    )
 
 
 def _check_folder(folder: Path, format: str) -> None:
@@ -196,6 +214,15 @@ def _check_agreement(trained: TrainedModel, source: Path, images: Sequence[Path]
     return agreement
 
 
+def calibration_images(config: Config, source: Path | None, count: int) -> list[Path]:
+    """Return up to `count` evenly spaced image files of `source`, or of the training data if it is None."""
+    try:
+        return _evenly_spaced(build_dataset(config, "train") if source is None else ImageFiles.find(source), count)
+    except UserError as error:
+        hint = "" if source else "; choose other images with --calibration-images"
+        raise UserError(f"no images to calibrate int8 on: {error}{hint}") from error
+
+
 def choose_images(config: Config, source: Path | None, count: int) -> list[Path] | None:
     """Return up to `count` evenly spaced image files of `source`, or of the validation images if it is None.
 
@@ -210,6 +237,10 @@ def choose_images(config: Config, source: Path | None, count: int) -> list[Path]
             return None
     else:
         files = ImageFiles.find(source)
+    return _evenly_spaced(files, count)
+
+
+def _evenly_spaced(files: ImageFiles | CocoDataset, count: int) -> list[Path]:
     chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
     return [Path(files.info(i).path) for i in chosen.tolist()]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 PACKAGES = ("onnx", "onnxruntime", "paddle2onnx")
+INT8_PACKAGES = ("ml_dtypes",)  # which onnxruntime.quantization imports without requiring it
 NO_PADDLE2ONNX = (3, 13)  # the first version of Python without wheels of paddle2onnx 2.1
 CONVERT = "ppdet_lite.deployment.onnx_convert"
 DIMENSIONS = {  # of the graph's inputs and outputs; letters are dynamic: N images with M detections
@@ -38,9 +39,9 @@ DIMENSIONS = {  # of the graph's inputs and outputs; letters are dynamic: N imag
 }
 
 
-def require_packages() -> None:
-    """Raise UserError, with the command to install them, if packages for ONNX export are missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def require_packages(int8: bool = False) -> None:
+    """Raise UserError, with the command to install them, if packages for ONNX export, and for int8, are missing."""
+    missing = [name for name in (*PACKAGES, *(INT8_PACKAGES if int8 else ())) if importlib.util.find_spec(name) is None]
     if "paddle2onnx" in missing and sys.version_info >= NO_PADDLE2ONNX:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         raise UserError(
