@@ -36,19 +36,28 @@ class Base(NamedTuple):
     zoo: str | None  # name of the initial weights
     batch_size: int
     min_side: int  # smallest short side, in pixels
+    object_side: int  # pixels in the input for objects of the smallest class: 1 to 1.5 times the smallest anchor
     seen: tuple[int, int, int, int]  # least images in a training, epochs of a small set, their most images, epochs
     seconds: float  # of a training step per image of one megapixel on two cores; docs/model_zoo.md, performance.md
     reason: str
 
 
 RANDOM = Base(
-    "bccd/faster_rcnn_r18_fpn_bccd", None, 4, 320, (1200, 25, 10000, 12), 1.8, "slim R18-FPN, which trains on a laptop"
+    "bccd/faster_rcnn_r18_fpn_bccd",
+    None,
+    4,
+    320,
+    24,
+    (1200, 25, 10000, 12),
+    1.8,
+    "slim R18-FPN, for a laptop",
 )
 SMALL = Base(
     "faster_rcnn/faster_rcnn_r34_fpn_1x_coco",
     "ppdet/faster_rcnn_r34_fpn_1x_coco",
     2,
     384,
+    32,
     (600, 8, 4000, 6),
     11.0,
     "R34-FPN, the fastest detector of the zoo",
@@ -137,7 +146,7 @@ def derive_settings(train: CocoDataset, val: CocoDataset, start: Start) -> Setti
     smallest, side = _smallest_class(train)
     height_width = np.stack([sizes.heights, sizes.widths])
     image_side = float(np.median(height_width.min(axis=0)))
-    wanted = max(image_side * OBJECT_SIDE / side, min(base.min_side, image_side))
+    wanted = max(image_side * base.object_side / side, min(base.min_side, image_side))
     short = _rounded(min(wanted, MAX_SIDE, image_side * MAX_ENLARGED))
     aspect = float(np.clip(np.percentile(height_width.max(axis=0) / height_width.min(axis=0), 95), 4 / 3, 5 / 2))
     long = math.ceil((short + STEP) * aspect / STEP) * STEP

@@ -42,13 +42,14 @@ def dataset(
 @pytest.mark.parametrize(
     ("size", "side", "start", "short", "long"),
     [
-        ((480, 640), 40, "random", 384, 576),  # 480 * 32 / 40, and (384 + 32) * 4 / 3 rounded up
+        ((480, 640), 24, "random", 480, 704),  # 480 * 24 / 24, and (480 + 32) * 4 / 3 rounded up
+        ((480, 640), 40, "zoo", 384, 576),  # 480 * 32 / 40
         ((480, 640), 200, "random", 320, 480),  # large objects: the least side of the base
         ((480, 640), 200, "zoo", 384, 576),
         ((480, 640), 4, "random", 800, 1120),  # small objects: the side of the recipes for COCO
         ((100, 100), 4, "random", 192, 320),  # no more than twice its size
         ((3000, 4000), 300, "zoo", 384, 576),
-        ((400, 2000), 32, "random", 384, 1056),  # the longest side is 2.5 times the short one
+        ((400, 2000), 24, "random", 384, 1056),  # the longest side is 2.5 times the short one
     ],
 )
 def test_the_size_follows_from_the_smallest_objects(tmp_path, size, side, start, short, long):
