@@ -58,7 +58,7 @@ def main() -> None:
 
         calibration = export.calibration_images(config, args.calibration_images, count)
         quality, measure = quality_measure(
-            config, export.Detector.from_trained(model), images if args.images else calibration
+            config, export.Detector.from_trained(model), images if args.images and images else calibration
         )
         int8 = Int8(calibration, measure, quality, loss)
     export.export(model, args.output, images, args.format, int8)

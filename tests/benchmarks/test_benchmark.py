@@ -1,5 +1,6 @@
 """The benchmark tool's numbers and its JSON."""
 
+import importlib.util
 import json
 import runpy
 import sys
@@ -63,6 +64,8 @@ def test_infer(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_summary(trained) and is_summary(exported) and is_summary(onnx)
     assert report["ratio"] == pytest.approx(exported["median"] / trained["median"])
     assert report["onnx_ratio"] == pytest.approx(onnx["median"] / trained["median"])
+    openvino = importlib.util.find_spec("openvino") is not None
+    assert ("openvino_ratio" in report) == ("openvino" in report) == openvino
     assert report["device"] == "cpu"
 
 
