@@ -141,6 +141,70 @@ def test_only_the_ring_has_a_hole():
         assert (mask[50, 50] == 0) == (name == "ring")
 
 
+def test_deformed_shapes_are_thin_or_bent():
+    rng, filled, bent = np.random.default_rng(0), [], 0
+    for _ in range(100):
+        (contour,) = (part.astype(np.float32) for part in painting.silhouette(rng, "rectangle", 60, deformed=True))
+        assert np.ptp(contour, axis=0).max() == pytest.approx(60, abs=1e-3)
+        (_, extent, _), area = cv2.minAreaRect(contour), cv2.contourArea(contour)
+        filled.append(min(extent) / max(extent))
+        bent += area < 0.8 * cv2.contourArea(cv2.convexHull(contour))
+    assert min(filled) < 0.25 and max(filled) > 0.6 and bent > 10
+
+
+def test_a_bent_line_keeps_its_length_and_bends_to_an_arc():
+    line = np.array([[-1.0, 0], [1, 0], [1, 0.001], [-1, 0.001]])
+    (contour,) = painting._bent([line], np.pi / 2)
+    lower = contour[: len(contour) // 4]
+    np.testing.assert_allclose(lower[0], [-2 / np.pi, 2 / np.pi], atol=1e-9)  # a quarter turn to each side
+    np.testing.assert_allclose(np.hypot(lower[:, 0], lower[:, 1] - 2 / np.pi), 2 / np.pi, atol=1e-9)
+
+
+def test_companions_stand_outside_the_boxes_and_agree_as_often_as_asked():
+    agreed = []
+    for seed in range(80):
+        image, items = shapes.context_scene(np.random.default_rng(seed), 200, 0.95)
+        other, same = shapes.context_scene(np.random.default_rng(seed), 200, 1 / 6)
+        assert len(items) >= 1 and [item.category for item in items] == [item.category for item in same]
+        inside = np.zeros(image.shape[:2], bool)
+        for item in items:
+            x, y, w, h = cv2.boundingRect(item.silhouette.astype(np.uint8))
+            assert not inside[y : y + h, x : x + w].any()
+            inside[y : y + h, x : x + w] = True
+        if [item.companion for item in items] != [item.companion for item in same]:
+            changed = np.abs(image.astype(int) - other).max(axis=2) > 40
+            assert changed.any() and not (changed & inside).any()  # the surroundings alone
+        agreed.append([[item.companion == item.category for item in part] for part in (items, same)])
+    rates = [np.mean(np.concatenate([pair[k] for pair in agreed])) for k in range(2)]
+    assert 0.9 < rates[0] < 1 and 0.08 < rates[1] < 0.27
+
+
+def test_the_variants_are_datasets_with_their_splits(tmp_path):
+    for variant in ("deformed", "context"):
+        assert generate(tmp_path / variant, train=3, val=2, size=160, variant=variant) is True
+        assert generate(tmp_path / variant, train=3, val=2, size=160, variant=variant) is False
+    assert sorted(path.name for path in (tmp_path / "context").iterdir() if path.is_dir()) == [
+        *("annotations", "train", "val", "val_agreeing"),
+    ]
+    val, agreeing = (
+        CocoDataset(str(tmp_path / f"context/{split}"), str(tmp_path / f"context/annotations/instances_{split}.json"))
+        for split in ("val", "val_agreeing")
+    )
+    for index in range(2):
+        assert (val.annotations(index).boxes == agreeing.annotations(index).boxes).all()
+    assert generate(tmp_path / "context", train=3, val=2, size=160) is True  # replaced by the plain one
+    assert not (tmp_path / "context/val_agreeing").exists()
+
+
+def test_a_dataset_from_before_the_variants_is_kept(made, tmp_path):
+    folder = tmp_path / "shapes"
+    generate(folder, train=2, val=1)
+    spec = json.loads((folder / "shapes.json").read_text())
+    assert spec.pop("variant") == "plain"
+    (folder / "shapes.json").write_text(json.dumps(spec))
+    assert generate(folder, train=2, val=1) is False
+
+
 def test_the_tool(tmp_path):
     command = [sys.executable, str(TOOL), "--output", str(tmp_path / "s"), "--train", "2", "--val", "1"]
     for said in ("2 + 1 images written", "already exists"):

@@ -6,20 +6,54 @@ import numpy as np
 SUBPIXEL_BITS = 4  # fractional bits of the fixed-point coordinates that OpenCV draws with
 HUES = {"ellipse": 0, "rectangle": 45, "triangle": 130, "star": 180, "cross": 225, "ring": 290}  # mean hue, degrees
 HUE_STD = 14  # standard deviation of the hue, degrees
+MAX_STRETCH, MAX_SHEAR, MAX_BEND = 4.0, 0.8, 1.2  # of deformed shapes; the bend in radians from the middle to each end
 
 
-def silhouette(rng: np.random.Generator, name: str, side: float) -> list[np.ndarray]:
+def silhouette(rng: np.random.Generator, name: str, side: float, deformed: bool = False) -> list[np.ndarray]:
     """Return the contours [P, 2] (x, y) of a shape, centered at the origin and randomly rotated, stretched and sheared.
 
     The second contour, if there is one, is a hole.
     side: the longer side of the bounding box in pixels.
+    deformed: stretch and shear it much more, and bend it.
     """
-    angle, stretch, shear = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0), rng.uniform(-0.25, 0.25)
+    angle, bend = rng.uniform(0, 2 * np.pi), 0.0
+    if deformed:
+        stretch, shear = np.exp(rng.uniform(-np.log(MAX_STRETCH), 0)), rng.uniform(-MAX_SHEAR, MAX_SHEAR)
+        bend = rng.uniform(-MAX_BEND, MAX_BEND)
+    else:
+        stretch, shear = rng.uniform(0.75, 1.0), rng.uniform(-0.25, 0.25)
     cos, sin = np.cos(angle), np.sin(angle)
-    warp = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shear], [0, stretch]])
-    contours = [contour @ warp.T for contour in _contours(name)]
+    contours = [contour @ np.array([[1, 0], [shear, stretch]]) for contour in _contours(name)]
+    contours = [
+        contour @ np.array([[cos, sin], [-sin, cos]]) for contour in (_bent(contours, bend) if bend else contours)
+    ]
     low, high = contours[0].min(0), contours[0].max(0)
     return [(contour - (low + high) / 2) * (side / (high - low).max()) for contour in contours]
+
+
+def _bent(contours: list[np.ndarray], bend: float) -> list[np.ndarray]:
+    """Return contours whose x axis is bent to an arc of `bend` radians to each side; less if the inside would fold."""
+    half_width, half_height = np.abs(contours[0]).max(0)
+    curvature = np.sign(bend) * min(abs(bend) / half_width, 0.7 / half_height)
+    bent = []
+    for contour in contours:
+        steps = np.linspace(0, 1, 16, endpoint=False)[:, None]  # straight edges become arcs
+        dense = np.concatenate(
+            [start + (end - start) * steps for start, end in zip(contour, np.roll(contour, -1, axis=0), strict=True)]
+        )
+        radius, turn = 1 / curvature - dense[:, 1], curvature * dense[:, 0]
+        bent.append(np.stack([radius * np.sin(turn), 1 / curvature - radius * np.cos(turn)], axis=1))
+    return bent
+
+
+def disc(radius: float) -> list[np.ndarray]:
+    """Return the contour of a disc around the origin, in the form of `silhouette`."""
+    return [_circle_points(32) * radius]
+
+
+def hue_of(rng: np.random.Generator, name: str) -> float:
+    """Return a random hue of a class, in degrees."""
+    return HUES[name] + rng.normal(0, HUE_STD)
 
 
 def draw_mask(contours: list[np.ndarray], center: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -41,8 +75,11 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return pixels + rng.normal(0, 3, (height, width, 1)).astype(np.float32)
 
 
-def paint(rng: np.random.Generator, image: np.ndarray, name: str, mask: np.ndarray) -> None:
-    """Paint a shape into an image in place, with a random texture, a darkened edge and a soft shadow."""
+def paint(rng: np.random.Generator, image: np.ndarray, hue: float, mask: np.ndarray) -> None:
+    """Paint a shape into an image in place, with a random texture, a darkened edge and a soft shadow.
+
+    hue: in degrees.
+    """
     margin = 8
     x, y, w, h = cv2.boundingRect(mask)
     top, left = max(y - margin, 0), max(x - margin, 0)
@@ -50,7 +87,6 @@ def paint(rng: np.random.Generator, image: np.ndarray, name: str, mask: np.ndarr
     alpha, pixels = mask[window].astype(np.float32)[..., None] / 255, image[window]
     height, width = alpha.shape[:2]
 
-    hue = HUES[name] + rng.normal(0, HUE_STD)
     saturation, value = rng.uniform(0.55, 0.9), rng.uniform(0.65, 1.0)
     second = _color(hue + rng.uniform(-15, 15), saturation * rng.uniform(0.3, 0.8), value * rng.uniform(0.55, 0.8))
     body = _mix(_color(hue, saturation, value), second, _texture(rng, height, width, min_period=6))
