@@ -53,6 +53,7 @@ def start() -> None:
         _end_with_parent()
     if world() == 1 or _links:
         return
+    _let_gloo_work_without_host_name()
     dist.init_parallel_env()
     received: list[Any] = [None]
     if rank() == 0:
@@ -71,6 +72,21 @@ def start() -> None:
     for link in _links:
         _keep_alive(link)
     threading.Thread(target=_end_when_abandoned, daemon=True).start()
+
+
+def _let_gloo_work_without_host_name() -> None:
+    """Select the loopback interface for gloo if all ranks run on this machine and its name has no address.
+
+    By default gloo uses the address of the machine's name, which /etc/hosts of a minimal system or container may lack.
+    A user's GLOO_SOCKET_IFNAME is kept.
+    """
+    hosts = {end.rpartition(":")[0] for end in os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")}
+    if "GLOO_SOCKET_IFNAME" in os.environ or len(hosts) > 1 or sys.platform == "win32":
+        return
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
 
 
 def on_all_ranks(work: Callable[[], T], reduces: bool = False) -> list[T]:

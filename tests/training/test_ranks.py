@@ -17,6 +17,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ppdet_lite.assembly import ranks as product_ranks
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.config.registry import build
 from ppdet_lite.core.errors import RunFailed
@@ -235,6 +236,31 @@ def test_what_ranks_do_together() -> None:
     assert zero[2] == one[2] == 0, zero[1] + one[1]
     assert zero[0].splitlines()[-1].startswith("RunFailed rank 2 has ended without an error message")
     assert one[0].splitlines()[-1].startswith("RunFailed rank 0 has ended")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "known", "given", "expected"),
+    [
+        (["127.0.0.1", "127.0.0.1"], False, None, "lo"),
+        (["127.0.0.1", "127.0.0.1"], True, None, None),
+        (["127.0.0.1", "127.0.0.1"], False, "eth1", "eth1"),
+        (["10.0.0.1", "10.0.0.2"], False, None, None),
+    ],
+)
+def test_gloo_uses_the_loopback_interface_if_the_machines_name_has_no_address(
+    hosts: list[str], known: bool, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(name: str, port: None) -> list:
+        if not known:
+            raise product_ranks.socket.gaierror(-2, "Name or service not known")
+        return []
+
+    environment = {"PADDLE_TRAINER_ENDPOINTS": ",".join(f"{host}:6170" for host in hosts)}
+    monkeypatch.setattr(os, "environ", environment | ({"GLOO_SOCKET_IFNAME": given} if given else {}))
+    monkeypatch.setattr(product_ranks.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(sys, "platform", "linux")
+    product_ranks._let_gloo_work_without_host_name()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
 
 
 def test_a_step_that_fails_elsewhere_leaves_what_was_done(
