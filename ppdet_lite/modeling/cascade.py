@@ -102,7 +102,8 @@ class CascadeRCNN(FasterRCNN):
     ) -> None:
         predictors = [*(stage.predictor for stage in earlier), predictor]
         if len(predictors) != len(stages):
-            raise ValueError(f"{len(predictors)} stages have layers, but {len(stages)} are described")
+            reason = f"describes {len(stages)} stages, but {len(predictors)} have layers; pass one fewer in `earlier`"
+            raise IncompatibleArguments("stages", reason)
         _check_shared_settings(roi_sampler, predictors)
         if mimic is not None and mimic.include_ground_truth and stage_rois == "all":
             reason = "the last stage's RoIs contain no ground truth: set it to false, or stage_rois to resampled"

@@ -265,7 +265,7 @@ def test_settings_without_effect_are_refused(key: str, arguments: dict) -> None:
 
 
 def test_stages_need_layers() -> None:
-    with pytest.raises(ValueError, match="3 stages have layers, but 2 are described"):
+    with pytest.raises(ValueError, match="describes 2 stages, but 3 have layers"):
         detector = tiny.detector(class_agnostic=True)
         other = tiny.detector(cascade={})
         parts = [getattr(detector, name) for name in ("backbone", "neck", "rpn", "roi_pool", "box_head", "predictor")]
