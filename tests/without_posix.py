@@ -18,6 +18,7 @@ from typing import Any
 
 OTHERS = "paddle cv2 matplotlib.pyplot PIL.Image pycocotools.mask faster_coco_eval visualdl simplejpeg safetensors tqdm"
 OTHERS += " multiprocessing.connection multiprocessing.shared_memory concurrent.futures.process asyncio tempfile"
+OTHERS += " onnxruntime.quantization"
 OPTIONAL = {"ppdet_lite.deployment.onnx_convert": "paddle2onnx"}  # has no wheels for Python 3.13
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog")
 OS_NAMES = "sched_getaffinity fork forkpty killpg getpgid setsid getuid geteuid getgid getppid statvfs uname getloadavg"
