@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FPN, SHAPES = CONFIGS / "gn/faster_rcnn_r50_fpn_gn_all_2x_coco.yml", CONFIGS / "quickstart/shapes_r18_fpn.yml"
 C4, DC5 = CONFIGS / "faster_rcnn/faster_rcnn_r50_1x_coco.yml", CONFIGS / "faster_rcnn/faster_rcnn_r50_dc5_1x_coco.yml"
 SCENES = {  # together they have every component
+    "cascade": (CONFIGS / "cascade_rcnn/cascade_rcnn_r50_fpn_1x_coco.yml", []),
     "FPN": (FPN, ["model.backbone.deformable={}", "model.mimic={}", "train.ema={}", "data.augment.color_jitter={}"]),
     "shapes": (SHAPES, ["model.roi_pool={type: DeformRoIPool}", "data.augment={scale_jitter: {}, crop: {}}"]),
     "C4": (C4, ["data.train={type: MixedDataset, parts: [{images: a, annotations: b}], ratios: [1.0]}"]),
