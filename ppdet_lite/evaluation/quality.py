@@ -22,15 +22,18 @@ Measure = Callable[[Detector], float]
 def quality_measure(config: Config, reference: Detector, images: Sequence[Path]) -> tuple[str, Measure]:
     """Return the name of a measure of quality, and a function that computes it for a detector.
 
-    It is the AP on the config's validation data or, if they cannot be read, the agreement with a reference on images.
+    It is the AP on the config's validation data or, if they cannot be read or have no objects, the agreement with a
+    reference on images.
     """
     try:
         dataset = setup.build_dataset(config, "val", reference.class_names)
         setup.check_images(config, "val", dataset)
+        reason = "" if dataset.statistics().boxes.any() else f"{dataset.file}: no objects are annotated"
     except UserError as error:
-        get_logger().warning(
-            "AP is not measured, but agreement with the float model on %d images: %s", len(images), error
-        )
+        reason = str(error)
+    if reason:
+        text = "AP is not measured, but agreement with the float model on %d images: %s"
+        get_logger().warning(text, len(images), reason)
         return "agreement", agreement(reference, images)
     loader, options = build(config["data"]["loader"]), build(config["eval"])
     return "AP", lambda detector: evaluate(detector, dataset, loader, options=options)["AP"]
@@ -43,6 +46,8 @@ def agreement(reference: Detector, images: Sequence[Path]) -> Measure:
     class with an IoU of at least 0.5 and a score of at least 0.4.
     """
     expected = [reference(path) for path in images]
+    if not any((detections.scores >= SCORE).any() for detections in expected):
+        get_logger().warning("no detection of the float model scores %g: agreement says little on these images", SCORE)
 
     def measure(detector: Detector) -> float:
         pairs = [(one, detector(path)) for one, path in zip(expected, images)]

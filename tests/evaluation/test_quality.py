@@ -43,13 +43,29 @@ def test_agreement(other: list[Any], expected: float) -> None:
     assert agreement(detector((SQUARE, 0.8, 0)), [Path("a"), Path("b")])(detector(*other)) == pytest.approx(expected)
 
 
-def test_agreement_where_neither_detects_anything() -> None:
+def test_agreement_where_neither_detects_anything(caplog: pytest.LogCaptureFixture) -> None:
+    assert agreement(detector((SQUARE, 0.5, 0)), [Path("a")])(detector((SQUARE, 0.5, 0))) == 1.0
+    assert not caplog.text
     assert agreement(detector(), [Path("a")])(detector((SQUARE, 0.3, 0))) == 1.0
+    assert "no detection of the float model scores 0.5: agreement says little" in caplog.text
+
+
+@pytest.mark.parametrize(("boxes", "name"), [([0, 3], "AP"), ([0, 0], "agreement")])
+def test_without_objects_there_is_no_ap(
+    boxes: list[int], name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The AP is -1 then, of any detector."""
+    dataset = SimpleNamespace(file="val.json", statistics=lambda: SimpleNamespace(boxes=np.array(boxes)))
+    monkeypatch.setattr(quality.setup, "build_dataset", lambda config, split, names: dataset)
+    monkeypatch.setattr(quality.setup, "check_images", lambda config, split, dataset: None)
+    assert quality_measure(load_config(CONFIG), SimpleNamespace(class_names=["a"]), [])[0] == name
+    assert ("val.json: no objects are annotated" in caplog.text) == (name == "agreement")
 
 
 def test_ap_on_the_validation_data_else_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     config, reference = load_config(CONFIG), SimpleNamespace(class_names=["a"])
-    monkeypatch.setattr(quality.setup, "build_dataset", lambda config, split, names: f"{split} of {names}")
+    dataset = SimpleNamespace(statistics=lambda: SimpleNamespace(boxes=np.array([1])))
+    monkeypatch.setattr(quality.setup, "build_dataset", lambda config, split, names: dataset)
     monkeypatch.setattr(quality.setup, "check_images", lambda config, split, dataset: None)
     monkeypatch.setattr(quality, "evaluate", lambda *arguments, options: {"AP": 0.25, "of": arguments[:2]})
     name, measure = quality_measure(config, reference, [])
