@@ -36,4 +36,6 @@ def write_yolo_folder(images: Path, annotations: Path, folder: Path, count: int 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     write_yolo_folder(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), 200)

@@ -53,7 +53,7 @@ def start() -> None:
         _end_with_parent()
     if world() == 1 or _links:
         return
-    _let_gloo_work_without_host_name()
+    _select_loopback_without_host_name()
     dist.init_parallel_env()
     received: list[Any] = [None]
     if rank() == 0:
@@ -74,7 +74,7 @@ def start() -> None:
     threading.Thread(target=_end_when_abandoned, daemon=True).start()
 
 
-def _let_gloo_work_without_host_name() -> None:
+def _select_loopback_without_host_name() -> None:
     """Select the loopback interface for gloo if all ranks run on this machine and its name has no address.
 
     By default gloo uses the address of the machine's name, which /etc/hosts of a minimal system or container may lack.

@@ -259,7 +259,7 @@ def test_gloo_uses_the_loopback_interface_if_the_machines_name_has_no_address(
     monkeypatch.setattr(os, "environ", environment | ({"GLOO_SOCKET_IFNAME": given} if given else {}))
     monkeypatch.setattr(product_ranks.socket, "getaddrinfo", look_up)
     monkeypatch.setattr(sys, "platform", "linux")
-    product_ranks._let_gloo_work_without_host_name()
+    product_ranks._select_loopback_without_host_name()
     assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
 
 
