@@ -19,9 +19,6 @@ from ppdet_lite.storage.files import write_text
 Start = Literal["zoo", "random"]
 NAMES: dict[Start, str] = {"zoo": "detector.yml", "random": "detector_random.yml"}  # beside the data
 MANY_IMAGES = 5000  # from here on the larger zoo detector
-OBJECT_SIDE = (
-    32  # pixels that objects of the smallest class should have in the network input; smaller are "small" in COCO
-)
 MAX_ENLARGED = 2.0  # images are not enlarged more than this
 MAX_SIDE = 800  # of the recipes for COCO
 STEP = 32  # sizes are multiples of the coarsest stride that matters

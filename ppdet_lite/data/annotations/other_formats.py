@@ -71,9 +71,7 @@ def formats_of(path: Path) -> dict[str, Path]:
 
 def is_coco(path: Path) -> bool:
     """Return whether a JSON file begins as a COCO annotation file, without reading all of it."""
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-    text = head.decode(json.detect_encoding(head), errors="replace").lstrip()
+    text = _head(path)
     return text.startswith("{") and re.search(r'"(images|annotations|categories)"\s*:\s*\[', text) is not None
 
 
