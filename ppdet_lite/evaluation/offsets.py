@@ -41,6 +41,7 @@ class ConvSamples(NamedTuple):
     taps: np.ndarray  # [K, 2] (x, y), sampling points without offsets for output cell 0
     stride: int  # input cells per output cell
     in_stride: int  # image pixels per input cell
+    input_size: tuple[int, int]  # (w, h) of the input in cells
 
 
 def deformable_parts(model: FasterRCNN) -> dict[str, DeformConv2D | DeformRoIPool | DeformPSRoIPool]:
@@ -110,7 +111,7 @@ def draw_offsets(
             f"{detector.source}: the model has no deformable layers; configure model.backbone.deformable or "
             "model.roi_pool: {type: DeformRoIPool}"
         )
-    convs = _stacked_convs(parts, stage)
+    convs = stacked_convs(parts, stage)
     if not convs and (points is not None or stage is not None):
         raise UserError("--points and --stage require deformable convolutions; this model has RoI pooling only")
     image = load_image(str(source))
@@ -131,7 +132,7 @@ def draw_offsets(
     scale = batch["scales"][0, ::-1]  # (x, y)
     drawings = {}
     if convs:
-        samples = [_conv_samples(parts[name], *calls[name], batch["images"].shape[3]) for name in convs]
+        samples = [conv_samples(parts[name], *calls[name], batch["images"].shape[3]) for name in convs]
         for i, point in enumerate(points, start=1):
             positions, modulation = sampling_positions(samples, point * scale)
             drawings[f"point{i}"] = draw_points(image, positions / scale, modulation, point, convs)
@@ -147,6 +148,34 @@ def draw_offsets(
         write_image(file, drawing)
         get_logger().info("%s", file)
     return files
+
+
+def stacked_convs(parts: Mapping[str, nn.Layer], stage: int | None, count: int = STACKED_CONVS) -> list[str]:
+    """Return the names of the last deformable convolutions of a stage, or of all stages, in order; [] without any.
+
+    Raises UserError if only other stages have deformable convolutions.
+    """
+    names = [name for name, layer in parts.items() if isinstance(layer, DeformConv2D)]
+    chosen = [name for name in names if stage is None or f".res{stage}." in name]
+    if names and not chosen:
+        stages = sorted({name.split(".")[1] for name in names})
+        raise UserError(f"--stage {stage} has no deformable convolutions; they are in {', '.join(stages)}")
+    return chosen[-count:]
+
+
+def conv_samples(layer: DeformConv2D, x: paddle.Tensor, image_width: int) -> ConvSamples:
+    """Compute the sampling of a layer with input x. image_width: width of the batch, a multiple of every stride."""
+    offset, mask = layer.offsets(x)
+    kernel, (h, w) = layer.weight.shape[2], offset.shape[2:]
+    first = offset[0, : 2 * kernel**2].numpy().reshape(-1, 2, h, w)[:, ::-1]
+    return ConvSamples(
+        first,
+        np.ones((kernel**2, h, w)) if mask is None else mask[0, : kernel**2].numpy(),
+        np.indices((kernel, kernel)).reshape(2, -1).T[:, ::-1] * layer.dilation - layer.padding,
+        layer.stride,
+        image_width // x.shape[3],
+        (x.shape[3], x.shape[2]),
+    )
 
 
 def sampling_positions(convs: Sequence[ConvSamples], point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,30 +279,6 @@ def _view(image: np.ndarray, box: np.ndarray) -> _View:
     interpolation = cv2.INTER_LINEAR if factor > 1 else cv2.INTER_AREA
     size = np.rint(factor * (np.array([x2, y2]) - origin)).astype(int).clip(1)
     return _View(cv2.resize(part, size.tolist(), interpolation=interpolation), origin, size / part.shape[1::-1])
-
-
-def _stacked_convs(parts: Mapping[str, nn.Layer], stage: int | None) -> list[str]:
-    """Return the names of the last STACKED_CONVS deformable convolutions of a stage, or of all stages, in order."""
-    names = [name for name, layer in parts.items() if isinstance(layer, DeformConv2D)]
-    chosen = [name for name in names if stage is None or f".res{stage}." in name]
-    if names and not chosen:
-        stages = sorted({name.split(".")[1] for name in names})
-        raise UserError(f"--stage {stage} has no deformable convolutions; they are in {', '.join(stages)}")
-    return chosen[-STACKED_CONVS:]
-
-
-def _conv_samples(layer: DeformConv2D, x: paddle.Tensor, image_width: int) -> ConvSamples:
-    """Compute the sampling of a layer with input x. image_width: width of the batch, a multiple of every stride."""
-    offset, mask = layer.offsets(x)
-    kernel, (h, w) = layer.weight.shape[2], offset.shape[2:]
-    first = offset[0, : 2 * kernel**2].numpy().reshape(-1, 2, h, w)[:, ::-1]
-    return ConvSamples(
-        first,
-        np.ones((kernel**2, h, w)) if mask is None else mask[0, : kernel**2].numpy(),
-        np.indices((kernel, kernel)).reshape(2, -1).T[:, ::-1] * layer.dilation - layer.padding,
-        layer.stride,
-        image_width // x.shape[3],
-    )
 
 
 def _detection_rois(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.reporting.curves import RECALLS, Curve
-from ppdet_lite.reporting.html import chart
+from ppdet_lite.reporting.html import chart, svg
 
 MAX_POINTS = 400  # of a line; more are not visible
 CONFUSION_CELL, MAX_CONFUSION_SIDE = 0.12, 20.0  # inches: side of a cell with a label, and of the whole matrix
@@ -92,6 +92,40 @@ def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
         axes.set_yticks(rows, [_short(name) for name in names])
 
     return chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))
+
+
+def offset_chart(table: dict[str, Any]) -> bytes:
+    """Plot an `offset_table` as an SVG: effective dilation, and the share of samples outside of boxes, by object size.
+
+    Lines end at one standard deviation from the mean; dashes show a convolution without offsets.
+    """
+    layers, stacked = table["layers"], table["stacked"]
+    names = [name.removeprefix("backbone.").removesuffix(".conv") for name in layers]
+    paths = {**dict(zip(names, layers.values(), strict=True)), f"{len(stacked['layers'])} stacked": stacked}
+
+    def draw(dilations: Any, shares: Any) -> None:
+        _bars(dilations, names, [layer["effective_dilation"] for layer in layers.values()])
+        dilations.set_ylabel("effective dilation (cells)")
+        dilations.legend(frameon=False, fontsize=7, ncols=2)
+        _bars(shares, list(paths), [path["outside_box"] for path in paths.values()])
+        for row, path in enumerate(paths.values()):
+            for column, moments in enumerate(path["outside_box_without_offsets"].values()):
+                if moments["mean"] is not None:
+                    x = row + 0.2 * (column - 1)
+                    shares.plot([x - 0.1, x + 0.1], [moments["mean"]] * 2, color="black", linestyle=":")
+        shares.set(ylim=(0, 1.01), ylabel="samples outside of the box")
+
+    return svg(draw, 3 + 0.9 * len(paths), 3.3, columns=2)
+
+
+def _bars(axes: Any, names: Sequence[str], groups: Sequence[dict[str, dict[str, Any]]]) -> None:
+    """Plot a group of bars, mean and standard deviation by object size, for each name."""
+    sizes = list(groups[0])
+    for column, size in enumerate(sizes):
+        x = np.arange(len(names)) + 0.2 * (column - (len(sizes) - 1) / 2)
+        mean, std = (np.array([group[size][key] for group in groups], float) for key in ("mean", "std"))
+        axes.bar(x, mean, 0.18, yerr=std, label=size, color=f"C{column}", error_kw={"elinewidth": 0.8})
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
 
 
 def _short(name: str) -> str:

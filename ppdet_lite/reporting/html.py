@@ -39,6 +39,11 @@ def fill(template: str, **values: Any) -> str:
 
 def chart(draw: Callable[[Any], None], width: float, height: float) -> str:
     """Return an SVG of width x height inches as a data: URL. `draw` receives the matplotlib axes to draw on."""
+    return data_url("image/svg+xml", svg(draw, width, height))
+
+
+def svg(draw: Callable[..., None], width: float, height: float, columns: int = 1) -> bytes:
+    """Return an SVG of width x height inches. `draw` receives the matplotlib axes of each column to draw on."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -46,10 +51,10 @@ def chart(draw: Callable[[Any], None], width: float, height: float) -> str:
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser renders the text with its own fonts
         figure = Figure(figsize=(width, height), layout="tight")
-        draw(figure.subplots())
+        draw(*figure.subplots(1, columns, squeeze=False)[0])
         content = io.BytesIO()
         FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None})
-    return data_url("image/svg+xml", content.getvalue())
+    return content.getvalue()
 
 
 def jpeg(image: Any, quality: int = 85) -> str:

@@ -110,8 +110,8 @@ def test_sampling_positions_by_hand() -> None:
     first_mask[:, 3, 3], first_mask[:, 2, 3] = (0.1, 0.2), (0.3, 0.4)
     second_mask = np.array([0.5, 0.25]).reshape(2, 1, 1) * np.ones((2, 6, 5))
     convs = [
-        ConvSamples(first, first_mask, np.array([[0, 0], [1, 0]]), 2, 4),
-        ConvSamples(second, second_mask, np.array([[0, 0], [1, 0]]), 1, 8),
+        ConvSamples(first, first_mask, np.array([[0, 0], [1, 0]]), 2, 4, (10, 12)),
+        ConvSamples(second, second_mask, np.array([[0, 0], [1, 0]]), 1, 8, (5, 6)),
     ]
     # The pixel of index (16, 24) is cell (2, 3), which reads cells (2.75, 3) and (3, 2) of the map that the first
     # layer made. Nearest to these are its units (3, 3) and (3, 2), which read 2 * 2.75 + (0, 1), 2 * 3 + (0, 1), ...
@@ -124,7 +124,7 @@ def test_sampling_positions_by_hand() -> None:
 def test_samples_outside_of_a_map_are_dropped() -> None:
     offset = np.zeros((3, 2, 4, 4))
     offset[1, 0], offset[2, 1] = -1.5, 3.5
-    conv = ConvSamples(offset, np.ones((3, 4, 4)), np.zeros((3, 2)), 1, 8)
+    conv = ConvSamples(offset, np.ones((3, 4, 4)), np.zeros((3, 2)), 1, 8, (4, 4))
     places, _ = sampling_positions([conv, conv], np.array([8.5, 8.5]))
     # the second tap of unit (1, 1) reads (-0.5, 1), near unit (0, 1); the third reads (1, 4.5), where nothing is
     expected = [[1, 1], [-0.5, 1], [1, 4.5], [-0.5, 1], [-2, 1], [-0.5, 4.5]]
