@@ -1,0 +1,79 @@
+"""The experiments: which detectors they train, on which data."""
+
+from typing import NamedTuple
+
+SEEDS = (0, 1, 2)
+IMAGES_SEEN = 1600  # by each detector of an experiment
+DCONV, MDCONV = (f"model.backbone.deformable={{version: {version}, stages: [3, 4]}}" for version in (1, 2))
+DPOOL = "model.roi_pool={type: DeformRoIPool, modulated: false, offset_lr: 0.01}"
+MDPOOL = "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 256, offset_lr: 1.0}"
+MIMIC = "model.mimic={type: RCNNTeacher, rois_per_image: 4, crop_size: 64, loss_weight: 1, cls_loss_weight: 1}"
+BATCHES = (1, 2, 4, 8)
+NORMS_AT_4 = ("ln", "in")  # group norm with one group, and with one channel per group
+
+
+class Variant(NamedTuple):
+    """One detector of an experiment."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+class Experiment(NamedTuple):
+    """Detectors that are trained on the same data, once for each seed."""
+
+    name: str
+    config: str  # a file in tests/experiments
+    variants: tuple[Variant, ...]
+
+
+def _batch(norm: str, batch: int) -> Variant:
+    """Return a detector whose learning rate, warm-up and length go with its batch size."""
+    steps = IMAGES_SEEN // batch
+    return Variant(
+        f"{norm}_{batch}",
+        (
+            f"model.backbone.norm={norm}",
+            f"data.loader.batch_size={batch}",
+            f"schedule.warmup_iterations={200 // batch}",
+            f"train.length={steps} iterations",
+            f"train.checkpoint_every={steps // 4} iterations",
+        ),
+    )
+
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment(
+            "context",
+            "context.yml",
+            (
+                Variant("plain"),
+                Variant("mimic", (MIMIC,)),
+                Variant("mdconv", (MDCONV,)),
+                Variant("mdconv_mimic", (MDCONV, MIMIC)),
+            ),
+        ),
+        Experiment(
+            "deformed",
+            "deformed.yml",
+            (
+                Variant("plain"),
+                Variant("dconv", (DCONV,)),
+                Variant("mdconv", (MDCONV,)),
+                Variant("dpool", (DPOOL,)),
+                Variant("mdpool", (MDPOOL,)),
+                Variant("mdconv_mdpool", (MDCONV, MDPOOL)),
+            ),
+        ),
+        Experiment(
+            "batch",
+            "detector.yml",
+            (
+                *(_batch(norm, batch) for batch in reversed(BATCHES) for norm in ("bn", "gn")),
+                *(_batch(norm, 4) for norm in NORMS_AT_4),
+            ),
+        ),
+    )
+}
