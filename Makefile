@@ -4,7 +4,7 @@ PYTHON ?= python3
 CANDIDATES := $(PYTHON) $(if $(filter python3,$(PYTHON)),python3.13 python3.12 python3.11 python3.10)
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile  # Python compiles what it imports
 # GPU=cu126, or another CUDA version of Paddle's index, selects Paddle for it. Default: the version that is installed.
 GPU ?= $(filter-out cpu,$(patsubst $(VENV)/.paddle-%,%,$(wildcard $(VENV)/.paddle-*)))
 REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
@@ -56,7 +56,7 @@ coverage: setup-tests
 
 test-slow: setup-tests
 	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py tests/peers \
-		tests/assembly/test_zoo_runs.py tests/training/test_ranks.py tests/training/test_kill_run.py tests/training/test_memory.py
+		tests/assembly/test_zoo_runs.py tests/deployment tests/training
 
 lint: setup-tests
 	$(VENV)/bin/ruff check .

@@ -15,6 +15,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also export the deeper models, kill runs, watch memory")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked as slow, unless `--slow` is given."""
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="others test most of it in less time: make test-slow"))
+
+
 @pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
     """The command-line tools configure the package's logger; the next test finds it as after the import."""

@@ -65,25 +65,25 @@ OF_TRAINING = ("frozen_stages", "stage_lr", "offset_lr", "recompute", "mimic", "
 OF_TRAINING += ("pre_nms_train", "post_nms_train", "train_limit_over", "box_loss", "beta", "stages", "stage_rois")
 
 
-def leaves(tree: object, place: str = "model") -> Iterator[str]:
-    """Every value of a tree with its place, but what changes no operator of an exported graph."""
+def leaves(tree: object, without: Sequence[str], place: str = "model") -> Iterator[str]:
+    """Every value of a tree with its place, but those of the keys `without`."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            if key not in SIZES + OF_TRAINING:
-                yield from leaves(value, f"{place}.{key}")
+            if key not in without:
+                yield from leaves(value, without, f"{place}.{key}")
     else:
         yield f"{place}={tree}"
 
 
-def graph_settings(model: Config) -> set[str]:
-    """What decides which operators an exported graph has."""
+def graph_settings(model: Config, without: Sequence[str] = SIZES + OF_TRAINING) -> set[str]:
+    """What decides which operators an exported graph, or a training step, has."""
     tree = yaml.safe_load(model.dump())
     for part in (tree["backbone"], tree["neck"] or {}, tree["box_head"]):
         if "depth" in part:
             part["depth"] = "two convolutions a block" if part["depth"] < 50 else "three"
         if part.get("norm") in ("gn", "ln", "in"):
             part["norm"] = "of groups"  # more or fewer of them
-    return set(leaves(tree))
+    return set(leaves(tree, without))
 
 
 def with_every_setting(settings: Mapping[Path, set[str]]) -> list[Path]:
@@ -98,7 +98,11 @@ def with_every_setting(settings: Mapping[Path, set[str]]) -> list[Path]:
 # Others train the same one longer, or on other data.
 MODEL_OF = {path: load_config(path, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])["model"] for path in RECIPES}
 MODELS = sorted({model.dump(): path for path, model in reversed(MODEL_OF.items())}.values())
-GRAPHS = with_every_setting({path: graph_settings(MODEL_OF[path]) for path in MODELS[::-1]})
+GRAPHS = [  # of the settings, others are in tests/deployment/test_export*.py and tests/modeling
+    CONFIGS / "gn/cascade_rcnn_r50_fpn_gn_2x_coco.yml",
+    CONFIGS / "faster_rcnn/faster_rcnn_x101_vd_64x4d_fpn_1x_coco.yml",
+]
+STEPS = with_every_setting({path: graph_settings(MODEL_OF[path], SIZES) for path in MODELS[::-1]})
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=name_of)
@@ -207,7 +211,10 @@ def steady(config: Config) -> FasterRCNN:
     return model
 
 
-def test_a_training_step(config: Config, blocks: None) -> None:
+def test_a_training_step(config: Config, blocks: None, request: pytest.FixtureRequest) -> None:
+    """Of every setting one; `make test-slow` trains all models."""
+    if request.node.callspec.params["config"] not in STEPS and not request.config.getoption("--slow"):
+        pytest.skip("its settings are in other steps: make test-slow")
     model = steady(config)
     settings, schedule = build(config["optimizer"]), build(config["schedule"])
     assert isinstance(settings, Optimizer)
@@ -258,10 +265,10 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 def test_the_exported_graph_finds_the_same(
     config: Config, blocks: None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Of every setting that a graph knows one; `make test-slow` exports all models, as ONNX too."""
+    """Two whole models; `make test-slow` exports all, as ONNX too."""
     slow = request.config.getoption("--slow")
     if not slow and request.node.callspec.params["config"] not in GRAPHS:
-        pytest.skip("its settings are in other graphs: make test-slow")
+        pytest.skip("other tests export its parts: make test-slow")
     exported_finds_the_same(steady(config), tmp_path, and_onnx=slow)
 
 

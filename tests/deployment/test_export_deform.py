@@ -42,7 +42,7 @@ MODELS = {  # of two parts each, since an export takes seconds
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["mdconv, mdpool", pytest.param("dconv, dpool", marks=pytest.mark.slow)])
 def test_graph_and_model_have_the_same_detections(name: str, tmp_path: Path) -> None:
     """`export` compares Paddle and ONNX in batches of 1 and 2, with oneDNN; this test also runs without it."""
     detector = random_detector(load_config(CONFIG, [*SMALL, *MODELS[name]]))

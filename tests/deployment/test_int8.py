@@ -175,13 +175,14 @@ def test_the_file_is_smaller_standard_and_says_how_it_was_made(exported: Path, q
 
 def test_the_damaged_layer_is_found(parts: Parts) -> None:
     """A range that is a thousand times too large leaves no steps for its values."""
-    sound = int8.damage(parts.prepared, parts.nodes, parts.ranges, parts.inputs)
+    inputs = parts.inputs[:1]
+    sound = int8.damage(parts.prepared, parts.nodes, parts.ranges, inputs)
     assert set(sound) == {node.layer for node in parts.nodes} and 1e-4 < max(sound.values()) < 0.2
     (chosen,) = (node for node in parts.nodes if node.layer == "backbone.res3.1.conv2.conv")
     ranges = copy.deepcopy(parts.ranges)
     extremes = ranges[chosen.tensors[-1]]
     extremes.lowest, extremes.highest = extremes.lowest * 1000, extremes.highest * 1000
-    damaged = int8.damage(parts.prepared, parts.nodes, ranges, parts.inputs)
+    damaged = int8.damage(parts.prepared, parts.nodes, ranges, inputs)
     assert damaged.pop(chosen.layer) > 0.9
     assert damaged == pytest.approx({layer: value for layer, value in sound.items() if layer != chosen.layer}, rel=0.1)
 

@@ -2,7 +2,6 @@
 
 import errno
 import importlib.util
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,6 @@ from ppdet_lite.deployment import onnx_export
 from ppdet_lite.deployment.description import SECTION, Description, from_json
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.deployment.export import export, save_graph
-from ppdet_lite.deployment.predictor import Predictor
 from ppdet_lite.structures import PackedDetections
 from tests import tiny
 from tests.onnx_packages import needs_onnx_export, require_onnx_export
@@ -64,9 +62,17 @@ def exported(trained: TrainedModel, pictures: list[Path], tmp_path_factory: pyte
     return folder
 
 
-def test_both_formats_in_one_folder_have_the_same_detections(exported: Path, pictures: list[Path]) -> None:
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> dict[str, Detector]:
+    """Both formats, loaded once, since loading takes seconds."""
+    return {name: Detector.load(exported / name) for name in ("", "model.onnx")}
+
+
+def test_both_formats_in_one_folder_have_the_same_detections(
+    exported: Path, loaded: dict[str, Detector], pictures: list[Path]
+) -> None:
     assert sorted(path.name for path in exported.iterdir()) == FILES
-    by_paddle, by_onnx = Detector.load(exported), Detector.load(exported / "model.onnx")
+    by_paddle, by_onnx = loaded.values()
     for picture in map(str, pictures):
         paddles, onnxs = by_paddle(picture), by_onnx(picture)
         assert len(onnxs.boxes) and onnxs.names == paddles.names
@@ -76,10 +82,10 @@ def test_both_formats_in_one_folder_have_the_same_detections(exported: Path, pic
 
 @pytest.mark.parametrize("file", ["", "model.onnx"])
 def test_boxes_are_clipped_to_the_size_before_rounding(
-    exported: Path, pictures: list[Path], file: str, monkeypatch: pytest.MonkeyPatch
+    loaded: dict[str, Detector], pictures: list[Path], file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """100 x 120 (w, h) at 0.96 is 96 x 115.2, of which 115 rows are pixels."""
-    detector, calls = Detector.load(exported / file), []
+    detector, calls = loaded[file], []
     run = detector.network.__class__.__call__
 
     def record(network: object, *arrays: np.ndarray) -> tuple:
@@ -91,8 +97,8 @@ def test_boxes_are_clipped_to_the_size_before_rounding(
     np.testing.assert_allclose(calls, [[[115.2, 96]]], rtol=1e-6)
 
 
-def test_any_batch_and_size(trained: TrainedModel, exported: Path) -> None:
-    network = Detector.load(exported / "model.onnx").network
+def test_any_batch_and_size(trained: TrainedModel, loaded: dict[str, Detector]) -> None:
+    network = loaded["model.onnx"].network
     for batch, height, width in ((1, 64, 64), (3, 96, 160), (2, 160, 96), (1, 64, 64)):
         images = np.random.default_rng(height).normal(size=(batch, 3, height, width)).astype(np.float32)
         sizes = np.stack([[height - 5.1 * i, width - 3.2 * i] for i in range(batch)]).astype(np.float32)
@@ -111,9 +117,9 @@ def test_any_batch_and_size(trained: TrainedModel, exported: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["", "model.onnx"])
-def test_images_of_any_size_are_padded(exported: Path, file: str) -> None:
+def test_images_of_any_size_are_padded(loaded: dict[str, Detector], file: str) -> None:
     """The results are those of images that `collate` has padded, clipped to the size without padding."""
-    network = Detector.load(exported / file).network
+    network = loaded[file].network
     for batch, size, padded_size in ((2, (100, 130), (128, 160)), (3, (33, 64), (64, 64)), (2, (1, 1), (32, 32))):
         images = np.random.default_rng(0).normal(size=(batch, 3, *size)).astype(np.float32)
         sizes, scales = np.full((batch, 2), size, np.float32), np.ones((batch, 2), np.float32)
@@ -126,20 +132,19 @@ def test_images_of_any_size_are_padded(exported: Path, file: str) -> None:
         assert (rows[:, 2:].max(axis=0) <= [*size[::-1]] * 2).all()
 
 
-def test_images_that_cannot_be_padded_are_an_error_of_one_line(exported: Path, tmp_path: Path) -> None:
-    """PaddleDetection's names of files without a description: the stride is unknown."""
-    for name in ("model.json", "model.pdiparams"):
-        shutil.copy(exported / name, tmp_path)
-    network, sizes = Predictor(tmp_path), np.full((1, 2), 100, np.float32)
+def test_images_that_cannot_be_padded_are_an_error_of_one_line(
+    exported: Path, loaded: dict[str, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of PaddleDetection's files without a description: the stride is unknown."""
+    network, sizes = loaded[""].network, np.full((1, 2), 100, np.float32)
+    monkeypatch.setattr(network, "_stride", None)
     with pytest.raises(UserError, match=r"fails on images \[1, 3, 100, 100\]; infer_cfg.yml is missing: pad") as caught:
         network(np.zeros((1, 3, 100, 100)), sizes, np.ones((1, 2)))
-    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value) and str(exported) in str(caught.value)
 
 
-def test_nothing_to_find(exported: Path) -> None:
-    rows, counts = Detector.load(exported / "model.onnx").network(
-        np.zeros((2, 3, 64, 96), np.float32), np.zeros((2, 2)), np.ones((2, 2))
-    )
+def test_nothing_to_find(loaded: dict[str, Detector]) -> None:
+    rows, counts = loaded["model.onnx"].network(np.zeros((2, 3, 64, 96), np.float32), np.zeros((2, 2)), np.ones((2, 2)))
     assert rows.shape == (0, 6) and counts.tolist() == [0, 0]
 
 
