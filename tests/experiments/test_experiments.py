@@ -95,7 +95,8 @@ def test_runs_have_valid_configs_and_see_equally_many_images() -> None:
             arguments = run.arguments
             config = load_config(arguments[2], arguments[arguments.index("-o") + 1 :])
             steps = int(config["train"]["length"].split()[0])
-            assert steps * config["data"]["loader"]["batch_size"] == 1600
+            seen = 3200 if experiment.name == "context" else 1600
+            assert steps * config["data"]["loader"]["batch_size"] == seen
             assert config["schedule"]["warmup_iterations"] * config["data"]["loader"]["batch_size"] == 200
 
 
