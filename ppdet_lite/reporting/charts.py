@@ -105,6 +105,8 @@ def offset_chart(table: dict[str, Any]) -> bytes:
 
     def draw(dilations: Any, shares: Any) -> None:
         _bars(dilations, names, [layer["effective_dilation"] for layer in layers.values()])
+        dilations.margins(y=0.3)  # room for the legend
+        dilations.set_ylim(bottom=0)
         dilations.set_ylabel("effective dilation (cells)")
         dilations.legend(frameon=False, fontsize=7, ncols=2)
         _bars(shares, list(paths), [path["outside_box"] for path in paths.values()])
