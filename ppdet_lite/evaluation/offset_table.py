@@ -25,6 +25,7 @@ from ppdet_lite.evaluation.offsets import (
     sampling_positions,
     stacked_convs,
 )
+from ppdet_lite.evaluation.progress import log_progress
 from ppdet_lite.modeling.deform import DeformConv2D
 
 SIZES = ("small", "medium", "large")
@@ -85,7 +86,7 @@ def offset_table(
     paths = {**{name: [name] for name in convs}, "stacked": stack}
     measured: Measured = defaultdict(Moments)
     batches = EvalBatches(dataset, detector.preprocess, dataclasses.replace(loader, batch_size=1))
-    for batch in batches.iterate_with_targets():
+    for batch in log_progress(batches.iterate_with_targets(), len(dataset)):
         images, (target,) = paddle.to_tensor(batch["images"]), batch["targets"]
         with record_arguments(convs) as calls, evaluation_mode(detector.model):
             detector.model.backbone(images)

@@ -1,4 +1,4 @@
-"""Iterators over detections: restore the order of images, log progress."""
+"""Iterators over the results of images: restore their order, log progress."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ def in_order(results: Iterable[ImageDetections], image_ids: Iterable[int]) -> It
 
 
 def log_progress(results: Iterable[T], total: int | None, unit: str = "image") -> Iterator[T]:
-    """Yield the detections unchanged; log the number of finished images and the remaining time every LOG_INTERVAL.
+    """Yield the results unchanged; log the number of finished images and the remaining time every LOG_INTERVAL.
 
     total: the number of images, None if unknown.
     """
