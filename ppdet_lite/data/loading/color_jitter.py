@@ -33,7 +33,7 @@ class ColorJitter:
         if self.brightness:
             image = _blend(image, 0.0, brightness)
         if self.contrast:
-            image = _blend(image, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean(), contrast)
+            image = _blend(image, float(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean()), contrast)
         if self.saturation:
             gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
             image = cv2.addWeighted(image, saturation, gray, 1 - saturation, 0)

@@ -139,7 +139,7 @@ def _mix(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarra
 
 def _texture(rng: np.random.Generator, height: int, width: int, min_period: float) -> np.ndarray:
     """Return a random pattern, float32 [H, W] in 0..1; min_period: smallest period of stripes, in pixels."""
-    kind = rng.choice(["clouds", "ramp", "stripes", "checks", "dots", "rough"])
+    kind = str(rng.choice(["clouds", "ramp", "stripes", "checks", "dots", "rough"]))
     if kind == "clouds":
         return _clouds(rng, height, width, 5)
     if kind == "ramp":
