@@ -5,6 +5,8 @@ from typing import NamedTuple
 SEEDS = (0, 1, 2)
 IMAGES_SEEN = 1600  # by each detector of an experiment
 DCONV, MDCONV = (f"model.backbone.deformable={{version: {version}, stages: [3, 4]}}" for version in (1, 2))
+# Offset branches of convolutions learn at a tenth of the rate by default.
+MDCONV_FAST = "model.backbone.deformable={version: 2, stages: [3, 4], offset_lr: 1}"
 DPOOL = "model.roi_pool={type: DeformRoIPool, modulated: false, offset_lr: 0.01}"
 MDPOOL = "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 256, offset_lr: 1.0}"
 MIMIC = "model.mimic={type: RCNNTeacher, rois_per_image: 4, crop_size: 64, loss_weight: 1, cls_loss_weight: 1}"
@@ -65,6 +67,7 @@ EXPERIMENTS = {
                 Variant("dpool", (DPOOL,)),
                 Variant("mdpool", (MDPOOL,)),
                 Variant("mdconv_mdpool", (MDCONV, MDPOOL)),
+                Variant("mdconv_fast", (MDCONV_FAST,)),
             ),
         ),
         Experiment(
