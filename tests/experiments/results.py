@@ -53,7 +53,7 @@ def summary(experiment: Experiment) -> str:
     lines = [f"| {experiment.name} | " + " | ".join(scalars) + " | seeds |", "|---" * (len(scalars) + 2) + "|"]
     for variant, seeds in results.items():
         rows = [_scalars(row) for row in seeds.values()]
-        cells = [_mean_and_deviation([row[key] for row in rows]) if key in rows[0] else "" for key in scalars]
+        cells = [_mean_and_deviation([row[key] for row in rows if key in row]) for key in scalars]
         lines.append(f"| {variant} | " + " | ".join(cells) + f" | {len(seeds)} |")
     return "\n".join(lines)
 
@@ -70,7 +70,9 @@ def _scalars(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _values(run: Run) -> dict[str, Any]:
-    values = {**measured(run), **json.loads((run.folder / "done.json").read_text(encoding="utf-8"))}
+    values = measured(run)
+    done = json.loads((run.folder / "done.json").read_text(encoding="utf-8"))
+    values |= {"cpu_seconds": done["cpu_seconds"]} if "cpu_seconds" in done else {}
     if "offsets" in values:
         offsets = values["offsets"]
         parts = {**offsets["layers"], "stacked": offsets["stacked"]}
@@ -96,7 +98,9 @@ def _rounded(value: Any) -> Any:
 
 
 def _mean_and_deviation(numbers: Sequence[float]) -> str:
-    """Return the mean and, of more than one number, the standard deviation of the sample."""
+    """Return the mean and, of more than one number, the standard deviation of the sample; nothing of none."""
+    if not numbers:
+        return ""
     digits = 3 if abs(numbers[0]) < 10 else 0
     text = f"{np.mean(numbers):.{digits}f}"
     return text if len(numbers) < 2 else f"{text} ± {np.std(numbers, ddof=1):.{digits}f}"
@@ -165,7 +169,10 @@ def _plot_sampling(results: Results, dilation: Any, outside: Any) -> None:
             outside.plot([place - 0.1, place + 0.1], [regular[column]] * 2, color="black", linestyle=":")
     _variants(dilation, deformable, "effective dilation (cells)")
     _variants(outside, deformable, "samples outside of the box")
-    dilation.legend(frameon=False, fontsize=7, ncols=2)
+    dilation.margins(y=0.3)
+    dilation.set_ylim(bottom=0)
+    if deformable:
+        dilation.legend(frameon=False, fontsize=7, ncols=2)
 
 
 def _variants(axes: Any, results: Results, label: str) -> None:
