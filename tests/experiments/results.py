@@ -146,7 +146,7 @@ def _plot_context(results: Results, ap: Any, accuracy: Any) -> None:
             label = ("companions agree", "companions at chance") if x == 0 else (None, None)
             _dots(axes, x - 0.2, _column(seeds, AGREEING, key), "C2", label[0])
             _dots(axes, x + 0.2, _column(seeds, key), "C0", label[1])
-        _variants(axes, results, key if key == "AP" else "objects found that have the right class")
+        _variants(axes, results, key if key == "AP" else "right class, of objects found")
     ap.legend(frameon=False, fontsize=7, loc="lower left")
 
 
