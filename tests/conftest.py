@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip what is marked as slow, unless `--slow` is given."""
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
-            item.add_marker(pytest.mark.skip(reason="others test most of it in less time: make test-slow"))
+            item.add_marker(pytest.mark.skip(reason="slow, and other tests cover most of it: make test-slow"))
 
 
 @pytest.fixture(autouse=True)

@@ -150,17 +150,17 @@ def draw_offsets(
     return files
 
 
-def stacked_convs(parts: Mapping[str, nn.Layer], stage: int | None, count: int = STACKED_CONVS) -> list[str]:
-    """Return the names of the last deformable convolutions of a stage, or of all stages, in order; [] without any.
+def stacked_convs(parts: Mapping[str, nn.Layer], stage: int | None) -> list[str]:
+    """Return the names of the last STACKED_CONVS deformable convolutions of a stage, or of all stages, in order.
 
-    Raises UserError if only other stages have deformable convolutions.
+    [] for a model without any. Raises UserError if only other stages have deformable convolutions.
     """
     names = [name for name, layer in parts.items() if isinstance(layer, DeformConv2D)]
     chosen = [name for name in names if stage is None or f".res{stage}." in name]
     if names and not chosen:
         stages = sorted({name.split(".")[1] for name in names})
         raise UserError(f"--stage {stage} has no deformable convolutions; they are in {', '.join(stages)}")
-    return chosen[-count:]
+    return chosen[-STACKED_CONVS:]
 
 
 def conv_samples(layer: DeformConv2D, x: paddle.Tensor, image_width: int) -> ConvSamples:

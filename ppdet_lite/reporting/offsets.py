@@ -14,8 +14,8 @@ from ppdet_lite.storage.files import output_file, write_json
 
 def report_offsets(
     detector: TrainedModel, dataset: CocoDataset, loader: Loader, output: Path, stage: int | None = None
-) -> dict[str, Any]:
-    """Write offsets.json, see `offset_table`, and offsets.svg into a folder, log the numbers, and return the table.
+) -> None:
+    """Write offsets.json, see `offset_table`, and offsets.svg into a folder, and log the numbers.
 
     Raises UserError as `offset_table` does, and for a folder that cannot be written.
     """
@@ -30,8 +30,7 @@ def report_offsets(
     for name, path in {**table["layers"], "stacked": table["stacked"]}.items():
         regular = _line(path["outside_box_without_offsets"])
         get_logger().info("%s: outside of the box %s; without offsets %s", name, _line(path["outside_box"]), regular)
-    get_logger().info("%s, %s", output / "offsets.json", output / "offsets.svg")
-    return table
+    get_logger().info("written: %s and %s", output / "offsets.json", output / "offsets.svg")
 
 
 def _line(sizes: dict[str, dict[str, Any]]) -> str:

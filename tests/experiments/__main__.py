@@ -1,8 +1,8 @@
 """Run experiments: python -m tests.experiments NAME [NAME ...]
 
 Each detector is trained once per seed, in output/experiments, and measured; the results go to docs/evidence/NAME.json
-and its plots. What is recorded there is not trained again: delete an entry, or the file, to repeat it. A run that was
-interrupted is resumed.
+and its plots. What is recorded there is not trained again: to repeat it, delete the file and output/experiments/NAME. A
+run that was interrupted is resumed.
 """
 
 import argparse

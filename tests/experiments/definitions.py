@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 SEEDS = (0, 1, 2)
-IMAGES_SEEN = 1600  # by each detector of an experiment
+IMAGES_SEEN = 1600  # by each detector of `batch`, and by that of detector.yml
 DCONV, MDCONV = (f"model.backbone.deformable={{version: {version}, stages: [3, 4]}}" for version in (1, 2))
 # Offset branches of convolutions learn at a tenth of the rate by default.
 MDCONV_FAST = "model.backbone.deformable={version: 2, stages: [3, 4], offset_lr: 1}"

@@ -70,9 +70,7 @@ def _scalars(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _values(run: Run) -> dict[str, Any]:
-    values = measured(run)
-    done = json.loads((run.folder / "done.json").read_text(encoding="utf-8"))
-    values |= {"cpu_seconds": done["cpu_seconds"]} if "cpu_seconds" in done else {}
+    values = {**measured(run), **json.loads((run.folder / "done.json").read_text(encoding="utf-8"))}
     if "offsets" in values:
         offsets = values["offsets"]
         parts = {**offsets["layers"], "stacked": offsets["stacked"]}

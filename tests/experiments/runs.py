@@ -55,8 +55,11 @@ def train_all(runs: list[Run], jobs: int) -> None:
 
     Sums of several threads differ in their last bits, so results are reproducible with one only.
     """
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         list(pool.map(_train, [run for run in runs if not run.is_done]))
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C no other training starts
 
 
 def _train(run: Run) -> None:
