@@ -45,8 +45,10 @@ $(TOOLS_INSTALLED): $(INSTALLED) requirements-dev.txt
 quickstart: setup
 	$(PY) -m ppdet_lite quickstart
 
-# One process with one thread per core, at most four processes; test files run in parallel.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
+# Test files run in parallel: one process with one thread per core and one more, since many tests wait for processes of
+# their own; at most four.
+PROCESSES = $(shell $(PY) -c "import os; print(min(4, os.cpu_count() + 1))")
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 test: setup-tests
 	$(PYTEST)

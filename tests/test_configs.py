@@ -98,10 +98,7 @@ def with_every_setting(settings: Mapping[Path, set[str]]) -> list[Path]:
 # Others train the same one longer, or on other data.
 MODEL_OF = {path: load_config(path, [*SMALLER, "model.backbone.stage_lr=[1, 1, 1, 1]"])["model"] for path in RECIPES}
 MODELS = sorted({model.dump(): path for path, model in reversed(MODEL_OF.items())}.values())
-GRAPHS = [  # of the settings, others are in tests/deployment/test_export*.py and tests/modeling
-    CONFIGS / "gn/cascade_rcnn_r50_fpn_gn_2x_coco.yml",
-    CONFIGS / "faster_rcnn/faster_rcnn_x101_vd_64x4d_fpn_1x_coco.yml",
-]
+GRAPH = CONFIGS / "gn/cascade_rcnn_r50_fpn_gn_2x_coco.yml"  # tests/deployment and tests/modeling export other parts
 STEPS = with_every_setting({path: graph_settings(MODEL_OF[path], SIZES) for path in MODELS[::-1]})
 
 
@@ -265,9 +262,9 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 def test_the_exported_graph_finds_the_same(
     config: Config, blocks: None, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """Two whole models; `make test-slow` exports all, as ONNX too."""
+    """One whole model; `make test-slow` exports all, as ONNX too."""
     slow = request.config.getoption("--slow")
-    if not slow and request.node.callspec.params["config"] not in GRAPHS:
+    if not slow and request.node.callspec.params["config"] != GRAPH:
         pytest.skip("other tests export its parts: make test-slow")
     exported_finds_the_same(steady(config), tmp_path, and_onnx=slow)
 

@@ -111,6 +111,7 @@ def finished(names: tuple[str, ...]) -> Callable[..., subprocess.CompletedProces
     return run
 
 
+@pytest.mark.slow
 def test_two_processes_train() -> None:
     assert device_check.train_two("cpu") == "same: two processes trained two iterations"
 

@@ -190,6 +190,7 @@ def test_the_damaged_layer_is_found(parts: Parts) -> None:
 def test_the_second_attempt_leaves_out_the_most_damaged_layers(
     file: Path, trained: TrainedModel, images: list[Path], parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(int8, "quant_pre_process", lambda source, path, **_: shutil.copy(parts.prepared, path))
     monkeypatch.setattr(int8, "calibrate", lambda *_: parts.ranges)
     monkeypatch.setattr(int8, "damage", lambda *_: {"box_head.fc1": 2.0, **dict.fromkeys("abcdefghij", 1.0), "k": 3.0})
     quantize_file(trained, file, int8.Int8(images, falling(0.5, 0.489, 0.491), max_loss=0.01))
@@ -199,9 +200,15 @@ def test_the_second_attempt_leaves_out_the_most_damaged_layers(
 
 
 def test_a_file_that_detects_worse_is_refused(
-    exported: Path, trained: TrainedModel, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path,
+    trained: TrainedModel,
+    images: list[Path],
+    parts: Parts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An earlier export stays."""
+    monkeypatch.setattr(int8, "quant_pre_process", lambda source, path, **_: shutil.copy(parts.prepared, path))
     monkeypatch.setattr(export_module, "_write", lambda trained, folder, format: shutil.copy(exported, folder))
     monkeypatch.setattr(int8, "calibrate", lambda *_: None)
     monkeypatch.setattr(int8, "_write", lambda prepared, path, nodes, ranges: shutil.copy(exported, path))

@@ -42,6 +42,7 @@ CONFIGS = {  # golden file -> our config under PaddleDetection's name
 }
 ONLY_SLOW = {  # their parts are in others too
     *("r50_vd", "r101", "r101_fpn", "r101_vd_fpn", "dcn_r101_vd_fpn", "x101_vd_64x4d_fpn"),
+    "dcn_x101_vd_64x4d_fpn",
     *(name for name in CONFIGS if name.startswith("cascade_") and name != "cascade_r50_fpn"),
 }
 SAME_MODEL = {  # what trains longer or from other weights, and the config whose model it has

@@ -1,4 +1,4 @@
-"""One of two processes that train a detector with an R-CNN teacher together; run by `paddle.distributed.launch`."""
+"""One of two processes that train a detector with an R-CNN teacher together; started by `tests.ranks`."""
 
 import sys
 from pathlib import Path

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +30,7 @@ from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.setting_warnings import warn_about_norms
-from tests import tiny
+from tests import ranks, tiny
 from tests.tiny_run import WITHOUT_STAGE_5
 from tests.training import mimic_worker
 
@@ -278,13 +276,9 @@ def test_a_teachers_backbone_that_stays_random_is_told(
 
 def test_two_processes_one_of_them_without_a_positive_roi(tmp_path: Path) -> None:
     """Both end, with the mean of the gradients that each would have had alone."""
-    command = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--backend", "gloo"]
-    log = ["--log_dir", str(tmp_path / "log")]
-    worker = [str(ROOT / "tests/training/mimic_worker.py"), str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, *command, *log, *worker], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    processes = ranks.start(2, str(ROOT / "tests/training/mimic_worker.py"), str(tmp_path))
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
     found = [dict(np.load(tmp_path / f"rank{rank}.npz")) for rank in range(2)]
     alone = []
     for rank in range(2):

@@ -201,13 +201,9 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
         np.testing.assert_allclose(alone[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("how", ["error", "memory", "image"])
-def test_one_fails_where_the_other_does_not(
-    options: list[str], tmp_path: Path, how: str, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("how", [*(pytest.param(how, marks=pytest.mark.slow) for how in ("error", "memory")), "image"])
+def test_one_fails_where_the_other_does_not(options: list[str], tmp_path: Path, how: str) -> None:
     """In its model, for want of memory, or at an image of its own: both end, with its reason and what was done."""
-    if how == "memory" and not request.config.getoption("--slow"):
-        pytest.skip("differs from an error in its words only: make test-slow")
     squares, run = tmp_path / "squares", tmp_path / "out/shapes_r18_fpn"
     shutil.copytree(re.search("images: ([^,]*)", options[0])[1], squares)
     options = [*options, *(f"data.{split}.images={squares}" for split in ("train", "val"))]

@@ -29,8 +29,10 @@ def run_with(options: list[str], folder: Path, *more: str, resume: str | None = 
 
 @pytest.mark.parametrize(
     "twice",
-    [["data.loader.batch_size=4"], ["data.loader.batch_size=2", "train.accumulate=2"]],
-    ids=["batch", "batches"],
+    [
+        pytest.param(["data.loader.batch_size=4"], id="batch", marks=pytest.mark.slow),
+        pytest.param(["data.loader.batch_size=2", "train.accumulate=2"], id="batches"),
+    ],
 )
 def test_four_epochs_are_four_epochs_of_images(options: list[str], tmp_path: Path, twice: list[str]) -> None:
     """Two epochs of 4 steps of 2 images, then two epochs of 2 steps of 4 images."""
