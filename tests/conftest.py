@@ -9,6 +9,8 @@ import pytest
 import ppdet_lite
 from ppdet_lite.core.log import PACKAGE
 
+LONG = {"training", "deployment", "test_configs.py", "test_wheel.py"}  # folders and files
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--slow` runs what takes minutes, or repeats a proof on larger models."""
@@ -17,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what is marked as slow, unless `--slow` is given; the longest files come first, to end in parallel."""
-    items.sort(key=lambda item: item.path.parent.name not in ("training", "deployment"))
+    items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow, and other tests cover most of it: make test-slow"))
