@@ -11,7 +11,8 @@ DPOOL = "model.roi_pool={type: DeformRoIPool, modulated: false, offset_lr: 0.01}
 MDPOOL = "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 256, offset_lr: 1.0}"
 MIMIC = "model.mimic={type: RCNNTeacher, rois_per_image: 4, crop_size: 64, loss_weight: 1, cls_loss_weight: 1}"
 BATCHES = (1, 2, 4, 8)
-NORMS_AT_4 = ("ln", "in")  # group norm with one group, and with one channel per group
+# Group norm with one group and with one channel per group; frozen, which normalizes nothing with random weights.
+NORMS_AT_4 = ("ln", "in", "frozen_bn")
 
 
 class Variant(NamedTuple):

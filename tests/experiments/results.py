@@ -122,7 +122,7 @@ def _plot_batch(results: Results, axes: Any) -> None:
         found = [batch for batch in BATCHES if f"{norm}_{batch}" in results]
         values = [_column(results[f"{norm}_{batch}"], "AP") for batch in found]
         axes.errorbar(found, [v.mean() for v in values], [v.std() for v in values], label=norm, color=colour, capsize=2)
-    for norm, colour in zip(NORMS_AT_4, ("C2", "C3"), strict=True):
+    for norm, colour in zip(NORMS_AT_4, ("C2", "C3", "C4"), strict=True):
         if f"{norm}_4" in results:
             values = _column(results[f"{norm}_4"], "AP")
             axes.errorbar([4], values.mean(), values.std(), fmt="o", label=norm, color=colour, capsize=2)
