@@ -6,6 +6,7 @@ run that was interrupted is resumed.
 """
 
 import argparse
+from pathlib import Path
 
 from ppdet_lite.data.synthetic.shapes import generate
 from tests.experiments.definitions import EXPERIMENTS, SEEDS
@@ -20,8 +21,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with one thread each (2)")
     parser.add_argument("--results", action="store_true", help="train nothing: write the results of what is trained")
     args = parser.parse_args()
-    for variant in ("plain", "deformed", "context"):
-        generate(f"dataset/experiments/{variant}", 600, 200, 0, 192, variant)
+    for name in args.names:
+        if variant := EXPERIMENTS[name].shapes:
+            generate(f"dataset/experiments/{variant}", 600, 200, 0, 192, variant)
+        elif not Path("dataset/bccd").is_dir():
+            parser.error(f"{name} needs dataset/bccd; docs/bccd.md has the command that imports it")
     runs = [
         run
         for seed in SEEDS

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 SEEDS = (0, 1, 2)
 IMAGES_SEEN = 1600  # by each detector of `batch`, and by that of detector.yml
+AGREEING = "val_agreeing"  # validation images whose companions agree with the class as often as in training
+BCCD = "configs/bccd"
 DCONV, MDCONV = (f"model.backbone.deformable={{version: {version}, stages: [3, 4]}}" for version in (1, 2))
 # Offset branches of convolutions learn at a tenth of the rate by default.
 MDCONV_FAST = "model.backbone.deformable={version: 2, stages: [3, 4], offset_lr: 1}"
@@ -20,14 +22,17 @@ class Variant(NamedTuple):
 
     name: str
     overrides: tuple[str, ...] = ()
+    config: str | None = None  # instead of the experiment's
 
 
 class Experiment(NamedTuple):
     """Detectors that are trained on the same data, once for each seed."""
 
     name: str
-    config: str  # a file in tests/experiments
+    config: str
     variants: tuple[Variant, ...]
+    shapes: str | None = None  # the variant of the synthetic shapes; None: the blood cells in dataset/bccd
+    other: str | None = None  # images on which the detectors are evaluated besides the validation images
 
 
 def _batch(norm: str, batch: int) -> Variant:
@@ -50,17 +55,19 @@ EXPERIMENTS = {
     for experiment in (
         Experiment(
             "context",
-            "context.yml",
+            "tests/experiments/context.yml",
             (
                 Variant("plain"),
                 Variant("mimic", (MIMIC,)),
                 Variant("mdconv", (MDCONV,)),
                 Variant("mdconv_mimic", (MDCONV, MIMIC)),
             ),
+            shapes="context",
+            other=AGREEING,
         ),
         Experiment(
             "deformed",
-            "deformed.yml",
+            "tests/experiments/deformed.yml",
             (
                 Variant("plain"),
                 Variant("dconv", (DCONV,)),
@@ -70,14 +77,28 @@ EXPERIMENTS = {
                 Variant("mdconv_mdpool", (MDCONV, MDPOOL)),
                 Variant("mdconv_fast", (MDCONV_FAST,)),
             ),
+            shapes="deformed",
         ),
         Experiment(
             "batch",
-            "detector.yml",
+            "tests/experiments/detector.yml",
             (
                 *(_batch(norm, batch) for batch in reversed(BATCHES) for norm in ("bn", "gn")),
                 *(_batch(norm, 4) for norm in NORMS_AT_4),
             ),
+            shapes="plain",
+        ),
+        Experiment(
+            "cells",
+            f"{BCCD}/faster_rcnn_r18_fpn_bccd.yml",
+            (
+                Variant("plain"),
+                Variant("cascade", config=f"{BCCD}/cascade_rcnn_r18_fpn_bccd.yml"),
+                Variant("gn", config=f"{BCCD}/faster_rcnn_gn_r18_fpn_bccd.yml"),
+                Variant("mdconv", config=f"{BCCD}/faster_rcnn_mdconv_c4-c5_r18_fpn_bccd.yml"),
+                Variant("v2_mimic", config=f"{BCCD}/faster_rcnn_mdconv_c4-c5_mdpool_mimic_r18_fpn_bccd.yml"),
+            ),
+            other="test",
         ),
     )
 }

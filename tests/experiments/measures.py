@@ -8,6 +8,7 @@ import numpy as np
 
 from ppdet_lite.assembly.setup import build_dataset, load_config
 from ppdet_lite.assembly.trained import load_trained
+from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.deployment.detector import Detector
@@ -15,13 +16,13 @@ from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.evaluation.evaluate import RESULTS, evaluate
 from ppdet_lite.evaluation.offset_table import offset_table
 from ppdet_lite.evaluation.results_file import read_results
+from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.reporting.matching import ground_truth_of, overlapping_pairs, top_detections
 from ppdet_lite.storage.files import write_json
 from tests.experiments.runs import Run
 from tests.experiments.teacher import combined_scores, load_with_teacher, teacher_accuracy
 
 METRICS = ("AP", "AP50", "AP75")
-AGREEING = "val_agreeing"  # validation images whose companions agree with the class as often as in training
 
 
 def measured(run: Run) -> dict[str, Any]:
@@ -54,35 +55,33 @@ def _measure(run: Run) -> dict[str, Any]:
     values: dict[str, Any] = {name: metrics[name] for name in METRICS}
     values["accuracy"] = class_accuracy(dataset, run.folder / RESULTS)
     values["parameters"] = sum(parameter.size for parameter in trained.model.parameters())
-    if run.experiment.name == "context":
-        folder, changed = run.folder / AGREEING, [f"weights={run.folder}", *_data(config["data"]["val"]["images"])]
-        agreeing = build_dataset(load_config(run.folder / "config.yml", changed), "val")
-        metrics = evaluate(Detector.from_trained(trained), agreeing, build(config["data"]["loader"]), folder)
-        values[AGREEING] = {name: metrics[name] for name in METRICS}
-        values[AGREEING]["accuracy"] = class_accuracy(agreeing, folder / RESULTS)
+    if (name := run.experiment.other) is not None:
+        folder, changed = run.folder / name, [f"weights={run.folder}", *_data(config["data"]["val"]["images"], name)]
+        other = build_dataset(load_config(run.folder / "config.yml", changed), "val")
+        metrics = evaluate(Detector.from_trained(trained), other, build(config["data"]["loader"]), folder)
+        values[name] = {key: metrics[key] for key in METRICS} | {"accuracy": class_accuracy(other, folder / RESULTS)}
     if config["model"]["mimic"] is not None:
         model, _ = load_with_teacher(config, run.folder)
-        values["teacher_accuracy"] = teacher_accuracy(model, dataset, config)
-        results = read_results(run.folder / RESULTS, dataset)
-        for name, rescored in combined_scores(model, dataset, config, results).items():
-            values[name] = _score(dataset, rescored, run.folder / f"{name}.json")
-        if run.experiment.name == "context":
-            values[AGREEING]["teacher_accuracy"] = teacher_accuracy(model, agreeing, config)
-            rescored = combined_scores(model, agreeing, config, read_results(folder / RESULTS, agreeing))
-            for name, part in rescored.items():
-                values[AGREEING][name] = _score(agreeing, part, folder / f"{name}.json")
+        values |= _with_teacher(model, dataset, config, run.folder)
+        if name is not None:
+            values[name] |= _with_teacher(model, other, config, folder)
     if config["model"]["backbone"]["deformable"] is not None:
         values["offsets"] = offset_table(trained, dataset, build(config["data"]["loader"]))
     return values
 
 
-def _data(images: str) -> list[str]:
-    """Return the overrides that select the agreeing images beside validation images."""
+def _with_teacher(model: FasterRCNN, dataset: CocoDataset, config: Config, folder: Path) -> dict[str, Any]:
+    """Return the teacher's accuracy, and the metrics of the detections in a folder with combined scores."""
+    values: dict[str, Any] = {"teacher_accuracy": teacher_accuracy(model, dataset, config)}
+    for name, rescored in combined_scores(model, dataset, config, read_results(folder / RESULTS, dataset)).items():
+        values[name] = _score(dataset, rescored, folder / f"{name}.json")
+    return values
+
+
+def _data(images: str, name: str) -> list[str]:
+    """Return the overrides that select other images, in a folder beside the validation images."""
     folder = Path(images).parent
-    return [
-        f"data.val.images={folder / AGREEING}",
-        f"data.val.annotations={folder}/annotations/instances_{AGREEING}.json",
-    ]
+    return [f"data.val.images={folder / name}", f"data.val.annotations={folder}/annotations/instances_{name}.json"]
 
 
 def _score(dataset: CocoDataset, results: Any, path: Path) -> dict[str, float]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from ppdet_lite.reporting.html import svg
 from ppdet_lite.storage.files import output_file, write_text
-from tests.experiments.definitions import BATCHES, NORMS_AT_4, Experiment
-from tests.experiments.measures import AGREEING, measured
+from tests.experiments.definitions import AGREEING, BATCHES, NORMS_AT_4, Experiment
+from tests.experiments.measures import measured
 from tests.experiments.runs import Run, runs_of
 
 DOCS = Path("docs/evidence")
@@ -132,10 +132,11 @@ def _plot_batch(results: Results, axes: Any) -> None:
     axes.legend(frameon=False)
 
 
-def _plot_deformed(results: Results, axes: Any) -> None:
-    for x, seeds in enumerate(results.values()):
-        _dots(axes, x, _column(seeds, "AP"), "C0")
-    _variants(axes, results, "AP")
+def _plot_metrics(results: Results, *axes: Any) -> None:
+    for part, key in zip(axes, ("AP", "AP75"), strict=False):
+        for x, seeds in enumerate(results.values()):
+            _dots(part, x, _column(seeds, key), "C0")
+        _variants(part, results, key)
 
 
 def _plot_context(results: Results, ap: Any, accuracy: Any) -> None:
@@ -180,6 +181,7 @@ def _variants(axes: Any, results: Results, label: str) -> None:
 
 PLOTS: dict[str, dict[str, tuple[Callable[..., None], int]]] = {
     "batch": {"batch": (_plot_batch, 1)},
-    "deformed": {"deformed": (_plot_deformed, 1), "deformed_sampling": (_plot_sampling, 2)},
+    "cells": {"cells": (_plot_metrics, 2), "cells_sampling": (_plot_sampling, 2)},
+    "deformed": {"deformed": (_plot_metrics, 1), "deformed_sampling": (_plot_sampling, 2)},
     "context": {"context": (_plot_context, 2), "context_sampling": (_plot_sampling, 2)},
 }

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from tests.experiments.definitions import SEEDS, Experiment, Variant
 
-HERE = Path(__file__).parent
 OUTPUT = Path("output/experiments")
 
 
@@ -23,6 +22,11 @@ class Run(NamedTuple):
     seed: int
 
     @property
+    def config(self) -> str:
+        """The config that it trains."""
+        return self.variant.config or self.experiment.config
+
+    @property
     def output(self) -> Path:
         """Where its run folder is created."""
         return OUTPUT / self.experiment.name / f"{self.variant.name}_{self.seed}"
@@ -30,14 +34,13 @@ class Run(NamedTuple):
     @property
     def folder(self) -> Path:
         """Its run folder."""
-        return self.output / Path(self.experiment.config).stem
+        return self.output / Path(self.config).stem
 
     @property
     def arguments(self) -> list[str]:
         """The arguments of `ppdet-lite` that train it."""
-        config = (HERE / self.experiment.config).relative_to(HERE.parents[1])
         overrides = [*self.variant.overrides, f"runtime.seed={self.seed}", f"output={self.output}"]
-        return ["train", "-c", str(config), "--resume", "auto", "--eval", "-o", *overrides]
+        return ["train", "-c", self.config, "--resume", "auto", "--eval", "-o", *overrides]
 
     @property
     def is_done(self) -> bool:

@@ -15,7 +15,7 @@ from tests.experiments import teacher
 from tests.experiments.definitions import EXPERIMENTS, MIMIC
 from tests.experiments.measures import class_accuracy
 from tests.experiments.results import _mean_and_deviation, _means, _scalars
-from tests.experiments.runs import HERE, runs_of
+from tests.experiments.runs import runs_of
 
 SMALL = ["model.backbone.norm=gn", "model.neck.out_channels=32", "model.box_head.width=32"]
 
@@ -57,7 +57,7 @@ def test_teacher_classifies_each_box_by_its_patch(tmp_path: Path, monkeypatch: p
     generate(tmp_path / "shapes", 1, 6, size=128)
     data = [f"data.{split}.images={tmp_path}/shapes/{split}" for split in ("train", "val")]
     data += [f"data.{s}.annotations={tmp_path}/shapes/annotations/instances_{s}.json" for s in ("train", "val")]
-    config = load_config(HERE / "detector.yml", [*SMALL, *data, MIMIC])
+    config = load_config(Path(__file__).parent / "detector.yml", [*SMALL, *data, MIMIC])
     dataset = CocoDataset(tmp_path / "shapes/val", tmp_path / "shapes/annotations/instances_val.json")
     model = build_model(config, dataset.class_names)
     paddle.nn.initializer.Normal(0, 0.5)(model.mimic.classify.weight)
@@ -95,7 +95,7 @@ def test_runs_have_valid_configs_and_see_equally_many_images() -> None:
             arguments = run.arguments
             config = load_config(arguments[2], arguments[arguments.index("-o") + 1 :])
             steps = int(config["train"]["length"].split()[0])
-            seen = 3200 if experiment.name == "context" else 1600
+            seen = {"context": 3200, "cells": 1200}.get(experiment.name, 1600)
             assert steps * config["data"]["loader"]["batch_size"] == seen
             assert config["schedule"]["warmup_iterations"] * config["data"]["loader"]["batch_size"] == 200
 
