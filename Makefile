@@ -38,7 +38,7 @@ $(INSTALLED): $(REQUIREMENTS) pyproject.toml
 	$$python -m venv $(VENV)
 	@$(PY) -m pip uninstall -qq --yes $(if $(GPU),paddlepaddle,paddlepaddle-gpu)
 	@PADDLE_CUDA=$(GPU) $(PIP) -r $(REQUIREMENTS)
-	@$(PY) -c "import ppdet_lite; ppdet_lite.Detector; import ppdet_lite.training.loop, matplotlib.figure, visualdl"
+	-@$(PY) -c "import ppdet_lite; ppdet_lite.Detector; import ppdet_lite.training.loop, matplotlib.figure, visualdl"
 	@rm -f $(VENV)/.paddle-* && touch $@
 
 $(TOOLS_INSTALLED): $(INSTALLED) requirements-dev.txt
