@@ -61,6 +61,8 @@ def teacher_probabilities(
             classify()
     if waiting:
         classify()
+    if not owners:
+        return {}
     probabilities = F.softmax(paddle.concat(logits)).numpy()
     parts = np.split(probabilities, np.cumsum([count for _, count in owners])[:-1])
     return {image_id: part for (image_id, _), part in zip(owners, parts, strict=True)}

@@ -73,6 +73,7 @@ def test_teacher_classifies_each_box_by_its_patch(tmp_path: Path, monkeypatch: p
     assert rows.std(axis=0).max() > 1e-3  # boxes differ
     np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-5)
 
+    assert teacher.teacher_probabilities(model, dataset, config, {}) == {}
     first = min(together)
     box, order = boxes[first][0], np.argsort(together[first][0][:6])
     said = Results(
