@@ -142,7 +142,7 @@ def _plot_metrics(results: Results, *axes: Any) -> None:
 def _plot_context(results: Results, ap: Any, accuracy: Any) -> None:
     for axes, key in ((ap, "AP"), (accuracy, "accuracy")):
         for x, seeds in enumerate(results.values()):
-            label = ("companions agree", "companions at chance") if x == 0 else (None, None)
+            label = ("discs agree", "discs at random") if x == 0 else (None, None)
             _dots(axes, x - 0.2, _column(seeds, AGREEING, key), "C2", label[0])
             _dots(axes, x + 0.2, _column(seeds, key), "C0", label[1])
         _variants(axes, results, key if key == "AP" else "right class, of objects found")
