@@ -4,8 +4,9 @@ PYTHON ?= python3
 CANDIDATES := $(PYTHON) $(if $(filter python3,$(PYTHON)),python3.13 python3.12 python3.11 python3.10)
 VENV := .venv
 PY := $(VENV)/bin/python
-# Compiling all packages takes half of the time of an installation, so only what is imported gets compiled. It has to be
-# written then, also where PYTHONDONTWRITEBYTECODE is set, as in many containers: without, imports take 5 s longer.
+# pip compiles nothing, which would take as long as the rest of an installation: Python writes the bytecode of a module
+# when it is first imported. PYTHONDONTWRITEBYTECODE, which many containers set, would prevent that and make each start
+# seconds longer. `setup` therefore imports once what training imports; a failure there is shown and ignored.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 # GPU=cu126, or another CUDA version of Paddle's index, selects Paddle for it. Default: the version that is installed.
@@ -49,8 +50,8 @@ $(TOOLS_INSTALLED): $(INSTALLED) requirements-dev.txt
 quickstart: setup
 	$(PY) -m ppdet_lite quickstart
 
-# Test files run in parallel: one process with one thread per core and one more, since many tests wait for processes of
-# their own; at most four.
+# Test files run in parallel, in one more process than there are cores, since many tests wait for processes that they
+# start; in four at most. Each process has one thread.
 PROCESSES = $(shell $(PY) -c "import os; print(min(4, os.cpu_count() + 1))")
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PROCESSES) --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
@@ -62,7 +63,7 @@ coverage: setup-tests
 
 test-slow: setup-tests
 	$(PY) -m pytest --slow tests/test_configs.py tests/modeling/test_detectors_without_pyramid.py tests/peers \
-		tests/assembly/test_zoo_runs.py tests/deployment tests/training
+		tests/assembly/test_zoo_runs.py tests/benchmarks tests/deployment tests/training
 
 lint: setup-tests
 	$(VENV)/bin/ruff check .

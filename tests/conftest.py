@@ -9,7 +9,7 @@ import pytest
 import ppdet_lite
 from ppdet_lite.core.log import PACKAGE
 
-LONG = {"training", "deployment", "test_configs.py", "test_wheel.py"}  # folders and files
+LONG = {"training", "deployment", "test_configs.py", "test_wheel.py"}  # started last, one would run alone at the end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what is marked as slow, unless `--slow` is given; the longest files come first, to end in parallel."""
+    """Skip what is marked as slow, unless `--slow` is given; the longest files start first."""
     items.sort(key=lambda item: LONG.isdisjoint(item.path.parts))
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):

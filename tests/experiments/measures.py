@@ -37,14 +37,14 @@ def class_accuracy(dataset: CocoDataset, results: Path) -> float:
     """Return the share of objects with the right class, of those that are found.
 
     An object is found if a detection of any class has an IoU of at least 0.5 with it; that with the highest score says
-    its class.
+    its class. 0 if none is found.
     """
     detections, truth = top_detections(read_results(results, dataset), dataset), ground_truth_of(dataset)
     pairs = overlapping_pairs(detections, truth, len(dataset))
     near = (pairs.ious >= 0.5) & ~truth.is_crowd[pairs.objects]
     objects, first = np.unique(pairs.objects[near], return_index=True)  # detections are sorted by score
     said = detections.classes[pairs.detections[near][first]]
-    return float((said == truth.classes[objects]).mean())
+    return float((said == truth.classes[objects]).mean()) if len(objects) else 0.0
 
 
 def _measure(run: Run) -> dict[str, Any]:

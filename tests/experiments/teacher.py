@@ -81,9 +81,7 @@ def teacher_accuracy(model: FasterRCNN, dataset: CocoDataset, config: Config) ->
 
 def combined_scores(model: FasterRCNN, dataset: CocoDataset, config: Config, results: Results) -> dict[str, Results]:
     """Return the detections of a dataset, rescored by the teacher: product, and mean, of the two scores."""
-    columns, order = {}, np.argsort(results.image_ids, kind="stable")
-    ids, starts = np.unique(results.image_ids[order], return_index=True)
-    rows = dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
+    rows = {image_id: np.flatnonzero(results.image_ids == image_id) for image_id in set(results.image_ids.tolist())}
     xyxy = np.concatenate([results.xywh[:, :2], results.xywh[:, :2] + results.xywh[:, 2:]], axis=1)
     found = teacher_probabilities(model, dataset, config, {image_id: xyxy[row] for image_id, row in rows.items()})
     teacher = np.empty(len(results.scores))
@@ -91,6 +89,5 @@ def combined_scores(model: FasterRCNN, dataset: CocoDataset, config: Config, res
     classes = np.array([position[category] for category in results.category_ids.tolist()], int)
     for image_id, row in rows.items():
         teacher[row] = found[image_id][np.arange(len(row)), classes[row]]
-    columns["product"] = results.scores * teacher
-    columns["mean"] = (results.scores + teacher) / 2
-    return {name: results._replace(scores=scores) for name, scores in columns.items()}
+    combined = {"product": results.scores * teacher, "mean": (results.scores + teacher) / 2}
+    return {name: results._replace(scores=scores) for name, scores in combined.items()}

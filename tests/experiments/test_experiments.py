@@ -50,6 +50,8 @@ def test_class_accuracy_counts_the_best_detection_of_each_found_object(tmp_path:
     assert class_accuracy(dataset, tmp_path / "bbox.json") == 2 / 4
     (tmp_path / "bbox.json").write_text(json.dumps([dict(zip(keys, row, strict=True)) for row in rows[:5]]))
     assert class_accuracy(dataset, tmp_path / "bbox.json") == 1 / 3
+    (tmp_path / "bbox.json").write_text("[]")
+    assert class_accuracy(dataset, tmp_path / "bbox.json") == 0
 
 
 def test_teacher_classifies_each_box_by_its_patch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +75,8 @@ def test_teacher_classifies_each_box_by_its_patch(tmp_path: Path, monkeypatch: p
     assert rows.std(axis=0).max() > 1e-3  # boxes differ
     np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-5)
 
-    assert teacher.teacher_probabilities(model, dataset, config, {}) == {}
+    nothing = Results(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4)), np.zeros(0))
+    assert [len(part.scores) for part in teacher.combined_scores(model, dataset, config, nothing).values()] == [0, 0]
     first = min(together)
     box, order = boxes[first][0], np.argsort(together[first][0][:6])
     said = Results(

@@ -201,7 +201,7 @@ def test_one_dies_then_the_launcher_then_one_goes_on_alone(straight: Path, optio
         np.testing.assert_allclose(alone[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("how", [*(pytest.param(how, marks=pytest.mark.slow) for how in ("error", "memory")), "image"])
+@pytest.mark.parametrize("how", ["error", pytest.param("memory", marks=pytest.mark.slow), "image"])
 def test_one_fails_where_the_other_does_not(options: list[str], tmp_path: Path, how: str) -> None:
     """In its model, for want of memory, or at an image of its own: both end, with its reason and what was done."""
     squares, run = tmp_path / "squares", tmp_path / "out/shapes_r18_fpn"
