@@ -31,7 +31,7 @@ ALLOWED = {
     "ops": GROUND | {"ops.cpu"},
     "ops.cpu": GROUND | {"ops"},
     "modeling": {"ops", "config", *GROUND},
-    "optimization": {"modeling", "config", *GROUND},
+    "optimization": {"ops", "modeling", "config", *GROUND},
     "peers": BASE,
     "__init__": {"core"},
     "data": {"data.annotations"},  # registers the datasets

@@ -34,7 +34,7 @@ def print_report() -> None:
     print("devices:", ", ".join(["cpu", *(paddle.device.cuda.get_device_name(i) for i in gpus)]))
     from ppdet_lite.ops import dispatch
 
-    print(dispatch.describe_convolution())
+    print(*dispatch.describe_libraries(), sep="\n")
     matrix = paddle.rand([1024, 1024])
     paddle.matmul(matrix, matrix).numpy()  # warm-up
     products, start = 0, time.perf_counter()

@@ -5,7 +5,8 @@ list (default: all). A setting that the user has made in the environment is left
 
 - threads: OMP_NUM_THREADS = usable cores, divided among the processes of a launch. Paddle's default is one thread.
 - malloc:  glibc keeps freed memory instead of returning it to the system, which avoids page faults for large tensors.
-- mkl:     MKL_DEBUG_CPU_TYPE=5 on AMD processors, where the MKL in paddle otherwise uses slow code.
+- mkl:     the MKL that ships with paddle: MKL_DEBUG_CPU_TYPE=5 on AMD processors, where it otherwise uses slow code;
+           RoIAlign, deformable layers and gradient norms by its functions (see ops/cpu/mkl.py).
 - onednn:  training convolutions by the oneDNN library that ships with paddle (see ops/cpu/onednn_library.py).
 """
 

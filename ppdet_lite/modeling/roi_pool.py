@@ -86,9 +86,7 @@ class RoIAlign(_PyramidPool):
         """Features [N, C, H_l, W_l] from level `finest` on and R RoIs -> [R, C, P, P]; see `RoIPool.forward`."""
         features, strides = self._select_levels(features, finest)
         level = self.level(rois.boxes) - finest
-        return pyramid_roi_align(
-            features, strides, rois, level, self.output_size, self.sampling_ratio, self.aligned, self.training
-        )
+        return pyramid_roi_align(features, strides, rois, level, self.output_size, self.sampling_ratio, self.aligned)
 
 
 @register

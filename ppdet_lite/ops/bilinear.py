@@ -4,9 +4,12 @@ A feature map [N, C, H, W] in channels-last layout is a table of rows [N*H*W, C]
 is a weighted sum of four rows, and the mean of S samples is a weighted sum of 4*S rows. The row indices of a sum and
 their weights are called its taps. On a CPU, gathering rows is much faster than sampling one channel at a time.
 
-On a CPU these sums are matrix products. On a GPU they are elementwise products and sums: a matrix product in float32
-may round its factors to TF32's 10 bits there, and the gradients of positions are small differences of pixels.
+On a CPU these sums are matrix products: a sparse matrix of all weights times the table. On a GPU they are elementwise
+products and sums: a matrix product in float32 may round its factors to TF32's 10 bits there, and the gradients of
+positions are small differences of pixels.
 """
+
+from collections.abc import Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -15,7 +18,7 @@ from paddle.autograd import PyLayer
 
 from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.cpu.backward_once import backward_once
-from ppdet_lite.ops.cpu.row_sums import chunked_row_sums
+from ppdet_lite.ops.cpu.row_sums import row_sums
 
 Taps = tuple[Tensor, Tensor]  # row index int64 [..., K] and weight [..., K] of the K rows in each sum
 
@@ -68,9 +71,16 @@ def cross_taps(y: Taps, x: Taps, width: int | Tensor | None = None) -> Taps:
     width: of the map, an int or [..., 1, 1]; None if each y index is already the flat index of its row's first pixel.
     """
     row_start = y[0].unsqueeze(-1) if width is None else y[0].unsqueeze(-1) * width
-    index = row_start + x[0].unsqueeze(-2)
-    weight = y[1].unsqueeze(-1) * x[1].unsqueeze(-2)
-    return index.flatten(-2), weight.flatten(-2)
+    row_start, column = _expand(row_start, x[0].unsqueeze(-2))
+    y_weight, x_weight = _expand(y[1].unsqueeze(-1), x[1].unsqueeze(-2))
+    return (row_start + column).flatten(-2), (y_weight * x_weight).flatten(-2)
+
+
+def _expand(a: Tensor, b: Tensor) -> Sequence[Tensor]:
+    """Broadcast two eager tensors without gradient, since an operator that broadcasts both takes four times as long."""
+    if paddle.in_dynamic_mode() and a.stop_gradient and b.stop_gradient:
+        return paddle.broadcast_tensors([a, b])
+    return a, b
 
 
 def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
@@ -78,14 +88,15 @@ def sum_rows(rows: Tensor, *taps: Taps) -> Tensor:
 
     rows [M, C]; taps: one or more pairs of index int64 [B, K] and weight [B, K], where B and K may differ between
     pairs. Returns the sums of all pairs concatenated, [sum of B, C]. Differentiable once, in rows and weights.
-    In eager mode the rows [B, K, C] are gathered again in the backward pass instead of being kept. On a CPU they are
-    gathered in chunks; on a GPU those of a pair at once, so that the largest pair bounds the memory: B*K*C values.
+    In eager mode the rows [B, K, C] are gathered again in the backward pass instead of being kept. On a GPU those of a
+    pair are gathered at once, so that the largest pair bounds the memory: B*K*C values; on a CPU in chunks, or, if only
+    the rows need a gradient, not at all.
     """
     if paddle.in_dynamic_mode():
         flat_taps = [tensor for pair in taps for tensor in pair]
         if dispatch.eager_on_gpu(rows):
             return backward_once(_MultiplyAdd.apply(rows, *flat_taps))
-        return chunked_row_sums(rows, *flat_taps)
+        return row_sums(rows, *flat_taps)
 
     # B is unknown in a traced graph, which runs on a CPU: chunks are taken along K. F.embedding would need a known M.
     def chunk(index: Tensor, weight: Tensor) -> Tensor:

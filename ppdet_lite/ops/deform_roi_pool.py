@@ -21,6 +21,8 @@ from ppdet_lite.ops.roi_levels import image_of_roi, pool_by_level
 from ppdet_lite.ops.sample_groups import SampleGroups, corners_and_sizes, fixed_groups, sample_groups
 from ppdet_lite.structures import Rois
 
+SEMANTICS = ("aligned", "unaligned", "legacy")
+
 
 def deform_roi_pool(
     x: Tensor | Sequence[Tensor],
@@ -49,16 +51,16 @@ def deform_roi_pool(
     "aligned" (mmcv's DeformRoIPool) is RoIAlign(aligned=True) if no offset is given. A bin is the mean of
     sampling_ratio^2 samples; 0 adapts the number to the RoI: ceil(height / P) * ceil(width / P), with the RoI's size in
     cells; bins of an empty RoI are 0. Samples outside [-1, H] or [-1, W] are 0; others are clamped to the map.
+    "unaligned" is RoIAlign(aligned=False): without the half-pixel shift, RoIs at least one cell large, and no offsets.
     "legacy" (the authors' operator): corners are rounded and inclusive. A bin has sample_per_part^2 samples, the first
     at its corner, and is the mean of those within [-0.5, H - 0.5] and [-0.5, W - 0.5], or 0 if there are none.
     Offsets may have fewer parts than bins, and may differ between `classes`, equal runs of consecutive output channels:
     [R, 2*classes, part_size, part_size]. With group_size G, pooling is position-sensitive: x has C*G*G channels, and
     bin (i, j) of output channel c pools channel (c*G + floor(i*G/P))*G + floor(j*G/P) of x.
 
-    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 if x is float64. The samples
-    need many times the memory of the result and are computed in chunks (see `sum_rows` and `ops.sample_groups`). A
-    traced graph calls Paddle's RoIAlign for aligned pooling, with the bins as RoIs: for inference only, as offsets get
-    no gradient from it.
+    Differentiable in x, offset and mask, not in boxes. Computed in float32, or in float64 if x is float64. Samples need
+    many times the memory of the result: they are copied in chunks, or not at all (see `sum_rows`). A traced graph calls
+    Paddle's RoIAlign except for "legacy", with the bins as RoIs: for inference only, as offsets get no gradient.
     groups: `sample_groups` of the same RoIs; if None, adaptive sampling computes them and synchronizes with the GPU.
     Raises ValueError, with the shapes, if they are inconsistent.
     Sources: Dai et al. 2017 (Deformable ConvNets), section 2.2; Zhu et al. 2019 (version 2), section 3.2.
@@ -66,21 +68,20 @@ def deform_roi_pool(
     features, scales = (x, spatial_scale) if isinstance(x, list | tuple) else ([x], [spatial_scale])
     output_size = as_pair("output_size", output_size, 1)
     part_size = output_size if part_size is None else as_pair("part_size", part_size, 1)
-    legacy = semantics == "legacy"
-    samples = sample_per_part if legacy else sampling_ratio
-    classes = offset.shape[1] // 2 if legacy and offset is not None else 1
-    settings = _Settings(scales, output_size, part_size, legacy, samples, gamma, group_size, classes)
+    samples = sample_per_part if semantics == "legacy" else sampling_ratio
+    classes = offset.shape[1] // 2 if semantics == "legacy" and offset is not None else 1
+    settings = _Settings(scales, output_size, part_size, semantics, samples, gamma, group_size, classes)
     _check(features, Rois(boxes, counts), level, offset, mask, settings)
-    _check_samples(semantics, sampling_ratio, sample_per_part, settings)
+    _check_samples(sampling_ratio, sample_per_part, settings)
     with paddle.amp.auto_cast(enable=False):
         *features, boxes, offset, mask = full_precision(*features, boxes.detach(), offset, mask)
         rois, level = Rois(boxes, counts), paddle.zeros_like(boxes[:, 0], dtype="int64") if level is None else level
-        if not legacy and not paddle.in_dynamic_mode():
+        if not settings.legacy and not paddle.in_dynamic_mode():
             return _pool_by_roi_align(features, rois, level, offset, mask, settings)
-        if legacy:
+        if settings.legacy:
             groups = fixed_groups(boxes, output_size, sample_per_part)
         elif groups is None:
-            groups = sample_groups(boxes, level, output_size, scales, sampling_ratio)
+            groups = sample_groups(boxes, level, output_size, scales, sampling_ratio, settings.aligned)
         return _pool_by_sums(features, rois, level, offset, mask, groups, settings)
 
 
@@ -90,11 +91,21 @@ class _Settings(NamedTuple):
     scales: Sequence[float]  # cells per input pixel of each level
     output_size: tuple[int, int]
     part_size: tuple[int, int]
-    legacy: bool
+    semantics: str
     samples: int  # per bin and axis; 0 adapts the number to the RoI
     gamma: float
     group_size: int
     classes: int  # of offsets
+
+    @property
+    def legacy(self) -> bool:
+        """Whether the semantics are those of the authors' operator."""
+        return self.semantics == "legacy"
+
+    @property
+    def aligned(self) -> bool:
+        """Whether corners are shifted by half a cell."""
+        return self.semantics != "unaligned"
 
     @property
     def adaptive(self) -> bool:
@@ -147,7 +158,7 @@ def _compute_bins(boxes: Tensor, level: Tensor, offset: Tensor | None, settings:
     output_size, part_size = settings.output_size, settings.part_size
     if settings.legacy:  # C's round(): halves are rounded away from zero; the lower right corner is inclusive
         boxes = boxes.sign() * (boxes.abs() + 0.5).floor() + paddle.to_tensor([0, 0, 1, 1], dtype=boxes.dtype)
-    start, size = corners_and_sizes(boxes, settings.scales, level)
+    start, size = corners_and_sizes(boxes, settings.scales, level, settings.aligned)
     if settings.legacy:
         size = size.clip(min=0.1)
     x, y = start.reshape([-1, 2, 1, 1, 1, 1]).unbind(1)
@@ -289,7 +300,9 @@ def _pool_by_roi_align(
 ) -> Tensor:
     """Compute aligned pooling by Paddle's RoIAlign, with the bins as RoIs if there are offsets; for inference only."""
     boxes, counts = rois.boxes, rois.counts
-    if settings.adaptive:  # RoIAlign would divide by 0 samples in an empty RoI: move it off the map, which gives 0
+    if (
+        settings.adaptive and settings.aligned
+    ):  # RoIAlign would divide by 0 samples in an empty RoI: move it off the map, which gives 0
         has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
         boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9000, -9000, -8999, -8999], dtype=boxes.dtype))
     size, scales, sampling_ratio = settings.output_size, settings.scales, settings.samples or -1
@@ -302,7 +315,7 @@ def _pool_by_roi_align(
         counts, level = counts * bins, level.unsqueeze(1).expand([-1, bins]).flatten()
 
     def pool(i: int, feature: Tensor, part: Rois) -> Tensor:  # no reshape in here: it fails in oneDNN without RoIs
-        return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio, aligned=True)
+        return roi_align(feature, part.boxes, part.counts, size, scales[i], sampling_ratio, settings.aligned)
 
     pooled = pool_by_level(features, Rois(boxes, counts), level, pool)
     if offset is not None:
@@ -328,6 +341,8 @@ def _check(
     scales, classes, group_size = settings.scales, settings.classes, settings.group_size
     require(len(features) == len(scales) > 0, f"{len(features)} levels of x, but {len(scales)} values of spatial_scale")
     require(len(features) == 1 or level is not None, "x has several levels: pass level [R]")
+    plain = offset is None and mask is None
+    require(settings.aligned or plain, "semantics='unaligned' takes no offset and no mask; use 'aligned'")
     for feature in features:
         require_shape("x", feature, [features[0].shape[0], features[0].shape[1], None, None])
     count, channels = rois.boxes.shape[0], features[0].shape[1]
@@ -343,10 +358,11 @@ def _check(
 
 
 @paddle.jit.not_to_static
-def _check_samples(semantics: str, sampling_ratio: int, sample_per_part: int, settings: _Settings) -> None:
-    require(semantics in ("aligned", "legacy"), f"semantics must be aligned or legacy, not {semantics!r}")
+def _check_samples(sampling_ratio: int, sample_per_part: int, settings: _Settings) -> None:
+    known = ", ".join(SEMANTICS)
+    require(settings.semantics in SEMANTICS, f"semantics must be one of {known}, not {settings.semantics!r}")
     if settings.legacy:
-        require(sampling_ratio == 0, "sampling_ratio needs semantics='aligned'; use sample_per_part instead")
+        require(sampling_ratio == 0, "semantics='legacy' has no sampling_ratio; use sample_per_part instead")
         require(sample_per_part > 0, f"sample_per_part must be at least 1, not {sample_per_part}")
     else:
         plain = settings.part_size == settings.output_size and settings.group_size == 1

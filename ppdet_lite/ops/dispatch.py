@@ -14,22 +14,25 @@ arguments that they do not support; each operator or module states its condition
 | `layers.max_pool`       | keeps indices in training  | `F.max_pool2d`   | `F.max_pool2d`          | resnet           |
 | `layers.upsample_twice` | a matrix product           | stacked copies   | transposed convolution  | fpn              |
 | `deform_conv2d`         | `cpu.deform_conv`          | Paddle's         | `cpu.deform_conv_graph` | deform_conv*     |
-| `pyramid_roi_align`     | Paddle's; aligned training | Paddle's         | `cpu.roi_windows`       | roi_align,       |
-|                         | by `deform_roi_pool`       |                  |                         | roi_windows      |
+| `pyramid_roi_align`     | `deform_roi_pool`          | Paddle's         | `cpu.roi_windows`       | roi_align,       |
+|                         |                            |                  |                         | roi_windows      |
 | `deform_roi_pool`       | `bilinear.sum_rows`, in    | `padded_bins`    | aligned: Paddle's       | deform_roi_pool* |
 |                         | groups of equal samples    |                  | RoIAlign; else as a CPU |                  |
-| `bilinear.sum_rows`     | `cpu.row_sums`             | products, sums   | gathers                 | bilinear         |
+| `bilinear.sum_rows`     | `cpu.row_sums` (MKL's      | products, sums   | gathers                 | bilinear,        |
+|                         | `cpu.sparse_product`)      |                  |                         | sparse_product   |
 | `bilinear.dense_taps`   | a matrix product           | sums by pixel    | unused                  | bilinear         |
 | NMS in the RPN          | a call per image and level | a call per image | `grouped_nms` per level | rpn, reads       |
 | `grouped_nms`           | calls of 512 boxes         | of 4096 boxes    | a loop of such calls    | nms, reads       |
+| `squared_norms`         | `cpu.mkl`                  | squares, sums    | unused                  | squared_norms    |
 
-`PPDET_LITE_RUNTIME`, if set to parts other than `onednn`, disables oneDNN for eager convolutions (see `core.runtime`).
+`PPDET_LITE_RUNTIME`, if set without `onednn` or `mkl`, disables the operators that use that library (see
+`core.runtime`).
 """
 
 import paddle
 from paddle import Tensor
 
-from ppdet_lite.ops.cpu import onednn_library
+from ppdet_lite.ops.cpu import mkl, onednn_library
 
 
 def on_cpu(tensor: Tensor) -> bool:
@@ -58,6 +61,6 @@ def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return valid_shapes and all(tensor.dtype == paddle.float32 and on_cpu(tensor) for tensor in tensors)
 
 
-def describe_convolution() -> str:
-    """Return a log line: which library computes convolutions on a CPU and, if it is not oneDNN, why not."""
-    return onednn_library.description()
+def describe_libraries() -> tuple[str, ...]:
+    """Return log lines: which libraries compute the slowest operators on a CPU and, if they are Paddle's own, why."""
+    return onednn_library.description(), mkl.description()

@@ -23,27 +23,29 @@ def pyramid_roi_align(
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
-    training: bool = False,
 ) -> Tensor:
     """Apply RoIAlign (Mask R-CNN, section 3) to each RoI on its pyramid level: [R, C, P, P], P = output_size.
 
     level [R] int64: index into `features` and `strides` for each RoI. sampling_ratio: samples per bin and axis; 0
     adapts it to the RoI: ceil(bin size in cells). aligned: apply the half-pixel shift that puts a cell's value at its
-    center. training: whether gradients will be computed; it affects only the choice of implementation.
+    center; without it, RoIs are at least one cell large.
 
     Computed in float32, or in float64 if the features are. There are four implementations, equal up to rounding:
 
-    - Paddle's operator, level by level: in eager mode, except in the following case.
-    - `deform_roi_pool` without offsets: aligned training on a CPU, where Paddle's gradient takes four times as long.
-    - `cpu.roi_windows`: in traced graphs, in which Paddle's operator is slow on a CPU.
+    - `deform_roi_pool` without offsets: eager on a CPU, where Paddle's operator is slow and its gradient wrong.
+    - Paddle's operator, level by level: eager on a GPU.
+    - `cpu.roi_windows`: in traced graphs, which run on a CPU.
     - Paddle's operator in traced graphs: for RoIs whose window is too large for `cpu.roi_windows`.
 
-    tests/ops/test_roi_align.py and test_torchvision_ops.py test the first; test_deform_roi_pool.py and
-    test_roi_windows.py compare the others with the first or with a slow reference implementation.
+    tests/ops/test_roi_align.py and test_torchvision_ops.py test the first two; test_roi_windows.py compares the third
+    with the first.
     """
     scales = [1.0 / stride for stride in strides]
-    if training and aligned and dispatch.eager_on_cpu(features[0]):
-        return deform_roi_pool(features, rois.boxes, rois.counts, output_size, scales, sampling_ratio, level=level)
+    if dispatch.eager_on_cpu(features[0]):
+        semantics = "aligned" if aligned else "unaligned"
+        return deform_roi_pool(
+            features, rois.boxes, rois.counts, output_size, scales, sampling_ratio, semantics=semantics, level=level
+        )
 
     def pool(i: int, feature: Tensor, part: Rois) -> Tensor:
         return roi_align(feature, part.boxes, part.counts, output_size, scales[i], sampling_ratio or -1, aligned)

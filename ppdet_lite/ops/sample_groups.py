@@ -42,27 +42,38 @@ class SampleGroups(NamedTuple):
         return max(y), max(x)
 
 
-def corners_and_sizes(boxes: Tensor, spatial_scale: Sequence[float], level: Tensor) -> tuple[Tensor, Tensor]:
+def corners_and_sizes(
+    boxes: Tensor, spatial_scale: Sequence[float], level: Tensor, aligned: bool = True
+) -> tuple[Tensor, Tensor]:
     """Return upper left corners and sizes (x, y) [R, 2] of RoIs in cells of their maps; cell centers are at integers.
 
     boxes [R, 4] in input pixels; spatial_scale: cells per pixel of each level; level [R].
+    aligned: shift the corners by half a cell; otherwise they are not shifted, and sizes are at least one cell.
     """
     scale = paddle.gather(paddle.to_tensor(spatial_scale, dtype=boxes.dtype), level).unsqueeze(1)
-    edges = boxes * scale - 0.5
-    return edges[:, :2], edges[:, 2:] - edges[:, :2]
+    edges = boxes * scale - 0.5 if aligned else boxes * scale
+    sizes = edges[:, 2:] - edges[:, :2]
+    return edges[:, :2], sizes if aligned else sizes.clip(min=1)
 
 
 def sample_groups(
-    boxes: Tensor, level: Tensor, output_size: Pair, spatial_scale: Sequence[float], sampling_ratio: int = 0
+    boxes: Tensor,
+    level: Tensor,
+    output_size: Pair,
+    spatial_scale: Sequence[float],
+    sampling_ratio: int = 0,
+    aligned: bool = True,
 ) -> SampleGroups:
-    """Return the groups that aligned `deform_roi_pool` uses, so that calls with the same RoIs can share them.
+    """Return the groups that `deform_roi_pool` uses, so that calls with the same RoIs can share them.
 
+    aligned: whether its semantics are "aligned" instead of "unaligned".
     Adaptive sampling (sampling_ratio = 0) synchronizes with the GPU once.
     """
     output_size = as_pair("output_size", output_size, 1)
     if sampling_ratio or not boxes.shape[0]:
         return fixed_groups(boxes, output_size, sampling_ratio or 1)
-    width, height = corners_and_sizes(full_precision(boxes.detach())[0], spatial_scale, level)[1].split(2, axis=1)
+    _, size = corners_and_sizes(full_precision(boxes.detach())[0], spatial_scale, level, aligned)
+    width, height = size.split(2, axis=1)
     bin_size = paddle.concat([height / output_size[0], width / output_size[1]], axis=1)
     counts = np.fmax(np.ceil(bin_size.numpy()), 1)  # also 1 for NaN
     if dispatch.on_cpu(boxes):

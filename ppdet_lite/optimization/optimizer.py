@@ -16,6 +16,7 @@ from ppdet_lite.config.constrained_types import Fraction, NonNegativeFloat, Posi
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
+from ppdet_lite.ops.squared_norms import squared_norms
 
 ACCUMULATORS = {  # names of the state that an optimizer keeps for each parameter, as in Paddle's keys
     paddle.optimizer.Momentum: ("velocity",),
@@ -133,17 +134,16 @@ def clip_gradients(model: nn.Layer, limit: float | None) -> float:
 
     Paddle's own clipping uses a separate norm per parameter group. Synchronizes with the GPU once.
     """
-    norm = math.sqrt(sum(squared_norms(model).tolist()))
+    norm = math.sqrt(sum(squared_gradient_norms(model).tolist()))
     if limit is not None and norm > limit:
         scale_gradients(model, limit / norm)
     return norm
 
 
 @paddle.no_grad()
-def squared_norms(model: nn.Layer) -> Tensor:
+def squared_gradient_norms(model: nn.Layer) -> Tensor:
     """Return the squared L2 norm of each gradient of a model: [P], on the model's device."""
-    # not `dot`, which on a CPU adds sequentially: that is slow, and loses two digits for large layers
-    return paddle.stack([gradient.square().sum() for gradient in _gradients(model)])
+    return squared_norms(_gradients(model))
 
 
 @paddle.no_grad()

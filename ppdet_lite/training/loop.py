@@ -117,7 +117,7 @@ def _prepare(
     if resume == "auto" and start is None:
         get_logger().info("no checkpoint in %s: starting a new run", folder)
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
-    for setting in (*runtime.applied_settings(), dispatch.describe_convolution()):
+    for setting in (*runtime.applied_settings(), *dispatch.describe_libraries()):
         get_logger().info("%s", setting)
     for dataset in (train_set, val_set):
         log_notes(dataset)

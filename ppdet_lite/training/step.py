@@ -15,7 +15,7 @@ from ppdet_lite.core.errors import InterruptedUpdate, NotFinite
 from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
 from ppdet_lite.modeling.norm import running_statistics
-from ppdet_lite.optimization.optimizer import scale_gradients, squared_norms
+from ppdet_lite.optimization.optimizer import scale_gradients, squared_gradient_norms
 from ppdet_lite.structures import Patches
 from ppdet_lite.training.gradient_average import GradientAverage, average_tensors
 from ppdet_lite.training.memory import memory_errors_reported
@@ -76,7 +76,7 @@ def train_step(
     with ranks.watched():
         average.finish(missing)
         average_tensors(running_statistics(network))
-        results, scaled_norm = _read(outputs, squared_norms(network))
+        results, scaled_norm = _read(outputs, squared_gradient_norms(network))
     gradient_norm = scaled_norm / loss_scale
     if loss_scale > 1 and not math.isfinite(gradient_norm):
         optimizer.clear_grad(set_to_zero=False)

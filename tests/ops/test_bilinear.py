@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from ppdet_lite.ops.bilinear import cross_taps, dense_taps, linear_taps, sum_rows
-from ppdet_lite.ops.cpu import row_sums
+from ppdet_lite.ops.cpu import mkl, row_sums
 
 
 def tensor(values, dtype="float64", wants_grad: bool = False) -> paddle.Tensor:
@@ -65,10 +65,12 @@ def test_cross_taps() -> None:
     assert (index.tolist(), weight.tolist()) == ([[1, 3, 21, 23]], [[0.125, 0.5, 0.375, 1.5]])
 
 
-@pytest.mark.parametrize("chunk", [1, 60, 1 << 21])
+@pytest.mark.parametrize("chunk", [None, 1, 60, 1 << 21], ids=lambda chunk: f"chunk {chunk}" if chunk else "MKL")
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_sum_rows(monkeypatch: pytest.MonkeyPatch, chunk: int, wanted: tuple[bool, bool]) -> None:
-    monkeypatch.setattr(row_sums, "CHUNK_VALUES", chunk)
+def test_sum_rows(monkeypatch: pytest.MonkeyPatch, chunk: int | None, wanted: tuple[bool, bool]) -> None:
+    if chunk:
+        monkeypatch.setattr(row_sums, "CHUNK_VALUES", chunk)
+        monkeypatch.setattr(mkl, "functions", lambda _: None)
     rng = np.random.default_rng(1)
     table = rng.normal(size=(5, 9))
     indices = [rng.integers(0, 9, (7, 4)), rng.integers(0, 9, (1, 2)), np.zeros((0, 3), int)]

@@ -113,10 +113,7 @@ def test_roi_align(ratio: int, aligned: bool) -> None:
 @pytest.mark.parametrize("part", ["large", "tiny"])
 @POOLS
 @RATIOS
-def test_gradient_of_roi_align(ratio: int, aligned: bool, part: str, request: pytest.FixtureRequest) -> None:
-    if aligned and part == "tiny" and paddle.device.get_device() == "cpu":
-        # Paddle 3.3.1's CPU kernel of the gradient widens RoIs to one cell even when aligned; its forward does not.
-        request.applymarker(pytest.mark.xfail(strict=True, reason="Paddle: roi_align_grad on a CPU ignores `aligned`"))
+def test_gradient_of_roi_align(ratio: int, aligned: bool, part: str) -> None:
     leaf, pooled = pool_one_map(ratio, aligned)
     (pooled * paddle.to_tensor(inputs.roi_align_cotangent(part))).sum().backward()
     name = f"roi_align/{ratio}/{alignment(aligned)}/gradient/{part}"

@@ -14,7 +14,7 @@ from ppdet_lite.optimization.optimizer import (
     clip_gradients,
     optimizer_state,
     restore_optimizer,
-    squared_norms,
+    squared_gradient_norms,
 )
 
 RATES = (0.1, 0.05, 0.2)
@@ -117,7 +117,7 @@ def test_the_norm_of_a_large_gradient_is_exact() -> None:
     net = nn.Linear(1000, 1000, bias_attr=False)
     gradient = np.random.default_rng(0).normal(3.0, 1.0, (1000, 1000)).astype(np.float32)
     (net.weight * paddle.to_tensor(gradient)).sum().backward()
-    assert squared_norms(net).tolist() == pytest.approx([(gradient.astype(np.float64) ** 2).sum()], rel=1e-6)
+    assert squared_gradient_norms(net).tolist() == pytest.approx([(gradient.astype(np.float64) ** 2).sum()], rel=1e-6)
 
 
 def clipped_step(net: nn.Layer, limit: float, decay: float) -> dict[str, np.ndarray]:

@@ -261,12 +261,12 @@ def _contiguous_layout(shape: tuple[int, ...]) -> Object:
     return Object("memory_desc", "create_with_strides", len(shape), _Sizes(*shape), _FLOAT32, _Sizes(*strides))
 
 
-def empty(shape: Sequence[int]) -> Tensor:
-    """Return an uninitialized float32 tensor in CPU memory.
+def empty(shape: Sequence[int], dtype: paddle.dtype = paddle.float32) -> Tensor:
+    """Return an uninitialized tensor in CPU memory.
 
     `paddle.empty` would use the current device unless given one; calling its operator takes 2 us instead of 6.
     """
-    return paddle._C_ops.empty(shape, paddle.float32, _CPU_MEMORY)
+    return paddle._C_ops.empty(shape, dtype, _CPU_MEMORY)
 
 
 def _set_data(memory: Object, tensor: Tensor) -> None:

@@ -1,19 +1,39 @@
-"""Weighted sums of table rows with gradients, computed in chunks that fit in a CPU's cache."""
+"""Weighted sums of table rows with gradients: by MKL's sparse matrix product, or in chunks that fit in a CPU's cache.
 
+The weights are a sparse matrix. A gradient of the weights has to gather the rows again, in chunks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from ppdet_lite.ops.cpu import sparse_product
 from ppdet_lite.ops.cpu.backward_once import backward_once
+from ppdet_lite.ops.cpu.sparse_product import SparseMatrix
 
 # Values gathered per chunk (8 MB in float32): bounds the memory, and keeps the values in the cache for the product.
 CHUNK_VALUES = 1 << 21
 
 
-def chunked_row_sums(rows: Tensor, *taps: Tensor) -> Tensor:
+def row_sums(rows: Tensor, *taps: Tensor) -> Tensor:
     """Compute `ops.bilinear.sum_rows`; taps are index, weight, index, weight, ... instead of pairs."""
     return backward_once(_SumRows.apply(rows, *taps))
+
+
+def _sparse_matrix(rows: Tensor, taps: Sequence[Tensor]) -> SparseMatrix | None:
+    """Return the weights as a sparse matrix [sum of B, M], or None if it cannot be multiplied by these rows."""
+    indices, weights = taps[::2], taps[1::2]
+    lengths = np.repeat([index.shape[1] for index in indices], [index.shape[0] for index in indices])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    if not sparse_product.is_supported(rows, height=len(lengths), entries=int(starts[-1])):
+        return None
+    columns = paddle.concat([index.flatten() for index in indices]).astype("int32")
+    values = paddle.concat([weight.flatten() for weight in weights])
+    return SparseMatrix(starts.astype(np.int32), columns.numpy(), values.numpy(), rows.shape[0])
 
 
 def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -21,13 +41,15 @@ def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 class _SumRows(PyLayer):
-    """The operator of `chunked_row_sums`, [sum of B, C]; it keeps rows and taps, not the gathered rows."""
+    """The operator of `row_sums`, [sum of B, C]; it keeps rows and taps, not the gathered rows."""
 
     @staticmethod
     def forward(ctx, rows: Tensor, *taps: Tensor) -> Tensor:
         ctx.needs_grad = not rows.stop_gradient, not taps[1].stop_gradient
         rows, *taps = (t.contiguous() for t in (rows, *taps))  # a view would be copied again for every chunk
         ctx.save_for_backward(rows, *taps)
+        if matrix := _sparse_matrix(rows, taps):
+            return matrix.multiply(rows)
         return paddle.concat(
             [
                 _weighted_sum(rows, index[part], weight[part])
@@ -40,9 +62,14 @@ class _SumRows(PyLayer):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, *taps = ctx.saved_tensor()
         rows_need_grad, weights_need_grad = ctx.needs_grad
-        rows_grad = paddle.zeros_like(rows) if rows_need_grad else None
+        grad = grad.contiguous()
+        rows_grad = None
+        if rows_need_grad and (matrix := _sparse_matrix(rows, taps)):
+            rows_grad, rows_need_grad = matrix.transpose().multiply(grad), False
+        elif rows_need_grad:
+            rows_grad = paddle.zeros_like(rows)
         taps_grad = []
-        grad = grad.contiguous().unsqueeze(1)
+        grad = grad.unsqueeze(1)
         for index, weight in zip(taps[::2], taps[1::2], strict=True):
             pair_grad, grad = grad[: len(index)], grad[len(index) :]
             weight_grad = []
