@@ -285,3 +285,35 @@ def test_description_names_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(runtime.SWITCH, "threads,malloc")
     assert onednn_library.load_library() is None
     assert onednn_library.description() == "convolutions on a CPU: Paddle's own (PPDET_LITE_RUNTIME is without onednn)"
+
+
+@needs_onednn
+@pytest.mark.usefixtures("empty_caches")
+def test_the_gradient_of_the_output_is_reordered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both primitives of the backward pass read it; one that needs another layout reorders it again."""
+    convolution = onednn.Convolution((1, 16, 12, 14), (16, 16, 3, 3), 1, 1, 1, 1, has_bias=False)
+    grad = next(
+        a for a in onednn.input_gradient(convolution)._arguments if a.number == onednn._GRADIENT_OF + onednn._DST
+    )
+    if grad._reorder is None:
+        pytest.skip("oneDNN reads contiguous tensors on this processor")
+    runs, run = [], onednn._Execution.run
+    monkeypatch.setattr(onednn._Execution, "run", lambda self: (runs.append(self), run(self)))
+    x, weight, out_grad = (paddle.rand(shape) for shape in (convolution.x, convolution.weight, convolution.out))
+    results = []
+    for shared in (True, False):
+        copies: onednn.Copies = {}
+        x_grad, weight_grad = paddle.empty_like(x), paddle.empty_like(weight)
+        runs.clear()
+        onednn.input_gradient(convolution)(out_grad, weight, x_grad, copies=copies)
+        if not shared:
+            copies.clear()
+        onednn.weight_gradient(convolution)(x, out_grad, weight_grad, copies=copies)
+        results.append((len(runs), x_grad.numpy(), weight_grad.numpy()))
+    assert results[0][0] == results[1][0] - 1
+    for shared, alone in zip(results[0][1:], results[1][1:], strict=True):
+        np.testing.assert_array_equal(shared, alone)
+
+    copies = {grad.number: (onednn._contiguous_layout(convolution.out).handle, paddle.full([1], np.nan))}
+    onednn.input_gradient(convolution)(out_grad, weight, x_grad, copies=copies)
+    np.testing.assert_array_equal(x_grad.numpy(), results[0][1])

@@ -69,12 +69,13 @@ def _onednn_gradients(
     """Return the gradients of x, weight and bias, if there is one; None for those that are not needed."""
     x, weight = tensors[:2]
     grads: list[Tensor | None] = [None] * len(tensors)
+    copies: onednn.Copies = {}  # both primitives read the gradient
     if needs_grad[0]:
         grads[0] = onednn.empty(convolution.x)
-        onednn.input_gradient(convolution)(grad, weight, grads[0])
+        onednn.input_gradient(convolution)(grad, weight, grads[0], copies=copies)
     if any(needs_grad[1:]):
         grads[1:] = [onednn.empty(tensor.shape) for tensor in tensors[1:]]
-        onednn.weight_gradient(convolution)(x, grad, *grads[1:])
+        onednn.weight_gradient(convolution)(x, grad, *grads[1:], copies=copies)
     return tuple(g if needed else None for g, needed in zip(grads, needs_grad))
 
 

@@ -12,7 +12,7 @@ import functools
 import math
 import threading
 from collections.abc import Sequence
-from ctypes import c_int64, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from typing import Any, NamedTuple
 
 import paddle
@@ -77,13 +77,16 @@ class Primitive:
         self._arguments = arguments
         self._execution = _Execution(descriptor, {argument.number: argument.memory for argument in arguments})
 
-    def __call__(self, *tensors: Tensor) -> None:
+    def __call__(self, *tensors: Tensor, copies: "Copies | None" = None) -> None:
         """Run the operation and write the output tensors. All tensors must be float32 of the fixed shapes.
 
+        copies: reordered inputs, which primitives called with the same inputs share.
         Raises OneDnnError if a tensor is not contiguous in CPU memory.
         """
+        copies = {} if copies is None else copies
         with _lock:
-            buffers = [argument.bind(tensor) for argument, tensor in zip(self._arguments, tensors, strict=True)]
+            bound = zip(self._arguments, tensors, strict=True)
+            buffers = [argument.bind(tensor, copies) for argument, tensor in bound]
             self._execution.run()
             for argument in self._arguments:
                 argument.copy_back()
@@ -176,7 +179,8 @@ class _Argument:
         required = _query_layout(descriptor, query, index)
         engine = _engine()[0]
         self.user_memory = self.memory = Object("memory", "create", contiguous, engine, None)
-        self._reorder = None
+        self._layout, self._reorder = c_void_p(), None
+        check("memory_get_memory_desc", self.memory.handle, byref(self._layout))
         if not load_library().dnnl_memory_desc_equal(contiguous.handle, required):
             self._size = load_library().dnnl_memory_desc_get_size(required) // 4
             self.memory = Object("memory", "create", required, engine, None)
@@ -184,9 +188,10 @@ class _Argument:
             source, target = (self.memory, self.user_memory) if is_output else (self.user_memory, self.memory)
             reorder = Object("primitive_desc", "reorder", layouts[0], engine, layouts[1], engine, _attributes())
             self._reorder = _Execution(reorder, {_SRC: source, _DST: target})
+            check("memory_get_memory_desc", self.memory.handle, byref(self._layout))
 
-    def bind(self, tensor: Tensor) -> Tensor | None:
-        """Use a tensor's memory; reorder an input if required.
+    def bind(self, tensor: Tensor, copies: "Copies") -> Tensor | None:
+        """Use a tensor's memory; reorder an input if required, unless `copies` has it in the required layout.
 
         Returns the reordered copy, which must stay alive until the primitive has run and `copy_back` was called.
         Raises OneDnnError for a tensor whose memory oneDNN cannot read.
@@ -196,16 +201,22 @@ class _Argument:
         _set_data(self.user_memory, tensor)
         if self._reorder is None:
             return None
-        copy = empty([self._size])
+        layout, copy = copies.get(self.number, (None, None))
+        reuse = copy is not None and load_library().dnnl_memory_desc_equal(layout, self._layout)
+        copy = copy if reuse else empty([self._size])
         _set_data(self.memory, copy)
-        if not self.is_output:
+        if not self.is_output and not reuse:
             self._reorder.run()
+            copies[self.number] = self._layout, copy
         return copy
 
     def copy_back(self) -> None:
         """Reorder an output of the primitive to the tensor's contiguous layout, if required."""
         if self.is_output and self._reorder is not None:
             self._reorder.run()
+
+
+Copies = dict[int, tuple[c_void_p, Tensor]]  # layout and reordered copy of an input, by the argument's number
 
 
 @functools.cache

@@ -85,6 +85,7 @@ def _declare_functions(dnnl: ctypes.CDLL) -> None:
         "memory_desc_equal": [handle, handle],
         "memory_desc_get_size": [handle],
         "memory_create": [new, handle, handle, handle],
+        "memory_get_memory_desc": [handle, new],
         "memory_set_data_handle": [handle, handle],
         "primitive_desc_query_md": [handle, c_int, c_int],
         convolution.format("forward"): [new, handle, c_int, c_int, *weights, *geometry, handle],
