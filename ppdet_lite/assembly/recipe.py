@@ -52,7 +52,7 @@ class Train:
     freeze: name patterns of parameters that are not trained, such as backbone.*; their norms still update statistics.
     amp: precision of convolutions and matrix products. Weights, losses, boxes, deformable and RoI operators, and all of
         evaluation stay float32. float16 requires a GPU, scales the loss and skips steps whose gradients overflow. On a
-        CPU bfloat16 only rounds values and is not faster (`modeling/amp.py`).
+        CPU without AMX bfloat16 only rounds values and is not faster (`modeling/amp.py`).
     rehearse: before the first iteration, run one step on the largest possible batch and undo it, so that a run that
         would run out of memory fails at once. It does not change the results.
     preview_images: number of validation images with true and predicted boxes written to VisualDL at every evaluation.
@@ -96,12 +96,14 @@ class Evaluation:
 @register
 @dataclass(frozen=True)
 class Runtime:
-    """The device, and the seed of all random numbers.
+    """The device, the precision of detection, and the seed of all random numbers.
 
     device: auto uses a GPU if the installed Paddle and the machine support one, else the CPU.
+    precision: of convolutions and linear layers when a trained model, not an exported one, detects on a CPU with AMX.
     """
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed = 0
 
 

@@ -23,7 +23,7 @@ from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.core.errors import RunFailed, UserError
 from ppdet_lite.data.synthetic.shapes import generate
-from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.modeling.rpn import RPN
@@ -230,7 +230,7 @@ def _step(amp: AmpDtype | None) -> Numbers:
     model.train()
     if amp == "float16" and paddle.device.get_device() == "cpu":
         amp = None  # not supported on a CPU: the reference is float32
-    with rounded_layers(model, amp):
+    with bfloat16_layers(model, amp):
         with autocast_forward(amp):
             losses = model(*training_arguments(_batch())).losses
         sum(losses.values()).backward()

@@ -30,7 +30,13 @@ from ppdet_lite.deployment.description import Description
 from ppdet_lite.deployment.export import save_graph
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, OnnxPredictor, OpenVinoPredictor
 from ppdet_lite.deployment.predictor import Predictor
-from ppdet_lite.modeling.amp import autocast_forward, require_amp_support, rounded_layers
+from ppdet_lite.modeling.amp import (
+    Precision,
+    autocast_forward,
+    bfloat16_layers,
+    require_amp_support,
+    require_precision_support,
+)
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.optimization.optimizer import clip_gradients
 
@@ -60,7 +66,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
         marks = [_now()]
         arguments = training_arguments(collate(samples, preprocess))
         marks.append(_now())
-        with rounded_layers(model, amp):
+        with bfloat16_layers(model, amp):
             with autocast_forward(amp):
                 output = model(*arguments)
             loss = sum(output.losses.values())
@@ -99,6 +105,8 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
         model.eval()
     else:
         model = load_trained(config).model
+    precision = config["runtime"]["precision"]
+    require_precision_support(precision, config.origin("runtime.precision"))
     samples = [_sample(np.random.default_rng(i), size, classes) for i in range(batch)]
     preprocess = build(config["data"]["preprocess"])
     network_input = collate(samples, preprocess)
@@ -108,7 +116,10 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
         onnx_export.require_packages()
     except UserError as error:
         missing["onnx"] = str(error)
-    networks = {"training_side": partial(_detect, model), **export_predictors(model, preprocess, onnx=not missing)}
+    networks = {
+        "training_side": partial(_detect, model, precision),
+        **export_predictors(model, preprocess, onnx=not missing),
+    }
     functions = {name: partial(run, *arrays) for name, run in networks.items()}
     seconds = time_alternately(functions, iterations, _now, PAUSE)
     summaries = {name: summary(values) for name, values in seconds.items()}
@@ -201,8 +212,8 @@ def _sample(rng: np.random.Generator, size: tuple[int, int], classes: int, keep_
     }
 
 
-def _detect(model: FasterRCNN, *arrays: np.ndarray) -> np.ndarray:
-    with paddle.no_grad():
+def _detect(model: FasterRCNN, precision: Precision, *arrays: np.ndarray) -> np.ndarray:
+    with paddle.no_grad(), bfloat16_layers(model, precision):
         return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
 
 

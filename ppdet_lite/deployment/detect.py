@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 from ppdet_lite.data.loading.transforms import Batch, flip_boxes
+from ppdet_lite.modeling.amp import Precision, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 
 Network = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -30,10 +31,13 @@ class ImageDetections(NamedTuple):
 
 
 class TrainedNetwork:
-    """A model as a `Network`. A call runs in evaluation mode and then restores the model's mode."""
+    """A model as a `Network`. A call runs in evaluation mode and then restores the model's mode.
 
-    def __init__(self, model: FasterRCNN) -> None:
-        self.model = model
+    precision: of convolutions and linear layers, see `modeling.amp`.
+    """
+
+    def __init__(self, model: FasterRCNN, precision: Precision = "float32") -> None:
+        self.model, self.precision = model, precision
 
     def __call__(
         self,
@@ -49,7 +53,7 @@ class TrainedNetwork:
         A row is class, score, x1, y1, x2, y2, in original pixels. Rows are ordered by image, then by descending score.
         """
         known_sizes = None if original_sizes is None else paddle.to_tensor(original_sizes)
-        with evaluation_mode(self.model), paddle.no_grad():
+        with evaluation_mode(self.model), bfloat16_layers(self.model, self.precision), paddle.no_grad():
             tensors = map(paddle.to_tensor, (images, image_sizes, scales))
             detections = self.model(*tensors, original_sizes=known_sizes)
         columns = [detections.classes.numpy()[:, None], detections.scores.numpy()[:, None], detections.boxes.numpy()]

@@ -23,6 +23,7 @@ from ppdet_lite.deployment.description import DESCRIPTION, Description, from_fol
 from ppdet_lite.deployment.detect import ImageDetections, Network, TrainedNetwork, detect
 from ppdet_lite.deployment.onnx_predictor import ONNX_FILE, RUNTIMES
 from ppdet_lite.deployment.predictor import GRAPH, Predictor
+from ppdet_lite.modeling.amp import Precision, require_precision_support
 
 RUN_CONFIG = "config.yml"
 
@@ -64,6 +65,7 @@ class Detector:
         source: str | Path,
         device: Literal["auto", "cpu", "gpu"] = "auto",
         runtime: Literal["auto", "onnxruntime", "openvino"] = "auto",
+        precision: Precision | None = None,
     ) -> "Detector":
         """Read a run folder, one of its checkpoints, an exported folder, or an exported .onnx file.
 
@@ -71,6 +73,8 @@ class Detector:
 
         device: where a trained model runs; auto uses a GPU if there is one. Exported models run on the CPU.
         runtime: what runs an .onnx file; auto is ONNX Runtime.
+        precision: of convolutions and linear layers of a trained model on a CPU; None is its config's, by default
+            float32. bfloat16 needs a processor with AMX.
 
         Raises UserError for anything else, and for files that are damaged or were written by another program.
         """
@@ -80,13 +84,23 @@ class Detector:
         if is_exported(source):
             if device == "gpu":
                 raise UserError(f"{source}: exported models run on the CPU; load the trained run for a GPU")
+            if precision == "bfloat16":
+                raise UserError(
+                    f"{source}: exported models have their own precision; load the trained run for bfloat16"
+                )
             return cls._exported(source, runtime)
         if runtime != "auto":
             raise UserError(f"{source}: not exported as ONNX, which the runtime {runtime} needs; {EXPORT_ONNX}")
         weights = f"weights={json.dumps(str(source))}"  # quoted: YAML requires it for a path with a colon
-        config = load_config(_run_config(source), [weights, f"runtime.device={device}"])
+        overrides = [weights, f"runtime.device={device}"] + ([f"runtime.precision={precision}"] if precision else [])
+        return cls._trained(load_config(_run_config(source), overrides))
+
+    @classmethod
+    def _trained(cls, config: Config) -> "Detector":
         use_device(config)
-        return cls.from_trained(load_trained(config))
+        precision = config["runtime"]["precision"]
+        require_precision_support(precision, config.origin("runtime.precision"))
+        return cls.from_trained(load_trained(config), precision)
 
     @classmethod
     def _exported(cls, source: Path, runtime: str) -> "Detector":
@@ -100,10 +114,10 @@ class Detector:
         return cls(Predictor(source), description, str(source))
 
     @classmethod
-    def from_trained(cls, trained: TrainedModel) -> "Detector":
-        """Return a detector that runs a trained model."""
+    def from_trained(cls, trained: TrainedModel, precision: Precision = "float32") -> "Detector":
+        """Return a detector that runs a trained model in this precision (see `load`)."""
         description = replace(Description.from_trained(trained), preprocess=trained.preprocess)
-        return cls(TrainedNetwork(trained.model), description, trained.source)
+        return cls(TrainedNetwork(trained.model, precision), description, trained.source)
 
     @overload
     def __call__(self, images: Image, batch_size: int = 1) -> Detections: ...
@@ -168,8 +182,7 @@ def select_detector(config: Config | None, model: str | Path | None, runtime: st
     if model is None:
         if runtime != "auto":
             raise UserError(f"--runtime {runtime} runs an .onnx file; name it with --model; {EXPORT_ONNX}")
-        use_device(config)
-        return Detector.from_trained(load_trained(config))
+        return Detector._trained(config)
     if config is not None and config["weights"] is not None:
         raise UserError(f"{config.origin('weights')}: both weights and --model {model} are given; remove one")
     return Detector.load(model, runtime=runtime)

@@ -1,23 +1,26 @@
 """Mixed precision in training: the layers that compute in 16 bits, and the loss scale for float16.
 
 On a GPU, Paddle's auto_cast runs convolutions and matrix products in bfloat16 or float16; weights and all other
-operators stay float32. On a CPU, Paddle 3.3 has no bfloat16 kernels. There the inputs, weights and outputs of the same
-layers are rounded to bfloat16, and the layers compute in float32, similar to the matrix units of a GPU. This shows the
-effect of bfloat16 on training and saves no time.
+operators stay float32. On a CPU, Paddle 3.3 has no bfloat16 kernels. There `Conv2D` and `Linear` multiply in bfloat16
+and add in float32, if the processor can. Otherwise they round their inputs, weights and outputs to bfloat16 and compute
+in float32, similar to the matrix units of a GPU, which shows the effect of bfloat16 on training and saves no time.
 """
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import DeformConv2D
+from ppdet_lite.modeling.layers import Conv2D, Linear
+from ppdet_lite.ops import dispatch
 
 AmpDtype = Literal["bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16"]  # of detection with a trained model
 GROWTH_INTERVAL = 2000  # steps without an overflow before the loss scale doubles, as in Paddle and PyTorch
 
 
@@ -48,6 +51,22 @@ def require_amp_support(dtype: AmpDtype | None, location: str) -> None:
         raise UserError(f"{location}: train.amp: {paddle.device.get_device()} has no {dtype}; choose {other}")
 
 
+def require_precision_support(precision: Precision, location: str) -> None:
+    """Raise UserError if detection cannot be faster in this precision. location: of the setting, for the message."""
+    if precision == "bfloat16" and not (_on_cpu() and dispatch.multiplies_bfloat16()):
+        reason = "bfloat16 needs a CPU with AMX, and oneDNN, see ppdet-lite env-check; use float32"
+        raise UserError(f"{location}: runtime.precision: {reason}")
+
+
+def describe_amp(dtype: AmpDtype | None) -> str | None:
+    """Return a log line about `train.amp` on a CPU."""
+    if dtype is None or not _on_cpu():
+        return None
+    if dispatch.multiplies_bfloat16():
+        return "train.amp: convolutions and linear layers multiply in bfloat16 (AMX)"
+    return "train.amp: this processor cannot multiply in bfloat16 (AMX); layers are rounded, which saves no time"
+
+
 @contextlib.contextmanager
 def autocast_forward(dtype: AmpDtype | None) -> Iterator[None]:
     """Run the forward pass inside in mixed precision on a GPU. Leave the context before the backward pass."""
@@ -59,42 +78,26 @@ def autocast_forward(dtype: AmpDtype | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def rounded_layers(network: nn.Layer, dtype: AmpDtype | None) -> Iterator[None]:
-    """Round convolutions and linear layers to bfloat16 on a CPU; enclose both forward and backward pass.
+def bfloat16_layers(network: nn.Layer, dtype: AmpDtype | Precision | None) -> Iterator[None]:
+    """If dtype is bfloat16, compute convolutions and linear layers in it on a CPU.
 
-    Layers that predict offsets are not rounded, since they compute in float32 on a GPU too.
+    Enclose both forward and backward pass, since gradient checkpointing runs layers in the backward pass. Layers that
+    predict offsets are left out, since they compute in float32 on a GPU too.
     """
-    if dtype is None or not _on_cpu():
+    if dtype != "bfloat16" or not _on_cpu():
         yield
         return
     offset_layers = [layer for layer in network.sublayers() if isinstance(layer, DeformConv2D | RoIPool)]
-    unrounded = {id(part) for layer in offset_layers for part in layer.sublayers()}
-    layers = [layer for layer in network.sublayers() if isinstance(layer, nn.Conv2D | nn.Linear)]
-    layers = [layer for layer in layers if id(layer) not in unrounded]
-    weights = {id(layer): layer.weight for layer in layers}
-
-    def before(layer: nn.Layer, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        layer._parameters["weight"] = _round_to_bfloat16(layer.weight)
-        return tuple(_round_to_bfloat16(value) for value in inputs)
-
-    def after(layer: nn.Layer, _: tuple[Any, ...], output: Tensor) -> Tensor:
-        layer._parameters["weight"] = weights[id(layer)]
-        return _round_to_bfloat16(output)
-
-    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
-    hooks += [layer.register_forward_post_hook(after) for layer in layers]
+    exact = {id(part) for layer in offset_layers for part in layer.sublayers()}
+    products = [layer for layer in network.sublayers(include_self=True) if isinstance(layer, Conv2D | Linear)]
+    layers = [layer for layer in products if id(layer) not in exact]
     try:
+        for layer in layers:
+            layer.bfloat16 = True
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for layer in layers:
-            layer._parameters["weight"] = weights[id(layer)]
-
-
-def _round_to_bfloat16(value: Tensor) -> Tensor:
-    """Round to the nearest bfloat16; the gradient is rounded too."""
-    return value.astype("bfloat16").astype("float32")
+            layer.bfloat16 = False
 
 
 def _on_cpu() -> bool:

@@ -10,6 +10,7 @@ from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import BoxHead
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.initialization import normal, xavier_fill
+from ppdet_lite.modeling.layers import Linear
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName
 from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, residual_stage, stage_channels
@@ -24,8 +25,8 @@ class TwoFCHead(BoxHead):
     def __init__(self, in_channels: Derived[int], output_size: Derived[int], width: Channels = 1024) -> None:
         super().__init__()
         self.out_features = width
-        self.fc1 = nn.Linear(in_channels * output_size**2, width, weight_attr=xavier_fill())
-        self.fc2 = nn.Linear(width, width, weight_attr=xavier_fill())
+        self.fc1 = Linear(in_channels * output_size**2, width, weight_attr=xavier_fill())
+        self.fc2 = Linear(width, width, weight_attr=xavier_fill())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, P, P] -> [R, width]."""
@@ -49,7 +50,7 @@ class ConvFCHead(BoxHead):
         self.out_features = width
         channels = [in_channels, *[conv_channels] * convs]
         self.convs = nn.LayerList([ConvNorm(channels[i], conv_channels, 3, norm=norm) for i in range(convs)])
-        self.fc = nn.Linear(channels[-1] * output_size**2, width, weight_attr=xavier_fill())
+        self.fc = Linear(channels[-1] * output_size**2, width, weight_attr=xavier_fill())
 
     def forward(self, pooled: Tensor) -> Tensor:
         """[R, C, P, P] -> [R, width]."""
@@ -121,9 +122,9 @@ class BoxPredictor(nn.Layer):
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.delta_weights = tuple(delta_weights)
         self.box_loss, self.beta = box_loss, beta
-        self.classify = nn.Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
+        self.classify = Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
         deltas = 4 if class_agnostic else 4 * num_classes
-        self.regress = nn.Linear(in_features, deltas, weight_attr=normal(0.001))
+        self.regress = Linear(in_features, deltas, weight_attr=normal(0.001))
 
     def forward(self, embedding: Tensor) -> BoxHeadOutput:
         """[R, E] -> BoxHeadOutput; class K is background, and deltas are ordered by class, then (dx, dy, dw, dh)."""

@@ -12,8 +12,8 @@ from pydantic import Field
 from ppdet_lite.config.constrained_types import Channels, PositiveFloat
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import IncompatibleArguments
-from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import kaiming_normal, zeros
+from ppdet_lite.modeling.layers import Conv2D
 from ppdet_lite.ops.checks import full_precision
 from ppdet_lite.ops.deform_conv import deform_conv2d
 

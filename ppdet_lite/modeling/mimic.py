@@ -12,6 +12,7 @@ from ppdet_lite.config.constrained_types import NonNegativeFloat, NonNegativeInt
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.modeling.components import Backbone
 from ppdet_lite.modeling.initialization import normal
+from ppdet_lite.modeling.layers import Linear
 from ppdet_lite.modeling.matching import count_true, sample_true
 from ppdet_lite.ops.crop import crop_and_resize
 from ppdet_lite.structures import Originals, Patches, Rois, SampledRois
@@ -80,7 +81,7 @@ class RCNNTeacher(nn.Layer):
         self.crop_size, self.crop_from = crop_size, crop_from
         self.loss_weight, self.cls_loss_weight = loss_weight, cls_loss_weight
         self.stopped_side, self.start_iteration = stop_gradient, start_iteration
-        self.classify = nn.Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
+        self.classify = Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
 
     def forward(
         self,

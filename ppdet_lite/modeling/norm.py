@@ -8,9 +8,9 @@ import paddle
 from paddle import ParamAttr, Tensor, nn
 
 from ppdet_lite.core.errors import IncompatibleArguments
-from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.deform import Deformable, DeformConv2D
 from ppdet_lite.modeling.initialization import kaiming_normal
+from ppdet_lite.modeling.layers import Conv2D
 from ppdet_lite.ops.layers import frozen_norm, group_norm
 
 STATISTICS_SUFFIXES = ("._mean", "._variance")  # name endings of running statistics, which are not trained weights

@@ -12,8 +12,8 @@ from ppdet_lite.config.constrained_types import Bins, Channels, PositiveFloat, P
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.components import RoIPool
-from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import normal, zeros
+from ppdet_lite.modeling.layers import Conv2D
 from ppdet_lite.ops.deform_roi_pool import deform_roi_pool
 from ppdet_lite.ops.roi_align import pyramid_roi_align
 from ppdet_lite.ops.roi_levels import pyramid_level, square_level

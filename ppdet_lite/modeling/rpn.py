@@ -21,8 +21,8 @@ from ppdet_lite.config.constrained_types import (
 from ppdet_lite.config.registry import Derived, register
 from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.anchors import AnchorGenerator
-from ppdet_lite.modeling.convolution import Conv2D
 from ppdet_lite.modeling.initialization import normal
+from ppdet_lite.modeling.layers import Conv2D
 from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.ops import dispatch

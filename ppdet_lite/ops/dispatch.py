@@ -8,6 +8,8 @@ arguments that they do not support; each operator or module states its condition
 |-------------------------|----------------------------|------------------|-------------------------|------------------|
 | `layers.conv2d`         | `cpu.convolution` (oneDNN) | `F.conv2d`       | `F.conv2d`              | convolution,     |
 |                         |                            |                  |                         | onednn           |
+| `layers.linear`         | `F.linear`; in bfloat16    | `F.linear`       | `F.linear`              | bfloat16         |
+|                         | `cpu.linear` (oneDNN)      |                  |                         |                  |
 | `layers.group_norm`     | `cpu.group_norm`           | `F.group_norm`   | `F.group_norm`          | group_norm       |
 | `layers.frozen_norm`    | `cpu.frozen_norm`          | the same         | `F.batch_norm`          | frozen_norm      |
 | `layers.*relu`          | in place                   | `F.relu`         | `F.relu`                | relu             |
@@ -59,6 +61,11 @@ def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [x, weight] if bias is None else [x, weight, bias]
     valid_shapes = x.ndim == weight.ndim == 4 and (bias is None or list(bias.shape) == weight.shape[:1])
     return valid_shapes and all(tensor.dtype == paddle.float32 and on_cpu(tensor) for tensor in tensors)
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether a CPU multiplies in bfloat16 in eager convolutions and linear layers that ask for it."""
+    return onednn_library.multiplies_bfloat16()
 
 
 def describe_libraries() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Convolution, norms, ReLU, pooling and upsampling, computed by Paddle's operators or by faster ones for a CPU.
+"""Convolution, linear layers, norms, ReLU, pooling and upsampling, by Paddle's operators or faster ones for a CPU.
 
 `ops.dispatch` selects between them; `ops/cpu/` contains those for a CPU. Results and gradients agree up to rounding.
 """
@@ -11,6 +11,7 @@ from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.cpu.convolution import onednn_conv2d, paddle_conv2d
 from ppdet_lite.ops.cpu.frozen_norm import constant_frozen_norm
 from ppdet_lite.ops.cpu.group_norm import group_norm_as_batch_norms
+from ppdet_lite.ops.cpu.linear import bfloat16_linear
 
 
 def conv2d(
@@ -21,15 +22,32 @@ def conv2d(
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    bfloat16: bool = False,
 ) -> Tensor:
-    """Compute `F.conv2d`: x [N, C, H, W], weight [O, C/groups, kh, kw], bias [O] -> [N, O, H', W']."""
+    """Compute `F.conv2d`: x [N, C, H, W], weight [O, C/groups, kh, kw], bias [O] -> [N, O, H', W'].
+
+    bfloat16: eager on a CPU, multiply in bfloat16 and add in float32, forward and backward. If the processor cannot,
+    x, weight, the result and their gradients are rounded to bfloat16, and the products are computed in float32.
+    """
     if not dispatch.eager_on_cpu(x):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if bfloat16 and not dispatch.multiplies_bfloat16():
+        x, weight = _round_to_bfloat16(x), _round_to_bfloat16(weight)
+        return _round_to_bfloat16(conv2d(x, weight, bias, stride, padding, dilation, groups))
     if dispatch.uses_onednn(x, weight, bias):
-        out = onednn_conv2d(x, weight, bias, stride, padding, dilation, groups)
+        out = onednn_conv2d(x, weight, bias, stride, padding, dilation, groups, bfloat16)
         if out is not None:
             return out
     return paddle_conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, bfloat16: bool = False) -> Tensor:
+    """Compute `F.linear`: x [R, I], weight [I, O], bias [O] -> [R, O]. bfloat16: see `conv2d`."""
+    if not bfloat16 or not dispatch.eager_on_cpu(x):
+        return F.linear(x, weight, bias)
+    if dispatch.multiplies_bfloat16() and x.size > 0:
+        return bfloat16_linear(x, weight, bias)
+    return _round_to_bfloat16(F.linear(_round_to_bfloat16(x), _round_to_bfloat16(weight), bias))
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float = 1e-5) -> Tensor:
@@ -86,3 +104,8 @@ def upsample_twice(x: Tensor) -> Tensor:
         return paddle.matmul(x.reshape([n * c * h, w]), repeat_columns.tile([1, 2])).reshape([n, c, 2 * h, 2 * w])
     x = paddle.stack([x, x], axis=3).flatten(2, 3)
     return paddle.stack([x, x], axis=4).flatten(3, 4)
+
+
+def _round_to_bfloat16(value: Tensor) -> Tensor:
+    """Round to the nearest bfloat16; the gradient is rounded too."""
+    return value.astype("bfloat16").astype("float32")

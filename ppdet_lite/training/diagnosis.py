@@ -8,7 +8,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppdet_lite.assembly.batch_tensors import training_arguments
-from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import STATISTICS_SUFFIXES
 from ppdet_lite.optimization.optimizer import clip_gradients
@@ -50,7 +50,7 @@ def diagnose(model: FasterRCNN, step: StepInput, amp: AmpDtype | None = None) ->
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
         watch.found += [f"{name} of batch {number}" for name in _bad_inputs(batch)]
         paddle.seed(seed)
-        with rounded_layers(model, amp):
+        with bfloat16_layers(model, amp):
             with autocast_forward(amp):
                 output = model(*training_arguments(batch), iteration=step.iteration)
             losses.append({name: value.item() for name, value in output.losses.items()})

@@ -23,7 +23,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.annotations.statistics import format_statistics
 from ppdet_lite.evaluation.coco_backends import require_backend
-from ppdet_lite.modeling.amp import require_amp_support
+from ppdet_lite.modeling.amp import describe_amp, require_amp_support, require_precision_support
 from ppdet_lite.ops import dispatch
 from ppdet_lite.training.memory import memory_errors_reported
 from ppdet_lite.training.run import Run
@@ -101,6 +101,7 @@ def _prepare(
         raise UserError(f"{place}: weights: is for evaluation and export; training starts from pretrain_weights")
     device = use_device(config)
     require_amp_support(config["train"]["amp"], config.origin("train.amp"))
+    require_precision_support(config["runtime"]["precision"], config.origin("runtime.precision"))
     ranks.start()
     start = ranks.on_rank0(lambda: lock_folder(folder, resources, resume))
     evaluates = evaluate_at_end or config["train"]["evaluate_every"] is not None
@@ -119,6 +120,8 @@ def _prepare(
     get_logger().info("ppdet_lite %s, paddle %s, device %s", __version__, paddle.__version__, device)
     for setting in (*runtime.applied_settings(), *dispatch.describe_libraries()):
         get_logger().info("%s", setting)
+    if line := describe_amp(config["train"]["amp"]):
+        get_logger().info("%s", line)
     for dataset in (train_set, val_set):
         log_notes(dataset)
     columns = {"train": train_set.statistics(), "val": val_set.statistics()}

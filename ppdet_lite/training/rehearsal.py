@@ -9,7 +9,7 @@ import paddle
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.loading.transforms import Batch
-from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import copy_running_statistics
 from ppdet_lite.optimization.optimizer import ACCUMULATORS
@@ -41,7 +41,7 @@ def rehearse(
         trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
         reserved = [paddle.zeros_like(parameter) for parameter in trained for _ in range(copies)]
         model.train()
-        with rounded_layers(model, amp):
+        with bfloat16_layers(model, amp):
             with autocast_forward(amp):
                 losses = model(*training_arguments(batch)).losses
             sum(losses.values()).backward()

@@ -209,7 +209,8 @@ class Run:
         """
         data, settings = self.data, build(self.config["eval"])
         classes = data.val.class_names, data.val.category_ids.tolist()
-        detector = Detector.from_trained(TrainedModel(self.model, *classes, data.preprocess, str(self.folder)))
+        trained = TrainedModel(self.model, *classes, data.preprocess, str(self.folder))
+        detector = Detector.from_trained(trained, self.config["runtime"]["precision"])
         results = evaluate(detector, data.val, data.loader, self.folder, settings, check)
         if self.recorder:
             count = self.config["train"]["preview_images"]

@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.errors import InterruptedUpdate, NotFinite
-from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, rounded_layers
+from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import TrainingOutput
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.optimization.optimizer import scale_gradients, squared_gradient_norms
@@ -63,7 +63,7 @@ def train_step(
             for i, part in enumerate(batches):
                 if seeds:
                     paddle.seed(seeds[i])
-                with rounded_layers(network, amp):
+                with bfloat16_layers(network, amp):
                     with autocast_forward(amp):
                         output = network(*training_arguments(part), iteration=iteration)
                     loss = sum(output.losses.values()) / len(batches) * loss_scale

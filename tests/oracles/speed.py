@@ -64,6 +64,8 @@ def compare(case: str, torch_python: str, rounds: int, steps: int, threads: int)
         for way in CASES[case].ways
     }
     workers["torchvision"] = Worker(torch_python, "speed_torchvision", [case], threads)
+    if CASES[case].bfloat16:
+        workers["torchvision bfloat16"] = Worker(torch_python, "speed_torchvision", [case, "bfloat16"], threads)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     peaks, gflops = {}, []
     for _ in range(rounds):

@@ -27,11 +27,12 @@ class Case(NamedTuple):
     training: bool = True
     norm: str = "frozen_bn"
     has_floor: bool = False
+    bfloat16: bool = False  # ours, and torchvision's a second time, under autocast
 
     @property
     def ways(self) -> tuple[str, ...]:
         """How our side does it; detection also by the exported graph and in ONNX Runtime."""
-        return ("as trained",) if self.training else ("as trained", "exported", "onnx")
+        return ("as trained",) if self.training or self.bfloat16 else ("as trained", "exported", "onnx")
 
 
 CASES = {
@@ -40,6 +41,9 @@ CASES = {
     "r18_gn": Case("R18-FPN slim, group norm in backbone and FPN, four images of 320x427", SLIM, 4, norm="gn"),
     "r50_mdconv": Case("R50-FPN, deformable convolution v2 in stages 3 to 5, one image of 320x427", DEFORMABLE),
     "infer_r50": Case("R50-FPN, detection in one image of 640x640", PLAIN, size=(640, 640), training=False),
+    "r50_bfloat16": Case("the same training step of R50-FPN in bfloat16", PLAIN, bfloat16=True),
+    "r18_bfloat16": Case("the same training step of R18-FPN slim in bfloat16", SLIM, 4, norm="bn", bfloat16=True),
+    "infer_bfloat16": Case("the same detection in bfloat16", PLAIN, size=(640, 640), training=False, bfloat16=True),
     "memory_r50": Case("R50-FPN, frozen norms, one image of 800x1333", PLAIN, size=(800, 1333)),
     "tiny_1": Case("R18-FPN slim, batch norm, one image of 64x64: what is no arithmetic", SLIM, 1, (64, 64), norm="bn"),
     "tiny_4": Case("the same, four images", SLIM, 4, (64, 64), norm="bn"),

@@ -15,7 +15,7 @@ from ppdet_lite.assembly.setup import build_model, load_config  # noqa: E402
 from ppdet_lite.benchmarks.model import export_predictors  # noqa: E402
 from ppdet_lite.config.registry import build  # noqa: E402
 from ppdet_lite.data.loading.transforms import Sample, collate  # noqa: E402
-from ppdet_lite.modeling.faster_rcnn import FasterRCNN  # noqa: E402
+from ppdet_lite.deployment.detect import TrainedNetwork  # noqa: E402
 from ppdet_lite.training.step import train_step  # noqa: E402
 from tests.oracles.speed_cases import CASES, CLASSES, Case, Picture, pictures, serve  # noqa: E402
 
@@ -47,10 +47,11 @@ def step_of(case: Case, way: str) -> Callable[[], object]:
         model.train()
         recipe = build(config["optimizer"])
         optimizer = recipe.build(model)
-        return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm)
+        amp = "bfloat16" if case.bfloat16 else None
+        return lambda: train_step(model, optimizer, collate(samples, preprocess), recipe.clip_norm, amp=amp)
     model.eval()
     if way == "as trained":
-        network = as_trained(model)
+        network = TrainedNetwork(model, "bfloat16" if case.bfloat16 else "float32")
     else:
         network = export_predictors(model, preprocess, onnx=way == "onnx")[way]
 
@@ -59,16 +60,6 @@ def step_of(case: Case, way: str) -> Callable[[], object]:
         return network(*(batch[key] for key in ("images", "image_sizes", "scales")))
 
     return detect
-
-
-def as_trained(model: FasterRCNN) -> Network:
-    """Detection by the model itself."""
-
-    def run(*arrays: np.ndarray) -> np.ndarray:
-        with paddle.no_grad():
-            return model(*map(paddle.to_tensor, arrays)).boxes.numpy()
-
-    return run
 
 
 def rate() -> float:

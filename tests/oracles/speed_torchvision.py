@@ -72,8 +72,8 @@ def build(case: Case) -> FasterRCNN:
     )
 
 
-def step_of(case: Case) -> Callable[[], object]:
-    """A training step or a detection, from uint8 pixels on; the learning rate is 0."""
+def step_of(case: Case, bfloat16: bool) -> Callable[[], object]:
+    """A training step or a detection, from uint8 pixels on; the learning rate is 0. bfloat16: under autocast."""
     torch.manual_seed(0)
     model, made = build(case), pictures(case)
     targets = [
@@ -87,8 +87,12 @@ def step_of(case: Case) -> Callable[[], object]:
     def images() -> list[Tensor]:
         return [torch.from_numpy(picture.image).permute(2, 0, 1).float() / 255 for picture in made]
 
+    def run(*arguments: object) -> object:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            return model(images(), *arguments)
+
     def train() -> float:
-        loss = sum(model(images(), targets).values())
+        loss = sum(run(targets).values())
         optimizer.zero_grad()
         loss.backward()
         if slim:
@@ -96,8 +100,8 @@ def step_of(case: Case) -> Callable[[], object]:
         optimizer.step()
         return loss.item()
 
-    return train if case.training else torch.no_grad()(lambda: model(images()))
+    return train if case.training else torch.no_grad()(run)
 
 
 if __name__ == "__main__":
-    serve(step_of(CASES[sys.argv[1]]))
+    serve(step_of(CASES[sys.argv[1]], bfloat16="bfloat16" in sys.argv[2:]))

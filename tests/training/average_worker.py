@@ -21,7 +21,7 @@ import paddle  # isort: skip
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.core.errors import NotFinite, RunFailed
-from ppdet_lite.modeling.amp import autocast_forward, rounded_layers
+from ppdet_lite.modeling.amp import autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN, TrainingOutput
 from ppdet_lite.modeling.norm import running_statistics
 from ppdet_lite.training import gradient_average
@@ -103,7 +103,7 @@ def averaged_afterwards(
     """The gradients of a step: mean over ranks after all backward passes; a missing gradient is 0 on that rank."""
     for number, batch in enumerate(batches):
         paddle.seed(number)
-        with rounded_layers(model, amp):
+        with bfloat16_layers(model, amp):
             with autocast_forward(amp):
                 losses = model(*training_arguments(batch), iteration=0).losses
             (sum(losses.values()) / len(batches) * scale).backward()

@@ -10,18 +10,25 @@ from ppdet_lite.ops.cpu.backward_once import backward_once
 
 
 def onednn_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int, groups: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    bfloat16: bool = False,
 ) -> Tensor | None:
     """Compute `F.conv2d` of float32 tensors by oneDNN, or return None if Paddle's operator should be called instead.
 
-    That is the case for a 1x1 convolution without bias, a plain matrix product, in which Paddle's operator is as fast,
-    and for invalid shapes, which Paddle's operator reports. If oneDNN fails, forward or backward, that pass is computed
-    by Paddle's operator, with one warning per process.
+    That is the case for a 1x1 convolution without bias, a plain matrix product, in which Paddle's operator is as fast
+    in float32, and for invalid shapes, which Paddle's operator reports. If oneDNN fails, forward or backward, that pass
+    is computed by Paddle's operator, in float32, with one warning per process.
     """
-    convolution = onednn.Convolution(
-        tuple(x.shape), tuple(weight.shape), stride, padding, dilation, groups, has_bias=bias is not None
-    )
-    if not convolution.is_valid or (bias is None and convolution.is_matrix_product):
+    shapes, options = (tuple(x.shape), tuple(weight.shape)), (stride, padding, dilation, groups)
+    convolution = onednn.Convolution(*shapes, *options, has_bias=bias is not None, bfloat16=bfloat16)
+    as_fast_in_paddle = bias is None and not bfloat16 and convolution.is_matrix_product
+    if not convolution.is_valid or as_fast_in_paddle:
         return None
     return backward_once(_Convolution.apply(x, weight, bias, convolution))
 

@@ -1,4 +1,4 @@
-"""Convolutions by the oneDNN library that is installed with Paddle, called through its C interface.
+"""Convolutions and matrix products by the oneDNN library that is installed with Paddle, called through its C interface.
 
 Paddle uses oneDNN only for exported graphs. Its own convolution first copies the input to a matrix (im2col), which for
 few channels takes as long as the matrix product. A `Primitive` computes on contiguous tensors. If oneDNN uses another
@@ -23,6 +23,7 @@ from ppdet_lite.ops.cpu.onednn_library import CArgument, Object, OneDnnError, ch
 MAX_PRIMITIVES = 256  # cached per function; oneDNN caches the code of 1024, so creating one again takes 0.1 ms
 
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _TRAINING, _USER_SCRATCHPAD = 1, 1, 3, 1, 1, 64, 1
+_MULTIPLY_BFLOAT16 = 1  # the floating-point math mode in which float32 may be rounded to bfloat16 for products
 _SRC, _DST, _WEIGHTS, _BIAS, _SCRATCHPAD = 1, 17, 33, 41, 80  # numbers of a primitive's arguments
 _GRADIENT_OF = 128  # added to the number of an argument for the argument's gradient
 _SRC_LAYOUT, _WEIGHTS_LAYOUT, _DST_LAYOUT = 129, 131, 133  # queries of an argument's layout; + 1 for its gradient
@@ -42,6 +43,7 @@ class Convolution(NamedTuple):
     dilation: int
     groups: int
     has_bias: bool
+    bfloat16: bool = False  # multiply in bfloat16, on a processor that can
 
     @property
     def out(self) -> tuple[int, ...]:
@@ -68,6 +70,16 @@ class Convolution(NamedTuple):
         outputs, inputs = self.weight[:2]
         valid_channels = outputs % self.groups == 0 and self.x[1] == inputs * self.groups
         return valid_channels and min(self.x + self.weight + self.out) > 0
+
+
+class MatrixProduct(NamedTuple):
+    """Shapes of a product of two matrices, [rows, inner] times [inner, columns]."""
+
+    rows: int
+    inner: int
+    columns: int
+    transposed: tuple[bool, bool] = (False, False)  # the tensor of this factor contains the transposed matrix
+    bfloat16: bool = False  # see `Convolution`
 
 
 class Primitive:
@@ -97,11 +109,11 @@ class Primitive:
 def forward(convolution: Convolution) -> Primitive:
     """Return the primitive of the forward pass, called as (x, weight[, bias], out)."""
     descriptor = _describe_forward(convolution)
-    x = _Argument(_SRC, convolution.x, descriptor, _SRC_LAYOUT)
+    x = _argument(_SRC, convolution.x, descriptor, _SRC_LAYOUT)
     arguments = [x, _weight_argument(_WEIGHTS, convolution, descriptor)]
     if convolution.has_bias:
-        arguments.append(_Argument(_BIAS, convolution.weight[:1], descriptor, _WEIGHTS_LAYOUT, 1))
-    arguments.append(_Argument(_DST, convolution.out, descriptor, _DST_LAYOUT, is_output=True))
+        arguments.append(_argument(_BIAS, convolution.weight[:1], descriptor, _WEIGHTS_LAYOUT, 1))
+    arguments.append(_argument(_DST, convolution.out, descriptor, _DST_LAYOUT, is_output=True))
     return Primitive(descriptor, arguments)
 
 
@@ -109,10 +121,11 @@ def forward(convolution: Convolution) -> Primitive:
 def input_gradient(convolution: Convolution) -> Primitive:
     """Return the primitive of the gradient of x, called as (gradient of out, weight, gradient of x)."""
     hint, (x, weight, _, out) = _describe_forward(convolution), _any_layouts(convolution)
-    options = (_engine()[0], _DIRECT, x, weight, out, *_geometry(convolution), hint, _attributes())
+    attributes = _attributes(convolution.bfloat16)
+    options = (_engine()[0], _DIRECT, x, weight, out, *_geometry(convolution), hint, attributes)
     descriptor = Object("primitive_desc", "convolution_backward_data", *options)
-    gradient = _Argument(_GRADIENT_OF + _SRC, convolution.x, descriptor, _SRC_LAYOUT + 1, is_output=True)
-    out_gradient = _Argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1)
+    gradient = _argument(_GRADIENT_OF + _SRC, convolution.x, descriptor, _SRC_LAYOUT + 1, is_output=True)
+    out_gradient = _argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1)
     return Primitive(descriptor, [out_gradient, _weight_argument(_WEIGHTS, convolution, descriptor), gradient])
 
 
@@ -120,17 +133,29 @@ def input_gradient(convolution: Convolution) -> Primitive:
 def weight_gradient(convolution: Convolution) -> Primitive:
     """Return the primitive of the other gradients, called as (x, gradient of out, of weight[, of bias])."""
     hint, layouts = _describe_forward(convolution), _any_layouts(convolution)
-    options = (_engine()[0], _DIRECT, *layouts, *_geometry(convolution), hint, _attributes())
+    options = (_engine()[0], _DIRECT, *layouts, *_geometry(convolution), hint, _attributes(convolution.bfloat16))
     descriptor = Object("primitive_desc", "convolution_backward_weights", *options)
     arguments = [
-        _Argument(_SRC, convolution.x, descriptor, _SRC_LAYOUT),
-        _Argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1),
+        _argument(_SRC, convolution.x, descriptor, _SRC_LAYOUT),
+        _argument(_GRADIENT_OF + _DST, convolution.out, descriptor, _DST_LAYOUT + 1),
         _weight_argument(_GRADIENT_OF + _WEIGHTS, convolution, descriptor, is_output=True),
     ]
     if convolution.has_bias:
         bias = convolution.weight[:1]
-        arguments.append(_Argument(_GRADIENT_OF + _BIAS, bias, descriptor, _WEIGHTS_LAYOUT + 1, 1, is_output=True))
+        arguments.append(_argument(_GRADIENT_OF + _BIAS, bias, descriptor, _WEIGHTS_LAYOUT + 1, 1, is_output=True))
     return Primitive(descriptor, arguments)
+
+
+@functools.lru_cache(MAX_PRIMITIVES)
+def matrix_product(product: MatrixProduct) -> Primitive:
+    """Return the primitive of a matrix product, called as (a, b, out)."""
+    shapes = (product.rows, product.inner), (product.inner, product.columns)
+    a, b = map(_matrix_layout, shapes, product.transposed)
+    out = _matrix_layout((product.rows, product.columns), False)
+    attributes = _attributes(product.bfloat16)
+    descriptor = Object("primitive_desc", "matmul", _engine()[0], a, b, None, out, attributes)
+    layouts = ((_SRC, a), (_WEIGHTS, b), (_DST, out))
+    return Primitive(descriptor, [_Argument(number, layout, layout.handle) for number, layout in layouts])
 
 
 class _Execution:
@@ -162,29 +187,19 @@ class _Execution:
 class _Argument:
     """An argument of a primitive: a tensor's memory, and a reordered copy if the primitive requires another layout.
 
-    number: one of _SRC, ...; query, index: those of the layout that the primitive's descriptor requires.
+    number: one of _SRC, ...; layout: of the tensor; required: the layout that the primitive requires.
     """
 
-    def __init__(
-        self,
-        number: int,
-        shape: tuple[int, ...],
-        descriptor: Object,
-        query: int,
-        index: int = 0,
-        is_output: bool = False,
-    ) -> None:
+    def __init__(self, number: int, layout: Object, required: c_void_p, is_output: bool = False) -> None:
         self.number, self.is_output = number, is_output
-        contiguous = _contiguous_layout(shape)
-        required = _query_layout(descriptor, query, index)
         engine = _engine()[0]
-        self.user_memory = self.memory = Object("memory", "create", contiguous, engine, None)
+        self.user_memory = self.memory = Object("memory", "create", layout, engine, None)
         self._layout, self._reorder = c_void_p(), None
         check("memory_get_memory_desc", self.memory.handle, byref(self._layout))
-        if not load_library().dnnl_memory_desc_equal(contiguous.handle, required):
+        if not load_library().dnnl_memory_desc_equal(layout.handle, required):
             self._size = load_library().dnnl_memory_desc_get_size(required) // 4
             self.memory = Object("memory", "create", required, engine, None)
-            layouts = (required, contiguous) if is_output else (contiguous, required)
+            layouts = (required, layout) if is_output else (layout, required)
             source, target = (self.memory, self.user_memory) if is_output else (self.user_memory, self.memory)
             reorder = Object("primitive_desc", "reorder", layouts[0], engine, layouts[1], engine, _attributes())
             self._reorder = _Execution(reorder, {_SRC: source, _DST: target})
@@ -227,16 +242,18 @@ def _engine() -> tuple[Object, Object]:
 
 
 @functools.cache
-def _attributes() -> Object:
-    """Return the attributes of all primitives: the caller provides the scratchpad."""
+def _attributes(bfloat16: bool = False) -> Object:
+    """Return the attributes of all primitives: the caller provides the scratchpad, and the precision of products."""
     attributes = Object("primitive_attr", "create")
     check("primitive_attr_set_scratchpad_mode", attributes.handle, _USER_SCRATCHPAD)
+    if bfloat16:
+        check("primitive_attr_set_fpmath_mode", attributes.handle, _MULTIPLY_BFLOAT16)
     return attributes
 
 
 def _describe_forward(convolution: Convolution) -> Object:
-    arguments = (_engine()[0], _TRAINING, _DIRECT, *_any_layouts(convolution), *_geometry(convolution), _attributes())
-    return Object("primitive_desc", "convolution_forward", *arguments)
+    options = (*_any_layouts(convolution), *_geometry(convolution), _attributes(convolution.bfloat16))
+    return Object("primitive_desc", "convolution_forward", _engine()[0], _TRAINING, _DIRECT, *options)
 
 
 def _any_layouts(convolution: Convolution) -> tuple[Object, Object, Object | None, Object]:
@@ -254,9 +271,16 @@ def _grouped_weight_shape(convolution: Convolution) -> tuple[int, ...]:
     return convolution.weight if convolution.groups == 1 else (convolution.groups, o // convolution.groups, *rest)
 
 
+def _argument(
+    number: int, shape: tuple[int, ...], descriptor: Object, query: int, index: int = 0, is_output: bool = False
+) -> _Argument:
+    """Return the argument for a contiguous tensor; query, index: those of the layout that the descriptor requires."""
+    return _Argument(number, _contiguous_layout(shape), _query_layout(descriptor, query, index), is_output)
+
+
 def _weight_argument(number: int, convolution: Convolution, descriptor: Object, is_output: bool = False) -> _Argument:
     shape, query = _grouped_weight_shape(convolution), _WEIGHTS_LAYOUT + is_output
-    return _Argument(number, shape, descriptor, query, is_output=is_output)
+    return _argument(number, shape, descriptor, query, is_output=is_output)
 
 
 def _geometry(convolution: Convolution) -> tuple[Any, ...]:
@@ -268,7 +292,15 @@ def _geometry(convolution: Convolution) -> tuple[Any, ...]:
 
 def _contiguous_layout(shape: tuple[int, ...]) -> Object:
     """Return the memory descriptor of a contiguous tensor."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return _strided_layout(shape, [math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
+
+
+def _matrix_layout(shape: tuple[int, int], transposed: bool) -> Object:
+    """Return the memory descriptor of a matrix, or of one that a contiguous tensor contains transposed."""
+    return _strided_layout(shape, (1, shape[0]) if transposed else (shape[1], 1))
+
+
+def _strided_layout(shape: Sequence[int], strides: Sequence[int]) -> Object:
     return Object("memory_desc", "create_with_strides", len(shape), _Sizes(*shape), _FLOAT32, _Sizes(*strides))
 
 

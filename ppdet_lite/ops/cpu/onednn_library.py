@@ -16,6 +16,7 @@ from ppdet_lite.core.log import get_logger
 
 MAJOR_VERSION = 3  # of the C interface; a library of another version is not used
 
+_AMX = 0xFEF  # dnnl_cpu_isa_avx512_core_amx; later instruction sets contain its bits
 _STATUSES = ("success", "out of memory", "invalid arguments", "unimplemented", "last implementation", "runtime error")
 _failures: list[str] = []  # those of this process that were logged
 
@@ -29,9 +30,18 @@ def load_library() -> ctypes.CDLL | None:
     return _load()[0]
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether oneDNN is in use and multiplies float32 tensors in bfloat16 on this processor: with AMX.
+
+    On processors with only AVX512-BF16, oneDNN 3.6 would need tensors in bfloat16.
+    """
+    library = load_library()
+    return library is not None and library.dnnl_get_effective_cpu_isa() & _AMX == _AMX
+
+
 def description() -> str:
     """Return a log line: which library computes convolutions on a CPU and, if it is not oneDNN, why not."""
-    return f"convolutions on a CPU: {_load()[1]}"
+    return f"convolutions on a CPU: {_load()[1]}{', which can multiply in bfloat16 (AMX)' * multiplies_bfloat16()}"
 
 
 @functools.cache
@@ -72,7 +82,7 @@ def _declare_functions(dnnl: ctypes.CDLL) -> None:
     """Declare the types of all functions used here. Raises AttributeError if one is missing."""
     new, handle, sizes = POINTER(c_void_p), c_void_p, POINTER(c_int64)
     geometry = [sizes] * 4  # strides, dilations, padding before and after
-    data, weights = [handle] * 3, [handle] * 4  # layouts of the tensors: x, weight, out; the same and bias
+    data, weights = [handle] * 3, [handle] * 4  # layouts of the tensors: x, weight, out; x, weight, bias, out
     convolution = "convolution_{}_primitive_desc_create"
     arguments = {
         "engine_create": [new, c_int, c_size_t],
@@ -80,6 +90,8 @@ def _declare_functions(dnnl: ctypes.CDLL) -> None:
         "stream_wait": [handle],
         "primitive_attr_create": [new],
         "primitive_attr_set_scratchpad_mode": [handle, c_int],
+        "primitive_attr_set_fpmath_mode": [handle, c_int],
+        "get_effective_cpu_isa": [],
         "memory_desc_create_with_tag": [new, c_int, sizes, c_int, c_int],
         "memory_desc_create_with_strides": [new, c_int, sizes, c_int, sizes],
         "memory_desc_equal": [handle, handle],
@@ -91,6 +103,7 @@ def _declare_functions(dnnl: ctypes.CDLL) -> None:
         convolution.format("forward"): [new, handle, c_int, c_int, *weights, *geometry, handle],
         convolution.format("backward_data"): [new, handle, c_int, *data, *geometry, handle, handle],
         convolution.format("backward_weights"): [new, handle, c_int, *weights, *geometry, handle, handle],
+        "matmul_primitive_desc_create": [new, handle, *weights, handle],
         "reorder_primitive_desc_create": [new, *[handle] * 5],
         "primitive_create": [new, handle],
         "primitive_execute": [handle, handle, c_int, POINTER(CArgument)],
