@@ -66,8 +66,9 @@ def train_all(runs: list[Run], jobs: int) -> None:
 
 
 def _train(run: Run) -> None:
-    """Train and evaluate in a process of its own; done.json gets its processor time."""
+    """Train and evaluate in a process of its own; done.json gets its processor time, unless it continues a run."""
     print(f"ppdet-lite {shlex.join(run.arguments)}", flush=True)
+    is_resumed = run.folder.exists()
     run.output.mkdir(parents=True, exist_ok=True)
     log = run.output / "output.txt"
     with log.open("w") as file:
@@ -78,5 +79,5 @@ def _train(run: Run) -> None:
     if status:
         raise SystemExit(f"{run.output}: the training failed:\n{log.read_text()[-2000:]}")
     seconds = round(usage.ru_utime + usage.ru_stime, 1)
-    (run.folder / "done.json").write_text(json.dumps({"cpu_seconds": seconds}))
+    (run.folder / "done.json").write_text(json.dumps({} if is_resumed else {"cpu_seconds": seconds}))
     print(f"{run.output}: {seconds:.0f} s of processor time", flush=True)
