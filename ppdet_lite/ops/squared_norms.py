@@ -17,4 +17,4 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     norms = [mkl.norm(tensor) if dispatch.on_cpu(tensor) else None for tensor in tensors]
     if None in norms:
         return paddle.stack([tensor.square().sum() for tensor in tensors])
-    return paddle.to_tensor([norm**2 for norm in norms], dtype=tensors[0].dtype)
+    return paddle.square(paddle.to_tensor(norms, dtype=tensors[0].dtype))  # infinite if a square is too large

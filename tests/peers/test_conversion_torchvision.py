@@ -121,8 +121,9 @@ def test_features_proposals_and_detections_are_theirs(version: str, model: Faste
         assert_found(
             expected,
             np.concatenate([classes[:, None], scores[:, None], boxes], axis=1),
-            # The golden's arithmetic is float64; ours sums in an order that the number of threads decides.
-            [0.0, 1e-4 if version == "v1" else 3e-4, *[1e-2] * 4],
+            # The golden's arithmetic is float64; ours sums in an order that the number of threads decides. Scores of v2
+            # then differ by 1.5e-4 to 3.1e-4, with Paddle's RoIAlign as with ours.
+            [0.0, 1e-4 if version == "v1" else 5e-4, *[1e-2] * 4],
         )
 
 
