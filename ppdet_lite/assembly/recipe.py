@@ -50,9 +50,10 @@ class Train:
     ema: keep an exponential moving average of the weights, which is evaluated and exported; null for none.
     early_stop: number of evaluations without improvement after which training ends; null for never.
     freeze: name patterns of parameters that are not trained, such as backbone.*; their norms still update statistics.
-    amp: precision of convolutions and matrix products. Weights, losses, boxes, deformable and RoI operators, and all of
-        evaluation stay float32. float16 requires a GPU, scales the loss and skips steps whose gradients overflow. On a
-        CPU without AMX bfloat16 only rounds values and is not faster (`modeling/amp.py`).
+    amp: precision of convolutions and matrix products in training; `runtime.precision` is that of evaluation. Weights,
+        losses, boxes, deformable and RoI operators stay float32. float16 requires a GPU, scales the loss and skips
+        steps whose gradients overflow. On a CPU without AMX bfloat16 only rounds values and is not faster
+        (`modeling/amp.py`).
     rehearse: before the first iteration, run one step on the largest possible batch and undo it, so that a run that
         would run out of memory fails at once. It does not change the results.
     preview_images: number of validation images with true and predicted boxes written to VisualDL at every evaluation.

@@ -92,7 +92,8 @@ class Primitive:
     def __call__(self, *tensors: Tensor, copies: "Copies | None" = None) -> None:
         """Run the operation and write the output tensors. All tensors must be float32 of the fixed shapes.
 
-        copies: reordered inputs, which primitives called with the same inputs share.
+        copies: reordered inputs of earlier calls, used instead of reordering the same input again; this call adds its
+            own. Pass one dictionary only to primitives that are called with the same inputs.
         Raises OneDnnError if a tensor is not contiguous in CPU memory.
         """
         copies = {} if copies is None else copies
@@ -216,11 +217,13 @@ class _Argument:
         _set_data(self.user_memory, tensor)
         if self._reorder is None:
             return None
-        layout, copy = copies.get(self.number, (None, None))
-        reuse = copy is not None and load_library().dnnl_memory_desc_equal(layout, self._layout)
-        copy = copy if reuse else empty([self._size])
+        layout, copy = copies.get(self.number, (None, None))  # never of an output
+        if copy is not None and load_library().dnnl_memory_desc_equal(layout, self._layout):
+            _set_data(self.memory, copy)
+            return copy
+        copy = empty([self._size])
         _set_data(self.memory, copy)
-        if not self.is_output and not reuse:
+        if not self.is_output:
             self._reorder.run()
             copies[self.number] = self._layout, copy
         return copy
