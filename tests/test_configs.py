@@ -200,7 +200,7 @@ def test_pretrained_weights_fit(config: Config) -> None:
 
 
 def steady(config: Config) -> FasterRCNN:
-    """Without pretrained weights a frozen BN normalises nothing, so the last BN of each block is made small."""
+    """Without pretrained weights a frozen BN normalizes nothing, so the last BN of each block is made small."""
     model = build_model(config, CLASSES)
     for name, parameter in model.backbone.named_parameters():
         if parameter.stop_gradient and name.endswith(("conv2.norm.weight", "conv3.norm.weight")):

@@ -122,12 +122,12 @@ def tiny_config(folder: Path) -> Path:
     return path
 
 
-def tiny_checkpoint(folder: Path, class_names: list[str], category_ids: list[int], favourite: int = 0) -> Path:
+def tiny_checkpoint(folder: Path, class_names: list[str], category_ids: list[int], favorite: int = 0) -> Path:
     """Save a random model, made sure of one class, as the run's best checkpoint; return the run's folder."""
     config = load_config(tiny_config(folder))
     model = build_model(config, class_names)
     bias = np.full(len(class_names) + 1, -3.0, np.float32)
-    bias[favourite] = 3.0
+    bias[favorite] = 3.0
     model.predictor.classify.bias.set_value(bias)
     meta = {"class_names": class_names, "category_ids": category_ids}
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}

@@ -10,7 +10,7 @@ import numpy as np
 def write_video(
     path: Path, count: int = 6, size: tuple[int, int] = (48, 64), fps: float = 12.5, codec: str = "mp4v"
 ) -> Path:
-    """Write frames of a size (h, w), each grey and 30 lighter than the one before."""
+    """Write frames of a size (h, w), each gray and 30 lighter than the one before."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size[::-1])
     assert writer.isOpened()
     for i in range(count):

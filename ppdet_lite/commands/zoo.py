@@ -1,7 +1,7 @@
 """List and download published weights: ppdet-lite zoo list | show NAME | get NAME
 
-list  all names, with the AP that their project published, our recipe, and the project's licence
-show  one entry: address, checksum, settings, licence, place in the cache
+list  all names, with the AP that their project published, our recipe, and the project's license
+show  one entry: address, checksum, settings, license, place in the cache
 get   download and convert it, and print the run folder; zoo:NAME does the same where it is used
 """
 

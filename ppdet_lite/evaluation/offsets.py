@@ -18,7 +18,7 @@ from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.images.decoding import load_image
-from ppdet_lite.data.images.drawing import Colour, add_title, write_image
+from ppdet_lite.data.images.drawing import Color, add_title, write_image
 from ppdet_lite.data.loading.transforms import Batch, collate, image_sample
 from ppdet_lite.deployment.detect import ImageDetections, TrainedNetwork, detect
 from ppdet_lite.modeling.deform import DeformConv2D
@@ -223,9 +223,9 @@ def draw_points(
     view = _view(image, np.array([0, 0, *image.shape[1::-1]]))
     inside = ((positions >= 0) & (positions < image.shape[1::-1])).all(axis=1)
     positions, modulation = positions[inside], modulation[inside]
-    colours = _colours(modulation ** (1 / len(layers)))
+    colors = _colors(modulation ** (1 / len(layers)))
     for k in np.argsort(modulation, kind="stable"):
-        view.dot(positions[k], 3, colours[k])
+        view.dot(positions[k], 3, colors[k])
     view.dot(np.asarray(point), 7, MAGENTA)
     text = f"{len(positions)} samples through {layers[-1]} and {len(layers) - 1} before it; {_range(modulation)}"
     return add_title(view.canvas, text)
@@ -241,12 +241,12 @@ def draw_bins(
     both = np.concatenate([bins, detection[None]])
     around = np.concatenate([both.min(axis=0)[:2], both.max(axis=0)[2:]])
     view = _view(image, around + np.array([-0.5, -0.5, 0.5, 0.5]) * np.tile(around[2:] - around[:2], 2))
-    for thickness, colour in ((3, BLACK), (1, WHITE)):
+    for thickness, color in ((3, BLACK), (1, WHITE)):
         for box in bins:
-            view.box(box, thickness, colour)
-    colours = _colours(mask)
+            view.box(box, thickness, color)
+    colors = _colors(mask)
     for k in np.argsort(mask, kind="stable"):
-        view.box(moved[k], 2, colours[k])
+        view.box(moved[k], 2, colors[k])
     view.box(detection, 4, MAGENTA)
     return add_title(view.canvas, f"bins (white), moved bins, detection (magenta); {_range(mask)}")
 
@@ -258,15 +258,15 @@ class _View(NamedTuple):
     origin: np.ndarray  # [2] (x, y), its top left corner in the image
     zoom: np.ndarray  # [2] (x, y)
 
-    def dot(self, point: np.ndarray, radius: int, colour: Colour) -> None:
+    def dot(self, point: np.ndarray, radius: int, color: Color) -> None:
         x, y = np.floor((point - self.origin) * self.zoom).astype(int).tolist()
         cv2.circle(self.canvas, (x, y), radius + 1, BLACK, cv2.FILLED)
-        cv2.circle(self.canvas, (x, y), radius, colour, cv2.FILLED)
+        cv2.circle(self.canvas, (x, y), radius, color, cv2.FILLED)
 
-    def box(self, box: np.ndarray, thickness: int, colour: Colour) -> None:
+    def box(self, box: np.ndarray, thickness: int, color: Color) -> None:
         corners = (box.reshape(2, 2) - self.origin) * self.zoom
         corners = corners.clip(-9, np.array(self.canvas.shape[1::-1]) + 9)  # OpenCV overflows for distant points
-        cv2.rectangle(self.canvas, *np.rint(corners).astype(int).tolist(), colour, thickness)
+        cv2.rectangle(self.canvas, *np.rint(corners).astype(int).tolist(), color, thickness)
 
 
 def _view(image: np.ndarray, box: np.ndarray) -> _View:
@@ -306,12 +306,12 @@ def _detection_rois(
     return rois.boxes.numpy()[rows], offset.numpy()[rows], mask.numpy()[rows, 0]
 
 
-def _colours(values: np.ndarray) -> list[Colour]:
+def _colors(values: np.ndarray) -> list[Color]:
     """Map values to RGB from blue (lowest) to red (highest); red if all are equal."""
     highest = values.max(initial=0)
     fraction = 1 - (highest - values) / max(highest - values.min(initial=highest), 1e-9)
     levels = np.rint(25 + 205 * fraction).astype(np.uint8).reshape(-1, 1)  # the ends of the color map are too dark
-    return [tuple(colour) for colour in cv2.applyColorMap(levels, cv2.COLORMAP_TURBO).reshape(-1, 3)[:, ::-1].tolist()]
+    return [tuple(color) for color in cv2.applyColorMap(levels, cv2.COLORMAP_TURBO).reshape(-1, 3)[:, ::-1].tolist()]
 
 
 def _range(mask: np.ndarray) -> str:

@@ -6,7 +6,7 @@ inference and export for any batch size.
 Paddle's kernel compares every kept box with all boxes after it: its cost grows with the square of the boxes in a call.
 On a GPU it also copies one bit per pair of boxes to the host, and launches an empty grid for no boxes. `grouped_nms`
 therefore sorts the boxes by group and passes whole groups to each call, until a group would exceed BOXES_PER_CALL. Two
-neighbouring calls together have more boxes than that, so that D boxes take at most 1 + 2 * D / BOXES_PER_CALL calls. A
+neighboring calls together have more boxes than that, so that D boxes take at most 1 + 2 * D / BOXES_PER_CALL calls. A
 call has at most BOXES_PER_CALL boxes or one larger group; no boxes take no call.
 """
 

@@ -22,9 +22,9 @@ class Project(NamedTuple):
     key: str  # begins the names of its entries
     title: str
     page: str  # address of its list of models
-    licence: str
-    licence_url: str
-    terms: str | None  # what the project states about its weights, if it differs from the licence of its code
+    license: str
+    license_url: str
+    terms: str | None  # what the project states about its weights, if it differs from the license of its code
 
 
 class Entry(NamedTuple):
@@ -65,7 +65,7 @@ class Entry(NamedTuple):
             ("address", self.remote.url),
             ("published checksum", digest),
             ("file", f"{path.stat().st_size / 1e6:.0f} MB in {path}" if path.is_file() else "not downloaded"),
-            ("licence", f"{project.licence}, {project.licence_url}"),
+            ("license", f"{project.license}, {project.license_url}"),
             ("terms", project.terms),
         ]
         return [(title, text) for title, text in facts if text]
@@ -97,10 +97,10 @@ def find_detector(spec: str | PurePath) -> Entry:
 
 
 def table(entries: Iterable[Entry]) -> list[str]:
-    """Return lines with the name, AP, size (if downloaded) and recipe of entries, and the licence of each project."""
+    """Return lines with the name, AP, size (if downloaded) and recipe of entries, and the license of each project."""
     lines = []
     for project, group in groupby(entries, lambda entry: entry.project):
-        lines.append(f"{project.title}: {project.licence}, {project.licence_url}")
+        lines.append(f"{project.title}: {project.license}, {project.license_url}")
         lines += [f"  {project.terms}"] if project.terms else []
         for entry in group:
             size = f"{entry.path.stat().st_size / 1e6:.0f} MB" if entry.path.is_file() else ""
@@ -129,8 +129,8 @@ def _read(file: Path) -> Mapping[str, Entry]:
 
 
 def _entries(key: str, content: Mapping[str, Any]) -> Iterator[Entry]:
-    title, page, licence, licence_url = (content[name] for name in ("title", "page", "licence", "licence_url"))
-    project = Project(key, title, page, licence, licence_url, content.get("terms"))
+    title, page, license, license_url = (content[name] for name in ("title", "page", "license", "license_url"))
+    project = Project(key, title, page, license, license_url, content.get("terms"))
     for name, fields in {**content["detectors"], **content.get("classifiers", {})}.items():
         algorithm = next((algorithm for algorithm in DIGEST_LENGTHS if algorithm in fields), "sha256")
         yield Entry(

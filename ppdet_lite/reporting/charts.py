@@ -33,7 +33,7 @@ def rates_chart(curve: Curve | None, score: float) -> str:
             for name in ("precision", "recall", "f1"):
                 axes.plot(curve.scores[kept], getattr(curve, name)[kept], label=name.replace("f1", "F1"))
             axes.legend(loc="lower left", frameon=False)
-        axes.axvline(score, color="grey", linestyle=":")
+        axes.axvline(score, color="gray", linestyle=":")
         _unit_square(axes, "score", "")
 
     return chart(draw, 4.4, 3.3)
@@ -44,9 +44,9 @@ def class_chart(precision: np.ndarray, best: tuple[float, float] | None, chosen:
 
     def draw(axes: Any) -> None:
         axes.plot(RECALLS, precision)
-        for point, colour in ((best, "C0"), (chosen, "none")):
+        for point, color in ((best, "C0"), (chosen, "none")):
             if point is not None:
-                axes.plot(*point, "o", color=colour, markeredgecolor="black", markersize=5)
+                axes.plot(*point, "o", color=color, markeredgecolor="black", markersize=5)
         _unit_square(axes, "", "")
 
     return chart(draw, 2.2, 1.7)
@@ -56,7 +56,7 @@ def calibration_chart(bins: Sequence[dict[str, float]]) -> str:
     """Plot the fraction of correct detections over their mean score."""
 
     def draw(axes: Any) -> None:
-        axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+        axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
         axes.plot([b["score"] for b in bins], [b["precision"] for b in bins], "o-", markersize=4)
         _unit_square(axes, "score", "fraction correct")
 
@@ -88,7 +88,7 @@ def differences_chart(names: Sequence[str], differences: np.ndarray) -> str:
         rows = -np.arange(len(names))
         value, low, high = differences.T
         axes.errorbar(value, rows, xerr=[value - low, high - value], fmt="o", markersize=4, capsize=2)
-        axes.axvline(0, color="grey", linestyle=":")
+        axes.axvline(0, color="gray", linestyle=":")
         axes.set_yticks(rows, [_short(name) for name in names])
 
     return chart(draw, 4.8, 0.9 + 0.2 * max(len(names), 4))

@@ -87,7 +87,7 @@ def _counts(read: Collection[ReadSet]) -> list[tuple[str, list[int]]]:
 
 
 def _distributions(read: Mapping[str, ReadSet]) -> list[tuple[str, str, list[str]]]:
-    """Return rows of a label, the name of a dataset and the percentiles of the labelled quantity in it."""
+    """Return rows of a label, the name of a dataset and the percentiles of the labeled quantity in it."""
     rows = []
     for key, label in DISTRIBUTIONS.items():
         for name, one in read.items():
@@ -125,7 +125,7 @@ def _charts(read: Mapping[str, ReadSet]) -> list[Figure]:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for limit in (SMALL, LARGE):
-            axes.axvline(limit**0.5, color="grey", linestyle=":")
+            axes.axvline(limit**0.5, color="gray", linestyle=":")
 
     def aspects(axes: Any) -> None:
         histogram(axes, "aspects", np.geomspace(1 / 16, 16, 41))

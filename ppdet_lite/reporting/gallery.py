@@ -7,7 +7,7 @@ import numpy as np
 
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.images.drawing import Colour, class_colour, draw_overlay
+from ppdet_lite.data.images.drawing import Color, class_color, draw_overlay
 from ppdet_lite.reporting.box_crops import crop_around, limits_around
 from ppdet_lite.reporting.errors import DetectionKind
 from ppdet_lite.reporting.html import jpeg
@@ -26,7 +26,7 @@ class Mistake(NamedTuple):
     title: str
     detail: str
     file: str
-    classes: list[tuple[str, Colour]]  # names and colours of the boxes that are drawn
+    classes: list[tuple[str, Color]]  # names and colors of the boxes that are drawn
     error: str = ""  # why the image cannot be read
 
 
@@ -154,5 +154,5 @@ def _draw(
         drawn.append((boxes[inside], classes[inside]))
         visible |= set(classes[inside].tolist())
     drawing = draw_overlay(crop.pixels, drawn[0], drawn[1], None if xywh is None else in_crop(xywh))
-    legend = [(dataset.class_names[k], class_colour(k)) for k in sorted(visible)]
+    legend = [(dataset.class_names[k], class_color(k)) for k in sorted(visible)]
     return Mistake(jpeg(drawing), *caption, name, legend)

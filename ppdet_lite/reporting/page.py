@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.images.drawing import class_colour
+from ppdet_lite.data.images.drawing import class_color
 from ppdet_lite.reporting import charts, gallery
 from ppdet_lite.reporting.averages import ranked_classes
 from ppdet_lite.reporting.curves import RECALLS, RankedDetections, curve, precision_at_recalls
@@ -87,7 +87,7 @@ def render(
         galleries=galleries,
         links=links,
         losses=losses,
-        legend=[(name, class_colour(k)) for k, name in enumerate(dataset.class_names)] if show_legend else None,
+        legend=[(name, class_color(k)) for k, name in enumerate(dataset.class_names)] if show_legend else None,
         images=[row for _, row in worst_first[:MAX_IMAGES]],
         image_count=len(images),
     )
@@ -98,7 +98,7 @@ def _galleries(
 ) -> list[tuple[str, str, str, list[gallery.Mistake]]]:
     """Return the galleries: id, heading, text and pictures; worst_first: the images with their rows of the table."""
     lines = (
-        "Boxes have the colour of their class; dashed lines: annotations, solid lines: predictions with a score of at "
+        "Boxes have the color of their class; dashed lines: annotations, solid lines: predictions with a score of at "
         f"least {score:g}. Black and white frame: the box in question. At most {gallery.MAX_PER_IMAGE} per image."
     )
     wrong = gallery.worst_false_positives(analysis, GALLERY_SIZE)
@@ -122,7 +122,7 @@ def _galleries(
             "worst-images",
             "Images with the most mistakes",
             f"Only mistakes are drawn: missed objects (dashed) and wrong detections (solid) with a score of at least "
-            f"{score:g}, in the colour of their class.",
+            f"{score:g}, in the color of their class.",
             gallery.show_images(dataset, analysis, worst, score),
         ),
     ]

@@ -13,7 +13,7 @@ from ppdet_lite.storage.files import output_file
 from ppdet_lite.training.metrics_file import read_metrics
 from ppdet_lite.training.sinks import Sink
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito's
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito's
 INK = "#222222"  # of text and of the total loss
 METRICS = ("AP", "AP50", "AP75")
 SMOOTHED_OVER = 1 / 30  # window of the running median, relative to the number of recorded iterations
@@ -74,13 +74,13 @@ def _draw_losses(ax: Any, losses: Mapping[str, Series], validation: Series) -> N
     from matplotlib.ticker import LogLocator, NullLocator
 
     ax.set_ylabel("loss", color=INK)
-    for (name, (iterations, values)), colour in zip(losses.items(), (INK, *COLOURS * 3)):
+    for (name, (iterations, values)), color in zip(losses.items(), (INK, *COLORS * 3)):
         smooth = _running_median(values)
         latest = smooth[np.isfinite(smooth)][-1:]
         label = "  ".join([name, *(f"{value:.3g}" for value in latest)])
         width, marker = 2.0 if name == "loss" else 1.4, "o" if len(values) == 1 else None
-        ax.plot(iterations, values, color=colour, linewidth=0.7, alpha=0.2, zorder=2)
-        ax.plot(iterations, smooth, color=colour, linewidth=width, marker=marker, label=label, zorder=3)
+        ax.plot(iterations, values, color=color, linewidth=0.7, alpha=0.2, zorder=2)
+        ax.plot(iterations, smooth, color=color, linewidth=width, marker=marker, label=label, zorder=3)
     if len(validation[0]):
         style = {"color": INK, "linewidth": 1.4, "linestyle": "--", "marker": "o", "markersize": 3.5}
         ax.plot(*validation, label=f"validation loss  {validation[1][-1]:.3g}", zorder=3, **style)
@@ -95,11 +95,11 @@ def _draw_losses(ax: Any, losses: Mapping[str, Series], validation: Series) -> N
 
 def _draw_metrics(ax: Any, metrics: Mapping[str, Series]) -> None:
     ax.set_ylabel("AP", color=INK)
-    for (name, (iterations, values)), colour in zip(metrics.items(), (INK, *COLOURS)):
+    for (name, (iterations, values)), color in zip(metrics.items(), (INK, *COLORS)):
         best = int(values.argmax())
         label = f"{name}  {values[-1]:.3f}, best {values[best]:.3f} at {iterations[best]:,.0f}"
         width = 2.0 if name == "AP" else 1.4
-        style = {"color": colour, "linewidth": width, "marker": "o", "markersize": 3.5}
+        style = {"color": color, "linewidth": width, "marker": "o", "markersize": 3.5}
         ax.plot(iterations, values, label=label, zorder=3, clip_on=False, **style)
     ax.set_ylim(bottom=0)
     _legend(ax)

@@ -272,7 +272,7 @@ def test_pixels_are_rgb(tmp_path):
     assert load_image(str(path))[0, 0].tolist() == [200, 20, 10]
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path):
+def test_gray_and_transparent_images_become_rgb(tmp_path):
     for number, pixels in enumerate([np.full((2, 3), 77, np.uint8), np.full((2, 3, 4), 77, np.uint8)]):
         path = tmp_path / f"{number}.png"
         path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())

@@ -29,7 +29,7 @@ def test_brightness_by_hand():
 
 
 def test_contrast_by_hand():
-    """The greys are 0.299 R + 0.587 G + 0.114 B = 84, 0 and 255; their mean is 113."""
+    """The grays are 0.299 R + 0.587 G + 0.114 B = 84, 0 and 255; their mean is 113."""
     darker = ColorJitter(contrast=0.5)(PIXELS, Always(0.0))
     assert darker.tolist() == [[[62, 106, 156], [56] * 3, [184] * 3]]  # halfway to 113, halves to the even number
     assert ColorJitter(contrast=0.5)(PIXELS, Always(1.0)).tolist() == [[[0, 94, 244], [0, 0, 0], [255] * 3]]
@@ -83,7 +83,7 @@ def test_draws_span_the_range_and_depend_on_the_generator_alone():
         ("{hue: 0.6}", "color_jitter.hue: expected at most 0.5, got 0.6"),
         ("{brightness: 1.5}", "color_jitter.brightness: expected at most 1, got 1.5"),
         ("{contrast: -1}", "color_jitter.contrast: expected at least 0, got -1"),
-        ("{colour: 1}", "color_jitter.colour: unknown key of ColorJitter"),
+        ("{color: 1}", "color_jitter.color: unknown key of ColorJitter"),
     ],
 )
 def test_a_config_is_checked(value, message):

@@ -30,10 +30,10 @@ WINDOW = Window(top=10, left=20, height=30, width=40)  # to y 40, x 60
 def test_objects_are_kept_by_their_center():
     objects = objects_of(
         [25, 15, 35, 25],  # inside
-        [0, 0, 44, 24],  # centre (22, 12): inside, cut to 24 x 14
-        [0, 0, 38, 24],  # centre (19, 12): left of it
-        [50, 30, 70, 50],  # centre (60, 40): on the far corner, which is outside
-        [10, 0, 30, 20],  # centre (20, 10): on the near corner, which is inside
+        [0, 0, 44, 24],  # center (22, 12): inside, cut to 24 x 14
+        [0, 0, 38, 24],  # center (19, 12): left of it
+        [50, 30, 70, 50],  # center (60, 40): on the far corner, which is outside
+        [10, 0, 30, 20],  # center (20, 10): on the near corner, which is inside
         [0, 0, 21, 11],  # a crowd that reaches in by a pixel
         [60, 10, 70, 20],  # a crowd that only touches
         crowds=(5, 6),
@@ -75,9 +75,9 @@ def test_a_crop_is_what_a_slow_loop_says():
         expected = []
         for box, number, crowd in zip(*(column.tolist() for column in objects)):
             x1, y1, x2, y2 = box
-            centred = left <= (x1 + x2) / 2 < left + w and top <= (y1 + y2) / 2 < top + h
+            centered = left <= (x1 + x2) / 2 < left + w and top <= (y1 + y2) / 2 < top + h
             touches = x1 < left + w and x2 > left and y1 < top + h and y2 > top
-            if touches if crowd else centred:
+            if touches if crowd else centered:
                 inside = [max(x1 - left, 0), max(y1 - top, 0), min(x2 - left, w), min(y2 - top, h)]
                 expected.append((inside, number, crowd))
         assert [number for _, number, _ in expected] == kept.classes.tolist()
@@ -112,7 +112,7 @@ def test_the_probability_of_a_crop():
     assert 240 < sum(crop(image, objects, rng)[0].shape != image.shape for _ in range(1000)) < 360
 
 
-COLOURS = {0: (250, 0, 0), 1: (0, 250, 0), 2: (0, 0, 250)}  # class -> colour of its rectangle
+COLORS = {0: (250, 0, 0), 1: (0, 250, 0), 2: (0, 0, 250)}  # class -> color of its rectangle
 RECTANGLES = {0: (8, 6, 30, 24), 1: (50, 10, 40, 30), 2: (20, 50, 60, 20)}  # xywh; none touches another
 
 
@@ -122,7 +122,7 @@ def painted(coco_files):
     files = coco_files([(80, 100), (80, 100)])
     image = np.full((80, 100, 3), 90, np.uint8)
     for number, (x, y, w, h) in RECTANGLES.items():
-        image[y : y + h, x : x + w] = COLOURS[number]
+        image[y : y + h, x : x + w] = COLORS[number]
         files.add(0, [x, y, w, h], category=[3, 7, 90][number])
     (files.images / "0.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     return files.read()
@@ -156,7 +156,7 @@ def test_boxes_lie_where_the_rectangles_are(painted, augment):
                 extent = [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]
                 np.testing.assert_allclose(extent, box, atol=1.1)
             else:
-                assert min(box[2] - box[0], box[3] - box[1]) < 3  # too thin to keep its colour
+                assert min(box[2] - box[0], box[3] - box[1]) < 3  # too thin to keep its color
         counts.add(len(boxes))
     assert len(counts) > 1
 

@@ -142,7 +142,7 @@ def test_values_repaired_by_reading_are_written(files):
     files.content["categories"] = [{"id": 3, "name": " cat "}, {"id": "7", "name": 5}, {"id": 90.0, "name": "cow"}]
     (files.images / "sub").mkdir()
     shutil.move(files.images / "2.png", files.images / "sub/2.png")
-    files.content["images"][2] |= {"file_name": "sub\\2.png", "width": None, "licence": 4}
+    files.content["images"][2] |= {"file_name": "sub\\2.png", "width": None, "license": 4}
     first, second, third = files.content["annotations"]
     first |= {"iscrowd": "0", "area": 0, "id": 0, "note": "kept"}
     second |= {"bbox": ["0", 0, 30, "40"], "image_id": "101", "area": 30.5}
@@ -156,7 +156,7 @@ def test_values_repaired_by_reading_are_written(files):
     left, content = fixed(files)
     assert left.problems == [] and content["info"] == {"year": 2020}
     assert content["categories"] == [{"id": 3, "name": "cat"}, {"id": 7, "name": "5"}, {"id": 90, "name": "cow"}]
-    assert content["images"][2] == {"id": 102, "file_name": "sub/2.png", "height": 40, "width": 60, "licence": 4}
+    assert content["images"][2] == {"id": 102, "file_name": "sub/2.png", "height": 40, "width": 60, "license": 4}
     assert content["annotations"] == [
         {
             "id": 10,

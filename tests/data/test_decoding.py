@@ -50,10 +50,10 @@ def test_pixels_are_those_of_opencv(size):
         np.testing.assert_array_equal(decode(content), of_opencv(content))
 
 
-def test_grey_and_cmyk_jpegs(tmp_path):
-    grey = encoded(picture(20, 30)[..., 0])
-    np.testing.assert_array_equal(decode(grey), of_opencv(grey))
-    assert (decode(grey)[..., 0] == decode(grey)[..., 2]).all()
+def test_gray_and_cmyk_jpegs(tmp_path):
+    gray = encoded(picture(20, 30)[..., 0])
+    np.testing.assert_array_equal(decode(gray), of_opencv(gray))
+    assert (decode(gray)[..., 0] == decode(gray)[..., 2]).all()
     four = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     Image.fromarray(four, "CMYK").save(tmp_path / "a.jpg")
     content = (tmp_path / "a.jpg").read_bytes()

@@ -11,7 +11,7 @@ from ppdet_lite.data.images.drawing import (
     GAP,
     _label,
     _label_size,
-    class_colour,
+    class_color,
     draw_detections,
     draw_overlay,
     draw_strip,
@@ -25,7 +25,7 @@ NAMES = ["cat", "dog", "a class with quite a long name, grüner Specht", "猫 и
 NONE = np.empty((0, 4), np.float32), np.empty(0, np.int64)
 
 
-def grey(height, width):
+def gray(height, width):
     return np.full((height, width, 3), GROUND, np.uint8)
 
 
@@ -36,26 +36,26 @@ def draw(image, *items):
 
 
 def changed(picture):
-    """The bounding box [x1, y1, x2, y2], inclusive, of what is no longer grey."""
+    """The bounding box [x1, y1, x2, y2], inclusive, of what is no longer gray."""
     rows, columns = np.nonzero((picture != GROUND).any(axis=2))
     return [int(value) for value in (columns.min(), rows.min(), columns.max(), rows.max())]
 
 
-def count(picture, colour):
-    return int((picture == colour).all(axis=2).sum())
+def count(picture, color):
+    return int((picture == color).all(axis=2).sum())
 
 
-def test_a_box_is_drawn_on_its_pixels_in_the_colour_of_its_class():
-    picture = draw(grey(200, 300), ([100.2, 80.4, 220.4, 150.3], 1, 0.9))
+def test_a_box_is_drawn_on_its_pixels_in_the_color_of_its_class():
+    picture = draw(gray(200, 300), ([100.2, 80.4, 220.4, 150.3], 1, 0.9))
     for y, x in ((80, 160), (150, 160), (115, 100), (115, 220)):  # the middles of the four sides
-        assert tuple(picture[y, x]) == class_colour(1)
+        assert tuple(picture[y, x]) == class_color(1)
     assert (picture[84:147, 104:217] == GROUND).all()  # nothing inside
     left, top, right, bottom = changed(picture)
     assert (left, right, bottom) == (100, 220, 150) and 55 < top < 72  # the label stands above
 
 
 def test_the_image_itself_is_not_touched_and_read_only_views_will_do():
-    image = grey(64, 64)[::-1, :, ::-1]
+    image = gray(64, 64)[::-1, :, ::-1]
     image.flags.writeable = False
     picture = draw(image, ([10, 10, 50, 50], 0, 0.5))
     assert (image == GROUND).all() and (picture != GROUND).any()
@@ -96,17 +96,17 @@ def test_what_is_below_a_label_shines_through():
     picture = draw(image, ([2, 40, 190, 58], 0, 0.5))
     width, height = _label_size(image, "cat 0.50")
     ground = picture[40 - height : 40 - height + 2, 2 : 2 + width]
-    expected = np.rint(0.3 * image[40 - height : 40 - height + 2, 2 : 2 + width] + 0.7 * np.array(class_colour(0)))
+    expected = np.rint(0.3 * image[40 - height : 40 - height + 2, 2 : 2 + width] + 0.7 * np.array(class_color(0)))
     np.testing.assert_allclose(ground, expected, atol=1)
 
 
 def test_an_overlay_tells_truth_predictions_and_subject_apart():
     truth = np.float32([[10, 10, 50, 50]]), np.array([0])
     predicted = np.float32([[60, 10, 95, 50]]), np.array([1])
-    picture = draw_overlay(grey(100, 100), truth, predicted, np.array([20.0, 60.0, 80.0, 120.0]))
-    dashes = (picture[10, 10:51] == class_colour(0)).all(axis=1)
+    picture = draw_overlay(gray(100, 100), truth, predicted, np.array([20.0, 60.0, 80.0, 120.0]))
+    dashes = (picture[10, 10:51] == class_color(0)).all(axis=1)
     assert dashes[[0, 5, 12, 17]].all() and not dashes[[8, 9, 20, 21]].any()
-    assert (picture[10, 60:96] == class_colour(1)).all()
+    assert (picture[10, 60:96] == class_color(1)).all()
     across = picture[80, 10:30]  # through the left side of the subject
     assert (across == 255).all(axis=1).any() and (across == 0).all(axis=1).any()
     assert (picture[99, 30:70] == GROUND).all()  # its lower side is beyond the picture
@@ -119,7 +119,7 @@ def test_labels_are_whole_wherever_the_box_is(size, text):
     labels = []
     for y in (height // 2, 0, height - 1):
         for x in (0, width // 2, width - 1):
-            canvas = grey(height, width)
+            canvas = gray(height, width)
             box = np.array([[x, y, x, y]])
             [(left, top)] = place_labels(box, np.array([_label_size(canvas, text)]), size)
             _label(canvas, text, left, top, (255, 0, 0))
@@ -129,16 +129,16 @@ def test_labels_are_whole_wherever_the_box_is(size, text):
     for label in labels:
         np.testing.assert_array_equal(label, labels[0])
     ink = (labels[0] != labels[0][0, 0]).any(axis=2)
-    assert labels[0][0, 0].tolist() == [217, 38, 38]  # 0.7 of red over 0.3 of grey
+    assert labels[0][0, 0].tolist() == [217, 38, 38]  # 0.7 of red over 0.3 of gray
     assert ink.any()
     assert not (ink[0].any() or ink[-1].any() or ink[:, 0].any() or ink[:, -1].any())  # a margin on all sides
 
 
 def test_the_most_probable_label_is_on_top_and_the_order_does_not_matter():
     likely, unlikely = ([40, 60, 160, 120], 0, 0.9), ([50, 62, 170, 122], 1, 0.3)
-    one, other = draw(grey(200, 300), likely, unlikely), draw(grey(200, 300), unlikely, likely)
+    one, other = draw(gray(200, 300), likely, unlikely), draw(gray(200, 300), unlikely, likely)
     np.testing.assert_array_equal(one, other)
-    alone = draw(grey(200, 300), likely)
+    alone = draw(gray(200, 300), likely)
     label = (slice(46, 58), slice(42, 60))
     np.testing.assert_array_equal(one[label], alone[label])
 
@@ -146,10 +146,10 @@ def test_the_most_probable_label_is_on_top_and_the_order_does_not_matter():
 def test_scores_and_names_are_written():
     box = [40, 60, 160, 120]
     pictures = [
-        draw(grey(200, 300), (box, 0, 0.9)),
-        draw(grey(200, 300), (box, 0, 0.8)),
-        draw_detections(grey(200, 300), np.float32([box]), np.array([0]), None, NAMES),
-        draw_detections(grey(200, 300), np.float32([box]), np.array([0]), None, ["cow"]),
+        draw(gray(200, 300), (box, 0, 0.9)),
+        draw(gray(200, 300), (box, 0, 0.8)),
+        draw_detections(gray(200, 300), np.float32([box]), np.array([0]), None, NAMES),
+        draw_detections(gray(200, 300), np.float32([box]), np.array([0]), None, ["cow"]),
     ]
     for one, other in combinations(pictures, 2):
         assert (one != other).any()
@@ -158,45 +158,45 @@ def test_scores_and_names_are_written():
 def test_lines_grow_with_the_image():
     thickness = []
     for scale in (1, 8):
-        picture = draw(grey(200 * scale, 300 * scale), (np.array([50, 80, 250, 180]) * scale, 0, 0.9))
+        picture = draw(gray(200 * scale, 300 * scale), (np.array([50, 80, 250, 180]) * scale, 0, 0.9))
         thickness.append(int((picture[140 * scale, : 150 * scale] != GROUND).any(axis=1).sum()))
     assert thickness[0] == 1 and thickness[1] in (6, 7)  # sqrt(200 * 300) / 350 = 0.7; 8 times that: 5.6
 
 
-def test_neighbouring_classes_have_distinct_hues_and_every_class_a_colour():
-    colours = [class_colour(k) for k in range(80)]
-    assert len(set(colours)) == 80
-    hues = [colorsys.rgb_to_hsv(*(part / 255 for part in colour))[0] for colour in colours[:8]]
+def test_neighboring_classes_have_distinct_hues_and_every_class_a_color():
+    colors = [class_color(k) for k in range(80)]
+    assert len(set(colors)) == 80
+    hues = [colorsys.rgb_to_hsv(*(part / 255 for part in color))[0] for color in colors[:8]]
     for one, other in combinations(hues, 2):
         assert min(abs(one - other), 1 - abs(one - other)) > 0.05
-    assert class_colour(np.int64(3)) == colours[3]
+    assert class_color(np.int64(3)) == colors[3]
 
 
 def test_comparison_has_truth_on_the_left_and_good_predictions_on_the_right():
     truth = Objects(np.float32([[20, 40, 60, 80], [70, 10, 95, 70]]), np.array([0, 1]), np.array([False, True]))
     boxes = np.float32([[22, 42, 60, 80], [5, 5, 30, 30]])
     predicted = ImageDetections(7, boxes, np.float32([0.9, 0.4]), np.array([2, 3]))
-    picture = draw_comparison(grey(100, 100), truth, predicted, NAMES)
+    picture = draw_comparison(gray(100, 100), truth, predicted, NAMES)
     title = picture.shape[0] - 100
     assert picture.dtype == np.uint8 and picture.shape[1] == 200 + GAP and 12 < title < 40
     strip, left, right = picture[:title], picture[title:, :100], picture[title:, 100 + GAP :]
     assert (strip == 255).mean() > 0.5 and (strip < 128).any()  # dark letters on white
     assert (picture[title:, 100 : 100 + GAP] == 255).all()
-    assert [count(left, class_colour(k)) > 50 for k in range(4)] == [True, True, False, False]
-    assert [count(right, class_colour(k)) > 50 for k in range(4)] == [False, False, True, False]
-    lower = draw_comparison(grey(100, 100), truth, predicted, NAMES, score_threshold=0.3)
-    assert count(lower[title:, 100 + GAP :], class_colour(3)) > 50
+    assert [count(left, class_color(k)) > 50 for k in range(4)] == [True, True, False, False]
+    assert [count(right, class_color(k)) > 50 for k in range(4)] == [False, False, True, False]
+    lower = draw_comparison(gray(100, 100), truth, predicted, NAMES, score_threshold=0.3)
+    assert count(lower[title:, 100 + GAP :], class_color(3)) > 50
 
 
 def test_comparison_without_objects_or_predictions():
     truth = Objects(*NONE, np.empty(0, bool))
     predicted = ImageDetections(7, NONE[0], np.empty(0, np.float32), NONE[1])
-    picture = draw_comparison(grey(50, 30), truth, predicted, NAMES)
+    picture = draw_comparison(gray(50, 30), truth, predicted, NAMES)
     assert (picture[-50:, :30] == GROUND).all() and (picture[-50:, -30:] == GROUND).all()
 
 
 def test_a_strip_has_pictures_side_by_side_each_below_its_label():
-    pictures = np.stack([grey(40, 60), grey(40, 60) + 50, grey(40, 60) + 90])
+    pictures = np.stack([gray(40, 60), gray(40, 60) + 50, gray(40, 60) + 90])
     strip = draw_strip(pictures, ["cat", "dog", "background"])
     assert strip.shape[1] == 3 * 60 + 2 * GAP and strip.dtype == np.uint8
     title = strip.shape[0] - 40

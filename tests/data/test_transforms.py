@@ -42,11 +42,11 @@ def test_an_image_of_the_right_size_is_left_alone():
     assert np.array_equal(resized, image) and scale.tolist() == [1, 1]
 
 
-def test_resize_is_bilinear_between_pixel_centres():
+def test_resize_is_bilinear_between_pixel_centers():
     image = np.zeros((1, 2, 3), np.uint8)
     image[0, 1] = 200
     resized, _ = Preprocess(short_side=2, long_side=4).resize(image)
-    # New centres in old pixels: -0.25, 0.25, 0.75, 1.25; outside the first and last centre the edge goes on.
+    # New centers in old pixels: -0.25, 0.25, 0.75, 1.25; outside the first and last center the edge goes on.
     assert resized[0, :, 0].tolist() == [0, 50, 150, 200]
 
 
@@ -124,7 +124,7 @@ def test_pixels_are_sampled_at_the_exact_scale():
     ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8)[:, None], (1, 31))[..., None].repeat(3, axis=2)
     resized, scale = Preprocess(short_side=20, long_side=1000).resize(ramp)  # 100 rows at 20/31 make 64.5 of them
     rows = np.arange(4, 60)
-    expected = 2 * ((rows + 0.5) / scale[0] - 0.5)  # where the centre of each new row lies on the ramp
+    expected = 2 * ((rows + 0.5) / scale[0] - 0.5)  # where the center of each new row lies on the ramp
     np.testing.assert_allclose(resized[rows, 5, 0], expected, atol=0.8)  # OpenCV weighs in 11 bits
 
 
@@ -142,7 +142,7 @@ def test_originals_are_kept_unflipped_on_request(dataset):
     assert np.array_equal(batch["original_images"][0], Preprocess().normalize(dataset.load(0)))
 
 
-def test_restoring_undoes_normalising():
+def test_restoring_undoes_normalizing():
     images = np.stack([noise(20, 30), noise(20, 30)])
     preprocess = Preprocess()
     planes = np.stack([preprocess.normalize(image) for image in images])
@@ -198,7 +198,7 @@ def test_boxes_are_clipped_to_the_size_before_rounding_on_request():
 
 
 def test_a_stretched_image_is_sampled_over_all_of_it():
-    """Half-pixel centres of the new size over the old one: 3 columns of 4 read at 1/6, 1.5 and 2 + 5/6."""
+    """Half-pixel centers of the new size over the old one: 3 columns of 4 read at 1/6, 1.5 and 2 + 5/6."""
     row = np.array([0, 60, 120, 180], np.uint8)
     image = np.repeat(np.broadcast_to(row, (6, 4))[..., None], 3, axis=2)
     resized, scale = Preprocess(short_side=3, long_side=999, sizing="nearest").resize(np.ascontiguousarray(image))

@@ -24,7 +24,7 @@ def test_frames_come_in_order_with_their_times(tmp_path: Path) -> None:
     assert video.check_end() is None and list(video.frames()) == []
 
 
-def test_colours_are_rgb(tmp_path: Path) -> None:
+def test_colors_are_rgb(tmp_path: Path) -> None:
     writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 48))
     writer.write(np.full((48, 64, 3), (0, 0, 250), np.uint8))  # OpenCV's red
     writer.release()

@@ -34,7 +34,7 @@ ONNX = "exported/model.onnx"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model that takes BGR and only detects its class 1, "cat"; its export; images."""
     folder = tmp_path_factory.mktemp("place")
-    run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1), [CAFFE])
+    run = describe_tiny_run(tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favorite=1), [CAFFE])
     trained = load_trained(load_config(run / "config.yml", [f"weights={run}"]))
     export(trained, folder / "exported", sorted((folder / "images").iterdir()), "paddle" if MISSING else "both")
     return folder
@@ -84,7 +84,7 @@ def test_a_pillow_image_is_detected_like_its_file(detector: Detector, place: Pat
     Image.open(path).save(tmp_path / "turned.png", exif=exif)
     original.convert("RGBA").save(tmp_path / "alpha.png")
     original.convert("P").save(tmp_path / "palette.png")
-    original.convert("L").save(tmp_path / "grey.png")
+    original.convert("L").save(tmp_path / "gray.png")
     paths = [path, *sorted(tmp_path.iterdir())]
     expected = [detector(path) for path in paths]
     for found, other in zip([detector(Image.open(path)) for path in paths], expected, strict=True):

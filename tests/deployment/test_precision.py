@@ -22,7 +22,7 @@ REASON = "bfloat16 needs a CPU with AMX, and oneDNN, see ppdet-lite env-check; u
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return describe_tiny_run(tiny_checkpoint(tmp_path_factory.mktemp("run"), ["dog", "cat"], [9, 5], favourite=1), [])
+    return describe_tiny_run(tiny_checkpoint(tmp_path_factory.mktemp("run"), ["dog", "cat"], [9, 5], favorite=1), [])
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def set_offsets(detector: TrainedModel, name: str, dx: float, dy: float, mask_lo
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """320 x 240 pixels of grey noise, which become 640 x 480 in the network."""
+    """320 x 240 pixels of gray noise, which become 640 x 480 in the network."""
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     pixels = np.random.default_rng(0).integers(60, 200, (240, 320, 1), np.uint8)
     cv2.imwrite(str(path), pixels.repeat(3, axis=2))
@@ -89,9 +89,9 @@ def detector() -> TrainedModel:
     return make_detector()
 
 
-def centres(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Middles [D, 2] (x, y) of the spots of a colour, by y and x."""
-    _, _, _, found = cv2.connectedComponentsWithStats((picture == colour).all(axis=2).astype(np.uint8))
+def centers(picture: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Middles [D, 2] (x, y) of the spots of a color, by y and x."""
+    _, _, _, found = cv2.connectedComponentsWithStats((picture == color).all(axis=2).astype(np.uint8))
     found = found[1:]
     return found[np.lexsort(np.rint(found / 9).T)]
 
@@ -131,8 +131,8 @@ def test_samples_outside_of_a_map_are_dropped() -> None:
     np.testing.assert_allclose(places, 8 * np.array(expected) + 0.5)
 
 
-@pytest.mark.parametrize(("pixel", "is_centre"), [(14 * 8, True), (14 * 8 + 3.5, False)])
-def test_a_cell_is_centred_on_the_pixel_of_stride_times_its_index(pixel: float, is_centre: bool) -> None:
+@pytest.mark.parametrize(("pixel", "is_center"), [(14 * 8, True), (14 * 8 + 3.5, False)])
+def test_a_cell_is_centered_on_the_pixel_of_stride_times_its_index(pixel: float, is_center: bool) -> None:
     """With equal weights, rising and falling ramps through the center give the same value in a cell of stride 8."""
     backbone = ResNet(18, out_stages=[3])
     for parameter in backbone.parameters():
@@ -143,7 +143,7 @@ def test_a_cell_is_centred_on_the_pixel_of_stride_times_its_index(pixel: float, 
     backbone.eval()
     with paddle.no_grad():
         up, down = backbone(images)[0][:, 0, 14, 14].tolist()
-    assert (abs(up - down) < 1e-3 * up) == is_centre
+    assert (abs(up - down) < 1e-3 * up) == is_center
 
 
 def test_dots_are_where_the_offsets_move_them(photo: Path, tmp_path: Path) -> None:
@@ -160,12 +160,12 @@ def test_dots_are_where_the_offsets_move_them(photo: Path, tmp_path: Path) -> No
         (corner, [4, 20, 36, 52, 68], [8, 24, 40, 56]),  # the rest lies outside of the image
     ):
         expected = np.array([[x, y] for y in ys for x in xs]) * zoom
-        np.testing.assert_allclose(centres(picture, RED), np.floor(expected), atol=0.51)
-    np.testing.assert_allclose(centres(middle, MAGENTA), [[500, 375]], atol=0.51)
-    np.testing.assert_allclose(centres(corner, MAGENTA), [[37, 37]], atol=0.51)
+        np.testing.assert_allclose(centers(picture, RED), np.floor(expected), atol=0.51)
+    np.testing.assert_allclose(centers(middle, MAGENTA), [[500, 375]], atol=0.51)
+    np.testing.assert_allclose(centers(corner, MAGENTA), [[37, 37]], atol=0.51)
 
 
-def test_dots_are_coloured_by_modulation_and_clipped() -> None:
+def test_dots_are_colored_by_modulation_and_clipped() -> None:
     image = np.full((100, 200, 3), 128, np.uint8)
     places = np.array([[20.5, 50], [100, 50], [180, 50], [-3, 50], [203, 50], [50, -200], [50, 1e9], [np.nan, 5]])
     picture = body(draw_points(image, places, np.array([0.1, 0.4, 0.9, *[1.0] * 5]), (100, 90), ["a", "b"]), 500)
@@ -215,7 +215,7 @@ def test_visualizations_of_the_best_detections(detector: TrainedModel, photo: Pa
         TrainedNetwork(detector.model), [collate([image_sample(image, detector.preprocess, 0)], detector.preprocess)]
     )
     for file, box in zip(files[:3], found.boxes, strict=False):
-        marked = centres(body(load_image(str(file)), 750), MAGENTA)
+        marked = centers(body(load_image(str(file)), 750), MAGENTA)
         np.testing.assert_allclose(marked, [(box[:2] + box[2:]) / 2 * LONG_SIDE / 320], atol=1)
 
 
@@ -246,7 +246,7 @@ def test_an_earlier_stage_and_version_1(photo: Path, tmp_path: Path) -> None:
     files = draw_offsets(detector, photo, tmp_path, [(160, 120)], stage=4)
     steps = 8 * np.arange(-3, 4)
     expected = np.array([[160 + x, 120 + 4 + y] for y in steps for x in steps]) * LONG_SIDE / 320
-    found = centres(body(load_image(str(files[0])), 750), RED)
+    found = centers(body(load_image(str(files[0])), 750), RED)
     np.testing.assert_allclose(found, np.floor(expected), atol=0.51)
 
 

@@ -21,7 +21,7 @@ SHUFFLED = {8: "dog", 31: "cat"}  # other ids than in training, in another order
 def place(tmp_path_factory):
     """A folder with data, tiny.yml and a run whose model only detects its class 1, "cat"."""
     folder = tmp_path_factory.mktemp("place")
-    tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favourite=1)
+    tiny_checkpoint(folder, ["dog", "cat"], [9, 5], favorite=1)
     return folder
 
 

@@ -11,7 +11,6 @@ DCONV, MDCONV = (f"model.backbone.deformable={{version: {version}, stages: [3, 4
 MDCONV_FAST = "model.backbone.deformable={version: 2, stages: [3, 4], offset_lr: 1}"
 DPOOL = "model.roi_pool={type: DeformRoIPool, modulated: false, offset_lr: 0.01}"
 MDPOOL = "model.roi_pool={type: DeformRoIPool, modulated: true, hidden: 256, offset_lr: 1.0}"
-MIMIC = "model.mimic={type: RCNNTeacher, rois_per_image: 4, crop_size: 64, loss_weight: 1, cls_loss_weight: 1}"
 BATCHES = (1, 2, 4, 8)
 # Group norm with one group and with one channel per group; frozen, which normalizes nothing with random weights.
 NORMS_AT_4 = ("ln", "in", "frozen_bn")
@@ -23,6 +22,17 @@ class Variant(NamedTuple):
     name: str
     overrides: tuple[str, ...] = ()
     config: str | None = None  # instead of the experiment's
+
+
+def _mimic(weight: float, start: int = 0) -> str:
+    """Return the override that adds mimicking, with this weight of both losses, from a training step on."""
+    return (
+        "model.mimic={type: RCNNTeacher, rois_per_image: 4, crop_size: 64, "
+        f"loss_weight: {weight}, cls_loss_weight: {weight}, start_iteration: {start}}}"
+    )
+
+
+MIMIC = _mimic(1)
 
 
 class Experiment(NamedTuple):
@@ -61,6 +71,9 @@ EXPERIMENTS = {
                 Variant("mimic", (MIMIC,)),
                 Variant("mdconv", (MDCONV,)),
                 Variant("mdconv_mimic", (MDCONV, MIMIC)),
+                Variant("mimic_0.3", (_mimic(0.3),)),
+                Variant("mimic_0.1", (_mimic(0.1),)),
+                Variant("mimic_late", (_mimic(1, start=400),)),
             ),
             shapes="context",
             other=AGREEING,

@@ -111,21 +111,21 @@ def _column(seeds: dict[int, dict[str, Any]], *keys: str) -> np.ndarray:
     return np.array(rows, float)
 
 
-def _dots(axes: Any, x: float, values: np.ndarray, colour: str, label: str | None = None) -> None:
+def _dots(axes: Any, x: float, values: np.ndarray, color: str, label: str | None = None) -> None:
     """Draw the values of the seeds as dots, and their mean as a bar behind them."""
-    axes.bar(x, values.mean(), 0.36, color=colour, alpha=0.35, label=label)
-    axes.plot(np.full(len(values), x), values, "o", color=colour, markersize=3.5)
+    axes.bar(x, values.mean(), 0.36, color=color, alpha=0.35, label=label)
+    axes.plot(np.full(len(values), x), values, "o", color=color, markersize=3.5)
 
 
 def _plot_batch(results: Results, axes: Any) -> None:
-    for norm, colour in (("bn", "C0"), ("gn", "C1")):
+    for norm, color in (("bn", "C0"), ("gn", "C1")):
         found = [batch for batch in BATCHES if f"{norm}_{batch}" in results]
         values = [_column(results[f"{norm}_{batch}"], "AP") for batch in found]
-        axes.errorbar(found, [v.mean() for v in values], [v.std() for v in values], label=norm, color=colour, capsize=2)
-    for norm, colour in zip(NORMS_AT_4, ("C2", "C3", "C4"), strict=True):
+        axes.errorbar(found, [v.mean() for v in values], [v.std() for v in values], label=norm, color=color, capsize=2)
+    for norm, color in zip(NORMS_AT_4, ("C2", "C3", "C4"), strict=True):
         if f"{norm}_4" in results:
             values = _column(results[f"{norm}_4"], "AP")
-            axes.errorbar([4], values.mean(), values.std(), fmt="o", label=norm, color=colour, capsize=2)
+            axes.errorbar([4], values.mean(), values.std(), fmt="o", label=norm, color=color, capsize=2)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BATCHES, [str(batch) for batch in BATCHES])
     axes.set(xlabel="images per step", ylabel="AP")

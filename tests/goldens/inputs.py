@@ -63,11 +63,11 @@ def load() -> dict[str, np.ndarray]:
 
 
 def boxes(name: str, count: int, extent: tuple[float, float], sizes: tuple[float, float]) -> np.ndarray:
-    """[count, 4] boxes with centres inside `extent` (h, w) and side lengths spread evenly in log scale over `sizes`."""
-    centre = uniform(f"{name}/centre", (count, 2), 0, 1) * np.array(extent[::-1], np.float32)
+    """[count, 4] boxes with centers inside `extent` (h, w) and side lengths spread evenly in log scale over `sizes`."""
+    center = uniform(f"{name}/centre", (count, 2), 0, 1) * np.array(extent[::-1], np.float32)
     low, high = np.log(sizes)
     half = 0.5 * np.exp(uniform(f"{name}/size", (count, 2), low, high))
-    return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+    return np.concatenate([center - half, center + half], axis=1).astype(np.float32)
 
 
 def distinct_scores(name: str, count: int) -> np.ndarray:
@@ -148,7 +148,7 @@ def pyramid_case() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 def model_images(seed: int) -> np.ndarray:
-    """[2, 3, 192, 256] "normalised" images: coarse blobs and fine noise; zero where padded."""
+    """[2, 3, 192, 256] "normalized" images: coarse blobs and fine noise; zero where padded."""
     images = np.zeros((2, 3, *PADDED), np.float32)
     for i, (height, width) in enumerate(IMAGE_SIZES):
         for cell, gain in ((32, 1.5), (8, 1.0), (1, 0.7)):

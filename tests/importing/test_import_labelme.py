@@ -134,7 +134,7 @@ def test_labels_that_are_no_classes(source, boxes_of, caplog):
     box, region = [10.5, 5, 9.5, 25], [5, 6, 10, 20]
     assert rows == [("cat", box, 0), ("dog", box, 0), ("dog", region, 1), ("cat", region, 1)]
     assert "regions to ignore: 1; written as crowd regions of each class" in caplog.text
-    assert "shapes labelled _background_, left out: 1" in caplog.text
+    assert "shapes labeled _background_, left out: 1" in caplog.text
 
 
 @pytest.mark.parametrize(

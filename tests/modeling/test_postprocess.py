@@ -108,7 +108,7 @@ def test_boxes_are_decoded_clipped_and_mapped_to_the_original() -> None:
     output = answer([[0.5], [0.4]], deltas)
     packed = rois([[20, 20, 40, 40], [60, 40, 100, 50]])
     found = detect(Postprocess(), output, packed, [(60, 80)], [(0.5, 2)], HEAD)
-    # the first: centre (34, 25), 40 x 20 -> x 14..54, y 15..35; the second: y 70..80, below the image, has no area
+    # the first: center (34, 25), 40 x 20 -> x 14..54, y 15..35; the second: y 70..80, below the image, has no area
     assert found == [[(0, 0.5, [7, 30, 27, 70])]]
 
 

@@ -71,7 +71,7 @@ def test_encode_by_hand() -> None:
 
 
 def test_decode_by_hand() -> None:
-    # the centre moves by (0.5 * 10, -0.25 * 20) to (10, 5); 20 wide, 10 high
+    # the center moves by (0.5 * 10, -0.25 * 20) to (10, 5); 20 wide, 10 high
     deltas = float32([[5.0, -2.5, 5 * math.log(2), -5 * math.log(2)]])
     np.testing.assert_allclose(decode_boxes(boxes([0, 0, 10, 20]), deltas, HEAD).numpy(), [[0, 0, 20, 10]], atol=1e-5)
 

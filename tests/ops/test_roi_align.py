@@ -105,7 +105,7 @@ def test_pooled_rows_keep_the_order_of_the_rois() -> None:
 
 
 def test_a_linear_map_by_hand() -> None:
-    """On f(y, x) = 10y + x a bin's mean is f at its centre; 8 px a cell, the half-pixel shift moves by (0.5, 0.5)."""
+    """On f(y, x) = 10y + x a bin's mean is f at its center; 8 px a cell, the half-pixel shift moves by (0.5, 0.5)."""
     rows, columns = np.mgrid[:6, :6]
     feature = float32((10 * rows + columns)[None, None])
     packed = rois([[8, 16, 40, 32]])  # in cells: x 1..5, y 2..4

@@ -36,7 +36,7 @@ Sample = tuple[Tensor, dict[str, Tensor]]
 
 
 def build(norm: str, classes: int) -> FasterRCNN:
-    """The recipe's detector, from random initialisation."""
+    """The recipe's detector, from random initialization."""
     backbone = resnet18(weights=None, norm_layer=NORMS[norm])
     stages = {f"layer{i + 1}": str(i) for i in range(4)}
     fpn_norm = None if norm == "bn" else NORMS[norm]
@@ -58,7 +58,7 @@ def build(norm: str, classes: int) -> FasterRCNN:
     )
 
 
-def initialise_as_we_do(model: FasterRCNN) -> None:
+def initialize_as_we_do(model: FasterRCNN) -> None:
     """The box head's linear layers and the predictor, in torchvision uniform up to 1/sqrt(inputs), as ours begin."""
     predictor = model.roi_heads.box_predictor
     for layer, spread in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
@@ -159,7 +159,7 @@ def run(seed: int, norm: str, our_start: bool, iterations: int, device: str) -> 
     began = time.perf_counter()
     model = build(norm, len(sets["train"].getCatIds()))
     if our_start:
-        initialise_as_we_do(model)
+        initialize_as_we_do(model)
     model.to(device)
     train(model, samples["train"], iterations, seed, device)
     seconds = time.perf_counter() - began

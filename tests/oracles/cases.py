@@ -46,7 +46,7 @@ def backbone_weight(model: str, name: str, shape: tuple[int, ...]) -> np.ndarray
 
 
 def backbone_images() -> np.ndarray:
-    """[2, 3, 96, 128], as if normalised."""
+    """[2, 3, 96, 128], as if normalized."""
     return inputs.uniform("backbones/images", (2, 3, 96, 128), -2, 2)
 
 

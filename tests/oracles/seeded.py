@@ -23,7 +23,7 @@ SPREADS = (
     ("bbox_delta", 0.7),
     ("conv_offset.weight", 0.2),
 )
-CENTRED = ("bbox_score", "bbox_delta")  # each output blind to the mean of its inputs, as RoIs share it
+CENTERED = ("bbox_score", "bbox_delta")  # each output blind to the mean of its inputs, as RoIs share it
 LAST_NORMS = (".branch2c.norm.weight", ".branch2b.norm.weight")  # of a bottleneck, of a basic block
 
 
@@ -51,7 +51,7 @@ def weight(name: str, shape: Shape, shapes: Mapping[str, Shape]) -> np.ndarray:
     spread = next((value for part, value in SPREADS if part in name), np.sqrt(2.0))
     if "bbox_score_stage" in name and "bbox_head.head.0.fc7.weight" not in shapes:
         spread = 2.5  # convolutions with group norms give smaller features
-    noise = noise - noise.mean(axis=0) if any(part in name for part in CENTRED) else noise
+    noise = noise - noise.mean(axis=0) if any(part in name for part in CENTERED) else noise
     return noise * spread / np.sqrt(inputs)
 
 
@@ -63,7 +63,7 @@ def _is_last_norm(name: str, shapes: Mapping[str, Shape]) -> bool:
 
 
 def image(number: int) -> np.ndarray:
-    """Float32 [1, 3, h, w], smooth, of about unit variance, as a normalised photograph is."""
+    """Float32 [1, 3, h, w], smooth, of about unit variance, as a normalized photograph is."""
     height, width = SIZES[number]
     picture = np.zeros((3, height, width))
     for cells in (4, 8, 16, 32):

@@ -112,7 +112,7 @@ def test_all_that_is_published_is_listed() -> None:
     assert counts == PUBLISHED
     assert len({entry.path for entry in zoo_entries().values()}) == len(zoo_entries())  # no two files at one place
     for entry in zoo_entries().values():
-        assert entry.remote.url.startswith("https://") and "licence" in dict(entry.facts())
+        assert entry.remote.url.startswith("https://") and "license" in dict(entry.facts())
         file, digest = entry.remote.name.rpartition(".")[0], entry.remote.digest
         assert entry.remote.algorithm == ("md5" if entry.project.key == "detectron2" else "sha256")
         if entry.project.key == "ppdet":
@@ -161,7 +161,7 @@ def test_overrides_of_the_user_take_precedence() -> None:
 
 
 def test_the_page_lists_every_entry() -> None:
-    """docs/zoo.md has a row per entry: name, AP and recipe, and the licence of each project."""
+    """docs/zoo.md has a row per entry: name, AP and recipe, and the license of each project."""
     page = (ROOT / "docs/zoo.md").read_text(encoding="utf-8")
     rows = [row for row in page.partition("## Entries")[2].splitlines() if row.startswith("| `")]
     expected = [
@@ -170,5 +170,5 @@ def test_the_page_lists_every_entry() -> None:
     ]
     assert rows == expected
     for entry in zoo_entries().values():
-        assert f"[{entry.project.licence}]({entry.project.licence_url})" in page and entry.project.page in page
+        assert f"[{entry.project.license}]({entry.project.license_url})" in page and entry.project.page in page
         assert entry.project.terms is None or entry.project.terms.rpartition(": ")[2] in page

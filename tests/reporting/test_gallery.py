@@ -5,7 +5,7 @@ import base64
 import cv2
 import numpy as np
 
-from ppdet_lite.data.images.drawing import class_colour
+from ppdet_lite.data.images.drawing import class_color
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.box_crops import limits_around
 from ppdet_lite.reporting.gallery import (
@@ -66,7 +66,7 @@ def test_pictures_name_the_classes_in_them(tmp_path):
     dataset, analysis = scene(tmp_path)
     (row,) = np.flatnonzero(analysis.detections.scores == 0.8)
     (item,) = show_false_positives(dataset, analysis, [int(row)], 0.5)
-    assert item.classes == [("cat", class_colour(0)), ("dog", class_colour(2))]  # the cats to the right are not in it
+    assert item.classes == [("cat", class_color(0)), ("dog", class_color(2))]  # the cats to the right are not in it
 
 
 def test_a_whole_image_shows_only_mistakes(tmp_path):
@@ -75,7 +75,7 @@ def test_a_whole_image_shows_only_mistakes(tmp_path):
     image = dataset.image_ids.tolist().index(4)
     for score, detail, small in ((0.5, "0 wrong, 2 missed", True), (0.2, "1 wrong, 1 missed", False)):
         (item,) = show_images(dataset, analysis, [image], score)
-        assert (item.title, item.detail, item.classes) == ("4.jpg", detail, [("cat", class_colour(0))])
+        assert (item.title, item.detail, item.classes) == ("4.jpg", detail, [("cat", class_color(0))])
         pixels = decode(item)
         zoom = IMAGE_SIDE / 300
         assert pixels.shape[:2] == (round(200 * zoom), IMAGE_SIDE)

@@ -36,7 +36,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def lines(figure: Figure, label: str) -> dict[str, tuple[list[float], list[float]]]:
-    """By their names in the legend, the lines of the axes that are so labelled."""
+    """By their names in the legend, the lines of the axes that are so labeled."""
     (ax,) = (ax for ax in figure.axes if ax.get_ylabel() == label)
     return {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines}
 

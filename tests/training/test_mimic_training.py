@@ -97,8 +97,8 @@ def test_what_training_tells(run: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 16, 40])
 def test_the_strip_shows_patches_of_the_whole_batch(count: int, tmp_path: Path) -> None:
-    preprocess, grey = Preprocess(), np.arange(count) * 6
-    pixels = np.broadcast_to(grey[:, None, None, None], (count, 3, 8, 8)) / 255
+    preprocess, gray = Preprocess(), np.arange(count) * 6
+    pixels = np.broadcast_to(gray[:, None, None, None], (count, 3, 8, 8)) / 255
     mean, std = (np.array(part).reshape(3, 1, 1) for part in (preprocess.mean, preprocess.std))
     recorder = Recorder(tmp_path, 1, 0, 1)
     classes = np.arange(count) % 3
@@ -108,9 +108,9 @@ def test_the_strip_shows_patches_of_the_whole_batch(count: int, tmp_path: Path) 
     (record,) = LogReader(file_path=str(log)).get_data("image", "train/mimic_patches")
     strip = cv2.imdecode(np.frombuffer(record.image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
     chosen = list(range(count)) if count <= 16 else [i * count // 16 for i in range(16)]
-    shown = [np.full((8, 8, 3), grey[i], np.uint8) for i in chosen]
+    shown = [np.full((8, 8, 3), gray[i], np.uint8) for i in chosen]
     np.testing.assert_array_equal(strip, draw_strip(shown, [[*CLASSES, "background"][classes[i]] for i in chosen]))
-    assert strip[-1, ::12, 0].tolist() == [grey[i] for i in chosen]
+    assert strip[-1, ::12, 0].tolist() == [gray[i] for i in chosen]
 
 
 @pytest.mark.parametrize(

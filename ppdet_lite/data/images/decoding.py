@@ -1,6 +1,6 @@
 """Converts image files and Pillow images to RGB uint8.
 
-Decoding is strict: a damaged JPEG is an error, where OpenCV would fill the missing part with grey.
+Decoding is strict: a damaged JPEG is an error, where OpenCV would fill the missing part with gray.
 """
 
 import io
@@ -43,14 +43,14 @@ def decode(content: bytes, name: str = "image") -> np.ndarray:
     buffer = np.frombuffer(content, np.uint8)
     image = _decode_by_opencv(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None and content.startswith(TIFF):
-        image = _decode_by_opencv(buffer, cv2.IMREAD_UNCHANGED)  # grey pixels that are not uint8 or uint16
+        image = _decode_by_opencv(buffer, cv2.IMREAD_UNCHANGED)  # gray pixels that are not uint8 or uint16
     if image is None:
         raise ValueError(_unreadable(content))
     rgb = cv2.cvtColor(_to_uint8(image, name), cv2.COLOR_BGR2RGB)
     if content.startswith((*TIFF, GIF)) or any(chunk in content[: 1 << 16] for chunk in ANIMATION):
         pillow = _open_by_pillow(content, name)
         if pillow is not None and pillow.mode == "RGBA" and content.startswith(TIFF):
-            return from_pillow(pillow, name)  # OpenCV multiplies the colours of a TIFF by its alpha channel
+            return from_pillow(pillow, name)  # OpenCV multiplies the colors of a TIFF by its alpha channel
     return rgb
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppdet_lite.storage.files import output_file
 
-Colour = tuple[int, int, int]  # RGB
+Color = tuple[int, int, int]  # RGB
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX  # OpenCV 5 supports most alphabets; OpenCV 4 draws ? for letters outside ASCII
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -56,8 +56,8 @@ def write_image(path: Path, image: np.ndarray) -> None:
         file.write(encoded.tobytes())
 
 
-def class_colour(class_index: int) -> Colour:
-    """Return the colour of a class, which is the same in every image."""
+def class_color(class_index: int) -> Color:
+    """Return the color of a class, which is the same in every image."""
     value = 1.0 if class_index % 2 == 0 else 0.75
     red, green, blue = colorsys.hsv_to_rgb(class_index * GOLDEN_RATIO % 1, 0.9, value)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -69,18 +69,18 @@ def draw_overlay(
     predicted: tuple[np.ndarray, np.ndarray],
     subject: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Draw ground truth in dashed lines and predictions in solid lines of their class's colour.
+    """Draw ground truth in dashed lines and predictions in solid lines of their class's color.
 
     image [H, W, 3] uint8 RGB; truth and predicted: boxes [B, 4] and classes [B]; subject [4]: one of the boxes, which
     gets a black and white frame. All boxes are xyxy in pixels and may reach beyond the image.
     """
     canvas = np.array(image, np.uint8, order="C")
     if subject is not None:
-        for colour, thickness in ((BLACK, 9), (WHITE, 6)):
-            _rectangle(canvas, np.rint(subject).astype(int).tolist(), colour, thickness)
+        for color, thickness in ((BLACK, 9), (WHITE, 6)):
+            _rectangle(canvas, np.rint(subject).astype(int).tolist(), color, thickness)
     for (boxes, classes), dash in ((truth, DASH), (predicted, 0)):
         for box, k in zip(np.rint(boxes).astype(int).tolist(), classes.tolist(), strict=True):
-            _rectangle(canvas, box, class_colour(k), 2, dash)
+            _rectangle(canvas, box, class_color(k), 2, dash)
     return canvas
 
 
@@ -88,13 +88,13 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, labels
     """Draw all boxes, then all labels over them; later ones cover earlier ones."""
     canvas = np.array(image, np.uint8, order="C")
     corners = _corners(boxes, canvas)
-    colours = [class_colour(k) for k in classes.tolist()]
-    for box, colour in zip(corners, colours, strict=True):
-        _rectangle(canvas, box, colour, max(1, round(_mean_side(canvas) / 350)))
+    colors = [class_color(k) for k in classes.tolist()]
+    for box, color in zip(corners, colors, strict=True):
+        _rectangle(canvas, box, color, max(1, round(_mean_side(canvas) / 350)))
     sizes = [_label_size(canvas, label) for label in labels]
     positions = place_labels(np.array(corners).reshape(-1, 4), np.array(sizes).reshape(-1, 2), canvas.shape[:2])
-    for (left, top), colour, label in zip(positions, colours, labels, strict=True):
-        _label(canvas, label, left, top, colour)
+    for (left, top), color, label in zip(positions, colors, labels, strict=True):
+        _label(canvas, label, left, top, color)
     return canvas
 
 
@@ -140,26 +140,26 @@ def _corners(boxes: np.ndarray, canvas: np.ndarray) -> list[list[int]]:
     return np.rint(boxes).astype(int).clip(0, [width - 1, height - 1] * 2).tolist()
 
 
-def _rectangle(canvas: np.ndarray, box: list[int], colour: Colour, thickness: int, dash: int = 0) -> None:
+def _rectangle(canvas: np.ndarray, box: list[int], color: Color, thickness: int, dash: int = 0) -> None:
     """Draw the outline of a box; dash: the length of dashes and gaps in pixels, 0 for a solid line."""
     x1, y1, x2, y2 = box
     if not dash:
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, thickness)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
         return
     for x in range(x1, x2 + 1, 2 * dash):
         for y in (y1, y2):
-            cv2.line(canvas, (x, y), (min(x + dash - 1, x2), y), colour, thickness)
+            cv2.line(canvas, (x, y), (min(x + dash - 1, x2), y), color, thickness)
     for y in range(y1, y2 + 1, 2 * dash):
         for x in (x1, x2):
-            cv2.line(canvas, (x, y), (x, min(y + dash - 1, y2)), colour, thickness)
+            cv2.line(canvas, (x, y), (x, min(y + dash - 1, y2)), color, thickness)
 
 
-def _label(canvas: np.ndarray, text: str, left: int, top: int, colour: Colour) -> None:
+def _label(canvas: np.ndarray, text: str, left: int, top: int, color: Color) -> None:
     """Draw a text on a translucent background of the size that `_label_size` returns."""
     scale = _text_scale(canvas, text, LABEL_SCALE)
     width, height = _label_size(canvas, text)
     background = canvas[top : top + height, left : left + width]
-    background[:] = np.rint((1 - OPACITY) * background + OPACITY * np.array(colour))
+    background[:] = np.rint((1 - OPACITY) * background + OPACITY * np.array(color))
     is_bright = background.mean(axis=(0, 1)) @ (0.299, 0.587, 0.114) > 128
     above = _text_size(text, scale)[1]
     _write(canvas, text, left + PADDING, top + PADDING + above, scale, BLACK if is_bright else WHITE)
@@ -179,8 +179,8 @@ def add_title(image: np.ndarray, title: str) -> np.ndarray:
     return np.concatenate([strip, image], axis=0)
 
 
-def _write(canvas: np.ndarray, text: str, x: int, baseline: int, scale: float, colour: Colour) -> None:
-    cv2.putText(canvas, text, (x, baseline), FONT, scale, colour, _text_thickness(scale), cv2.LINE_AA)
+def _write(canvas: np.ndarray, text: str, x: int, baseline: int, scale: float, color: Color) -> None:
+    cv2.putText(canvas, text, (x, baseline), FONT, scale, color, _text_thickness(scale), cv2.LINE_AA)
 
 
 def _text_size(text: str, scale: float) -> tuple[int, int, int]:

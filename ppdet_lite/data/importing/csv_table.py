@@ -44,7 +44,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         imported += rows
         notes += remarks
     files = (path for folder in {image.path.parent for image in imported} for path in folder.iterdir())
-    notes += records.unlabelled(imported, files, "row in the table")
+    notes += records.unlabeled(imported, files, "row in the table")
     return ImportedData(imported, notes=tuple(notes))
 
 

@@ -52,7 +52,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         )
         notes.append(f"subsets are not used as splits: {names} is none of train, validation and test")
     files = (index.folder / name for index in indices.values() for name in index.names)
-    return ImportedData(imported, notes=(*notes, *records.unlabelled(imported, files, "entry in the XML file")))
+    return ImportedData(imported, notes=(*notes, *records.unlabeled(imported, files, "entry in the XML file")))
 
 
 def _images(file: Path) -> list[Element]:

@@ -47,7 +47,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
                 relative = (labels.parent.relative_to(source) / name).as_posix() if labels in folders else name
                 imported.append(ImportedImage(index.folder / name, relative, boxes, str(file), ignored=ignored))
     note = f"objects with a score: {scored}; not read. Are these predictions?"
-    notes = records.unlabelled(imported, files, "text file")
+    notes = records.unlabeled(imported, files, "text file")
     return ImportedData(imported, notes=((note,) if scored else ()) + notes)
 
 

@@ -40,8 +40,8 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
         is written into the folder `scratch`.
 
     Rectangles are boxes; polygons, circles, masks and rotated boxes are converted to their bounding boxes. As in
-    labelme's own converter, shapes with the same group_id and label are one object. Shapes labelled `__ignore__` become
-    regions to ignore, and those labelled `_background_` are left out.
+    labelme's own converter, shapes with the same group_id and label are one object. Shapes labeled `__ignore__` become
+    regions to ignore, and those labeled `_background_` are left out.
 
     Raises UserError with file, shape number and value if something is malformed or a shape has no bounding box.
     """
@@ -53,7 +53,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
     notes = [f"{message}: {counts[message]}" for message in counts]
     folders = {images or source, *(image.path.parent for image in imported if image.extracted is None)}
     paths = (path for folder in folders for path in folder.rglob("*"))
-    return ImportedData(imported, None, (), (*notes, *records.unlabelled(imported, paths, "JSON file")))
+    return ImportedData(imported, None, (), (*notes, *records.unlabeled(imported, paths, "JSON file")))
 
 
 def _read_file(
@@ -72,7 +72,7 @@ def _read_file(
     objects = [shape for shape in shapes if shape.box.name not in (IGNORE, BACKGROUND)]
     boxes = _joined(objects)
     messages = {
-        f"shapes labelled {BACKGROUND}, left out": len(shapes) - len(objects) - len(ignored),
+        f"shapes labeled {BACKGROUND}, left out": len(shapes) - len(objects) - len(ignored),
         "shapes joined to an object of the same group_id and label": len(objects) - len(boxes),
         "images read from imageData": int(extracted is not None),
     }

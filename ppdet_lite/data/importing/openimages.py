@@ -42,7 +42,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         imported += reader.images.values()
         notes += reader.notes()
     files = (index.folder / name for name in index.names)
-    return ImportedData(imported, notes=(*notes, *records.unlabelled(imported, files, "row in the table")))
+    return ImportedData(imported, notes=(*notes, *records.unlabeled(imported, files, "row in the table")))
 
 
 def _tables(source: Path) -> tuple[Path, list[Path]]:

@@ -103,7 +103,7 @@ def existing_folder(*folders: Path) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def unlabelled(images: Iterable[ImportedImage], paths: Iterable[Path], annotation: str) -> tuple[str, ...]:
+def unlabeled(images: Iterable[ImportedImage], paths: Iterable[Path], annotation: str) -> tuple[str, ...]:
     """Return a message on the image files among some paths that are none of the images, if there are any."""
     files = {os.path.realpath(path) for path in paths if is_image_name(path.name) and not path.name.startswith(".")}
     extra = files - {os.path.realpath(image.path) for image in images}

@@ -151,7 +151,7 @@ def _may_be_pose(polygon: list[float]) -> bool:
     (x, y, w, h), rest = polygon[:4], polygon[4:]
     for size in (2, 3):
         points = [rest[k : k + 2] for k in range(0, len(rest), size)] if len(rest) % size == 0 else []
-        points = [point for point in points if point != [0, 0]]  # keypoints that are not labelled
+        points = [point for point in points if point != [0, 0]]  # keypoints that are not labeled
         if points and all(abs(px - x) <= w / 2 and abs(py - y) <= h / 2 for px, py in points):
             return True
     return False
