@@ -11,7 +11,7 @@ from ppdet_lite.assembly.setup import build_model, load_config
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.evaluation.results_file import Results
-from tests.experiments import teacher
+from tests.experiments import runs, teacher
 from tests.experiments.definitions import EXPERIMENTS, MIMIC
 from tests.experiments.measures import class_accuracy
 from tests.experiments.results import _mean_and_deviation, _means, _scalars
@@ -102,6 +102,20 @@ def test_runs_have_valid_configs_and_see_equally_many_images() -> None:
             seen = {"context": 3200, "cells": 1200}.get(experiment.name, 1600)
             assert steps * config["data"]["loader"]["batch_size"] == seen
             assert config["schedule"]["warmup_iterations"] * config["data"]["loader"]["batch_size"] == 200
+
+
+def test_only_uninterrupted_runs_record_processor_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training is a program that only creates the run folder."""
+    monkeypatch.setattr(runs, "OUTPUT", tmp_path)
+    first, second = runs_of(EXPERIMENTS["batch"], (0, 1))[:: len(EXPERIMENTS["batch"].variants)]
+    program = tmp_path / "train"
+    program.write_text(f"#!/bin/sh\nmkdir -p {first.folder}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(runs.sys, "executable", str(program))
+    second.folder.mkdir(parents=True)
+    runs.train_all([first, second], jobs=1)
+    assert json.loads((first.folder / "done.json").read_text()).keys() == {"cpu_seconds"}
+    assert second.is_done and json.loads((second.folder / "done.json").read_text()) == {}
 
 
 def test_summaries_of_seeds() -> None:
