@@ -1,19 +1,21 @@
 """Benchmarks of training steps and their phases, of inference before and after export, and of the loader.
 
-Images are noise, and models have random weights unless the config sets `weights`. The cost is that of real images and
-weights, except in the last NMS, which has almost no input.
+Images are noise, and models have random weights (`random_model`) unless the config sets `weights`. The cost is that of
+real images and weights, except in the last NMS, which has almost no input.
 """
 
 import importlib.util
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.setup import build_model, use_device
@@ -38,12 +40,28 @@ from ppdet_lite.modeling.amp import (
     require_precision_support,
 )
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.residual import BasicBlock, Bottleneck
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 BOXES = 8  # objects per synthetic image, about the mean of COCO
 PAUSE = 0.3  # seconds between measurements, in which the threads of the last one become idle
 PHASES = ("data", "forward", "backward", "optimizer")
 Report = dict[str, Any]
+
+
+def random_model(config: Config, classes: Sequence[str], for_training: bool = True) -> FasterRCNN:
+    """Build a model with random weights that proposes as many boxes as a trained one, at any depth.
+
+    Frozen norms with random weights normalize nothing. If each residual block added to the features, those of a deep
+    backbone would be so large that, clipped to the image, all boxes are the same. Here each block computes only its
+    shortcut (Goyal et al. 2017, section 5.1), in the same time.
+    """
+    model = build_model(config, classes, for_training)
+    for block in model.sublayers():
+        if isinstance(block, BasicBlock | Bottleneck):
+            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            nn.initializer.Constant(0.0)((last.conv if last.norm is None else last.norm).weight)
+    return model
 
 
 def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: int, classes: int = 80) -> Report:
@@ -54,7 +72,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     also returns `mimic_rois`, the number of patches per image. With random weights few RoIs are foreground;
     model.mimic.rois=both uses the maximum number of patches.
     """
-    model = build_model(config, _class_names(classes))
+    model = random_model(config, _class_names(classes))
     model.train()
     optimizer = build(config["optimizer"]).build(model)  # learning rate 0: the same cost, without divergence
     samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]
@@ -101,7 +119,7 @@ def bench_infer(config: Config, size: tuple[int, int], batch: int, iterations: i
     """
     paddle.set_device("cpu")
     if config["weights"] is None:
-        model = build_model(config, _class_names(classes), for_training=False)
+        model = random_model(config, _class_names(classes), for_training=False)
         model.eval()
     else:
         model = load_trained(config).model

@@ -1,4 +1,4 @@
-"""The table of all recipes: size, cost, published AP, sources of convertible checkpoints, and measured speed."""
+"""The table of all recipes: size, cost, published AP and weights, and measured speed."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,32 +9,20 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppdet_lite.assembly.setup import build_model, load_config
-from ppdet_lite.benchmarks.model import bench_train
+from ppdet_lite.assembly.setup import load_config
+from ppdet_lite.benchmarks.model import bench_train, random_model
 from ppdet_lite.benchmarks.timing import time_alternately
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.runtime import cpu_info, usable_cores
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.peers.zoo import zoo_entries
 
 COUNTED_SIZE = (800, 1344)  # (h, w) of the image for which operations are counted: 800 x 1333, padded
 TIMED_SIZE = (320, 427)
 CLASSES = [f"c{i}" for i in range(80)]
 AFTER_ROIS = ("box_head", "predictor", "roi_pool", "earlier")  # parts that process RoIs, or feature maps for RoIs
-CONVERTIBLE = {  # recipe -> projects with convertible checkpoints, besides PaddleDetection (if its AP is given)
-    "faster_rcnn_r50_fpn_1x_coco": ("torchvision", "mmdetection", "detectron2"),
-    "faster_rcnn_r101_fpn_1x_coco": ("PaddleDetection", "mmdetection", "detectron2"),
-    "cascade_rcnn_r50_fpn_1x_coco": ("mmdetection",),
-    "faster_rcnn_r50_1x_coco": ("detectron2",),
-    "faster_rcnn_r101_1x_coco": ("detectron2",),
-    "faster_rcnn_r50_dc5_1x_coco": ("detectron2",),
-    "faster_rcnn_dcn_r50_fpn_1x_coco": ("mmdetection",),
-    "faster_rcnn_dconv_c3-c5_r50_fpn_1x_coco": ("mmdetection",),
-    "faster_rcnn_mdconv_c3-c5_group4_r50_fpn_1x_coco": ("mmdetection",),
-    "faster_rcnn_r50_fpn_dpool_1x_coco": ("mmdetection",),
-    "faster_rcnn_r50_fpn_mdpool_1x_coco": ("mmdetection",),
-}
 
 
 class Row(NamedTuple):
@@ -44,7 +32,7 @@ class Row(NamedTuple):
     parameters: float  # millions, in detection
     gmacs: float  # 1e9 multiply-adds
     ap: str
-    converts: str
+    weights: str  # projects with published weights
     step_seconds: float
     detect_seconds: float
 
@@ -59,7 +47,7 @@ def measure_rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Ite
             parameters,
             gmacs,
             published_ap(path),
-            ", ".join(converts_from(path)),
+            ", ".join(published_weights(path)),
             bench_train(config, TIMED_SIZE, 1, iterations)["step_seconds"]["median"],
             detection_seconds(config, iterations),
         )
@@ -71,7 +59,7 @@ def model_cost(config: Config) -> tuple[float, float]:
     The image has COUNTED_SIZE. Operations per RoI are counted for `post_nms_test` RoIs, independently of the number
     that the random weights propose.
     """
-    model = build_model(config, CLASSES, for_training=False)
+    model = random_model(config, CLASSES, for_training=False)
     model.eval()
     rois: list[int] = []
     per_image, per_rois = [0], [0]
@@ -102,7 +90,7 @@ def multiply_adds(layer: nn.Layer, output: Tensor) -> int:
 
 def detection_seconds(config: Config, iterations: int) -> float:
     """Return the median time of detection in one image of TIMED_SIZE with the model in Paddle."""
-    model = build_model(config, CLASSES, for_training=False)
+    model = random_model(config, CLASSES, for_training=False)
     model.eval()
     stride = 32
     size = tuple(-(-side // stride) * stride for side in TIMED_SIZE)
@@ -112,16 +100,20 @@ def detection_seconds(config: Config, iterations: int) -> float:
 
 
 def published_ap(recipe: Path) -> str:
-    """Return the published AP and its sources from the recipe's header, the text after "# COCO val AP...: "."""
+    """Return the published AP and its sources from the recipe's header, the text after "# COCO val AP: "."""
     lines = recipe.read_text(encoding="utf-8").splitlines()
     line = next((line for line in lines if line.startswith("# COCO val AP")), "")
     return line.partition(": ")[2] or "--"
 
 
-def converts_from(recipe: Path) -> list[str]:
-    """Return the projects whose checkpoints can be converted for this recipe."""
-    ppdet = ["PaddleDetection"] if "PaddleDetection" in published_ap(recipe) else []
-    return [*ppdet, *CONVERTIBLE.get(recipe.stem, ())]
+def published_weights(recipe: Path) -> list[str]:
+    """Return the projects whose published weights the zoo has for this recipe."""
+    entries = [entry for entry in zoo_entries().values() if Path(entry.recipe or "").name == recipe.stem]
+    unchanged = {entry.project.title for entry in entries if not entry.overrides}
+    return [
+        title if title in unchanged else f"{title} (with overrides)"
+        for title in dict.fromkeys(entry.project.title for entry in entries)
+    ]
 
 
 def format_page(table: Sequence[Row]) -> str:
@@ -134,15 +126,16 @@ def format_page(table: Sequence[Row]) -> str:
         "Written by `python tools/model_zoo.py`. Parameters are those used in detection, with 80 classes. GMACs are",
         "1e9 multiply-adds of convolutions and linear layers for one image of 800 x 1333 (padded to 1344) and the",
         f"config's number of RoIs. Times are medians for one image of {height} x {width} on {machine}, Paddle",
-        f"{paddle.__version__}: a training step, and detection with the model in Paddle. AP is published by the",
-        "named projects for the same recipe; no model was trained on COCO here.",
+        f"{paddle.__version__}: a training step, and detection with the model in Paddle (random weights). AP is the",
+        "number that the named project published for the same recipe, or a paper for a similar detector; no model was",
+        "trained on COCO here. [zoo.md](zoo.md) has the published weights.",
         "",
-        "| recipe | parameters, M | GMACs | published COCO val AP | convertible from | step, s | detection, s |",
+        "| recipe | parameters, M | GMACs | published COCO val AP | weights in the zoo | step, s | detection, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in table:
         lines.append(
-            f"| `{row.recipe}` | {row.parameters:.1f} | {row.gmacs:.0f} | {row.ap} | {row.converts or '--'} "
+            f"| `{row.recipe}` | {row.parameters:.1f} | {row.gmacs:.0f} | {row.ap} | {row.weights or '--'} "
             f"| {row.step_seconds:.2f} | {row.detect_seconds:.2f} |"
         )
     return "\n".join(lines) + "\n"

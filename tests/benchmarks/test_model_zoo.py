@@ -8,14 +8,15 @@ from paddle import nn
 
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.benchmarks import model_zoo
+from ppdet_lite.benchmarks.model import random_model
 from ppdet_lite.benchmarks.model_zoo import (
     Row,
-    converts_from,
     format_page,
     measure_rows,
     model_cost,
     multiply_adds,
     published_ap,
+    published_weights,
 )
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,15 +55,15 @@ def test_layers_on_whole_maps_are_counted_once(monkeypatch: pytest.MonkeyPatch) 
     assert (many - few) * 1e9 == pytest.approx(1000 * per_roi, rel=1e-6)
 
 
-def test_published_ap_in_headers() -> None:
+def test_published_ap_and_weights() -> None:
     recipe = CONFIGS / "dcn/faster_rcnn_dcn_r50_fpn_1x_coco.yml"
     assert published_ap(recipe) == "PaddleDetection 42.1, mmdetection 41.4"
-    assert converts_from(recipe) == ["PaddleDetection", "mmdetection"]
-    assert converts_from(CONFIGS / "faster_rcnn/faster_rcnn_r18_fpn_1x_coco.yml") == []
+    assert published_weights(recipe) == ["PaddleDetection", "mmdetection"]
+    assert published_weights(CONFIGS / "faster_rcnn/faster_rcnn_r18_fpn_1x_coco.yml") == []
+    x101 = CONFIGS / "faster_rcnn/faster_rcnn_x101_vd_64x4d_fpn_1x_coco.yml"
+    assert published_weights(x101) == ["PaddleDetection", "mmdetection (with overrides)"]
     recipes = [path for path in CONFIGS.glob("*/*.yml") if path.parent.name not in ("_base_", "quickstart", "bccd")]
     assert all(published_ap(path) != "--" for path in recipes)
-    named = {path.stem for path in recipes}
-    assert set(model_zoo.CONVERTIBLE) <= named
 
 
 def test_a_row_and_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,8 +71,21 @@ def test_a_row_and_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_zoo, "TIMED_SIZE", (60, 90))
     path = CONFIGS / "quickstart/shapes_r18_fpn.yml"
     (row,) = measure_rows([path], CONFIGS, 1)
-    assert row.recipe == "quickstart/shapes_r18_fpn.yml" and row.ap == "--" and row.converts == ""
+    assert row.recipe == "quickstart/shapes_r18_fpn.yml" and row.ap == "--" and row.weights == ""
     assert min(row.parameters, row.gmacs, row.step_seconds, row.detect_seconds) > 0
     lines = format_page([Row("a/b.yml", 41.75, 215.9, "theirs 40.1", "theirs", 1.234, 0.5)]).splitlines()
     assert lines[0] == "# Model zoo"
     assert lines[-1] == "| `a/b.yml` | 41.8 | 216 | theirs 40.1 | theirs | 1.23 | 0.50 |"
+
+
+def test_deep_random_models_propose_as_many_boxes_as_shallow_ones() -> None:
+    """With frozen norms, the boxes of a deep model would all be the image's border."""
+    counts = []
+    for depth in (18, 101):
+        config = load_config(CONFIGS / "faster_rcnn/faster_rcnn_r50_fpn_1x_coco.yml", [f"model.backbone.depth={depth}"])
+        model = random_model(config, model_zoo.CLASSES, for_training=False)
+        model.eval()
+        model.roi_pool.register_forward_pre_hook(lambda layer, inputs: counts.append(len(inputs[1].boxes)))
+        with paddle.no_grad():
+            model_zoo._detect(model, (64, 96))
+    assert counts[1] > 0.8 * counts[0] > 100

@@ -275,7 +275,7 @@ def test_resume_refuses_other_classes(overrides, tmp_path, shapes):
     [
         ("frozen_bn", 8, True, "a randomly initialized frozen_bn"),
         ("frozen_bn", 8, False, None),
-        ("bn", 4, True, "bn is trained on 4 images per device"),
+        ("bn", 1, True, "bn is trained on one image per device"),
         ("bn", 8, True, None),
         ("gn", 1, True, None),
     ],
