@@ -20,7 +20,9 @@ class _Stdout(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print_above_bars(self.format(record), sys.stdout)
+            encoding = sys.stdout.encoding or "utf-8"
+            line = self.format(record).encode(encoding, "backslashreplace").decode(encoding)
+            print_above_bars(line, sys.stdout)
         except BrokenPipeError:  # closed by its reader, as `| head` does: continue, train.log has all lines
             discard_stdout()
         except (OSError, ValueError):  # logging must not stop the program
@@ -71,7 +73,7 @@ def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:
     if file is not None and rank == 0:
         try:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            _add(root, _LogFile(file, encoding="utf-8"))
+            _add(root, _LogFile(file, encoding="utf-8", errors="backslashreplace"))
         except OSError as error:
             raise UserError(f"{file}: the log cannot be written: {error.strerror}; choose another output") from error
     return root

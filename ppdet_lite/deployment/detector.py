@@ -1,6 +1,5 @@
 """`Detector`: runs a trained model, an exported folder or an ONNX file on images."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ppdet_lite.assembly.setup import TrainedModel, load_config, use_device
 from ppdet_lite.assembly.trained import load_trained
 from ppdet_lite.assembly.zoo import trained_weights
 from ppdet_lite.config.checked_config import Config
+from ppdet_lite.config.yaml_nodes import flow
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.images.decoding import from_pillow, load_image
 from ppdet_lite.data.images.files import ImageFile
@@ -91,7 +91,7 @@ class Detector:
             return cls._exported(source, runtime)
         if runtime != "auto":
             raise UserError(f"{source}: not exported as ONNX, which the runtime {runtime} needs; {EXPORT_ONNX}")
-        weights = f"weights={json.dumps(str(source))}"  # quoted: YAML requires it for a path with a colon
+        weights = f"weights={flow(str(source))}"
         overrides = [weights, f"runtime.device={device}"] + ([f"runtime.precision={precision}"] if precision else [])
         return cls._trained(load_config(_run_config(source), overrides))
 

@@ -20,6 +20,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.static import InputSpec
 
+from ppdet_lite.assembly.check_data import dataset_files
 from ppdet_lite.assembly.setup import TrainedModel, build_dataset
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import RunFailed, UserError
@@ -226,10 +227,11 @@ def calibration_images(config: Config, source: Path | None, count: int) -> list[
 def choose_images(config: Config, source: Path | None, count: int) -> list[Path] | None:
     """Return up to `count` evenly spaced image files of `source`, or of the validation images if it is None.
 
-    Returns None if the folder of the validation images contains none; raises UserError if `source` contains none.
+    Of several validation sets it takes the first. Returns None if the folder of the validation images contains none;
+    raises UserError if `source` contains none.
     """
     if source is None:
-        folder = Path(config["data"]["val"]["images"])
+        folder = next(Path(images) for name, images, _ in dataset_files(config["data"]) if name.startswith("val"))
         try:
             files = ImageFiles.find(folder)
         except UserError:

@@ -1,5 +1,6 @@
 """The training losses, computed on validation images."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import paddle
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.batch_tensors import training_arguments
+from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.loading.loader import EvalBatches, Loader
 from ppdet_lite.data.loading.transforms import Preprocess
@@ -29,11 +31,19 @@ def validation_losses(
     mean over all images.
 
     check: called after every batch. An exception that it raises ends the computation on all ranks.
+
+    Raises RunFailed if a loss is not finite.
     """
     batches = EvalBatches(dataset, preprocess, loader, ranks.rank(), ranks.world())
     sums_by_rank = ranks.on_all_ranks(lambda: _sums(model, batches, check))
     names = dict.fromkeys(name for sums in sums_by_rank for name in sums)
     means = {name: sum(sums.get(name, 0.0) for sums in sums_by_rank) / len(dataset) for name in names}
+    if not all(map(math.isfinite, means.values())):
+        shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise RunFailed(
+            f"a validation loss is not finite: {shown}; the weights have diverged: lower optimizer.base_lr or lengthen "
+            "the warm-up"
+        )
     return {"loss": sum(means.values()), "losses": means}
 
 

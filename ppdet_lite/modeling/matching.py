@@ -14,7 +14,7 @@ from ppdet_lite.ops.boxes import box_coverage, box_iou
 from ppdet_lite.structures import Targets
 
 IGNORE, BACKGROUND, FOREGROUND = -1, 0, 1
-MAX_PAIRS = 2**24  # entries of one IoU matrix, 64 MiB in float32
+MAX_PAIRS = 2**24  # entries of one matrix of IoUs or coverages, 64 MiB in float32
 
 
 class Matches(NamedTuple):
@@ -53,7 +53,10 @@ class Matcher:
         """Match boxes [A, 4] with the ground truth of one image."""
         labels, index = self._match_objects(boxes, targets.boxes)
         if self.crowd_coverage is not None and targets.crowds.shape[0]:
-            in_crowd = box_coverage(boxes, targets.crowds).max(axis=1) >= self.crowd_coverage
+            length = max(MAX_PAIRS // targets.crowds.shape[0], 1)
+            starts = range(0, max(boxes.shape[0], 1), length)
+            coverage = [box_coverage(boxes[i : i + length], targets.crowds).max(axis=1) for i in starts]
+            in_crowd = paddle.concat(coverage) >= self.crowd_coverage
             labels = paddle.where(in_crowd & (labels != FOREGROUND), paddle.full_like(labels, IGNORE), labels)
         return Matches(labels, index)
 

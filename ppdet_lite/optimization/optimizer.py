@@ -63,7 +63,7 @@ class Optimizer(ABC):
         """Build Paddle's optimizer of a model's trainable parameters. Its learning rate must be set before every step.
 
         There is one parameter group per weight decay and relative learning rate (`ParamAttr(learning_rate=...)`).
-        Raises UserError if a pattern of lr_scales matches no parameter.
+        Raises UserError if a pattern of lr_scales matches no parameter, or if all parameters are frozen.
         """
         for pattern, factor in self.lr_scales.items():
             for parameter in match_parameters(model, pattern, "optimizer.lr_scales"):
@@ -75,6 +75,8 @@ class Optimizer(ABC):
             if not parameter.stop_gradient:
                 decay = self.norm_decay if id(parameter) in norm_parameters else self.weight_decay
                 groups.setdefault((decay, parameter.optimize_attr["learning_rate"]), []).append(parameter)
+        if not groups:
+            raise UserError("no parameter is trained: remove patterns from train.freeze")
         return self._build(
             [
                 {"params": parameters, "weight_decay": decay, "learning_rate": lr_scale}
@@ -176,8 +178,11 @@ def optimizer_state(optimizer: paddle.optimizer.Optimizer, model: nn.Layer) -> d
 def restore_optimizer(optimizer: paddle.optimizer.Optimizer, model: nn.Layer, state: dict[str, np.ndarray]) -> None:
     """Load a result of `optimizer_state` into the first optimizer built for a model, before its first step.
 
-    Raises UserError if the state is that of another model or another kind of optimizer.
+    A state without arrays is that of an optimizer before its first update, for example if all steps so far exceeded
+    float16. Raises UserError if the state is that of another model or another kind of optimizer.
     """
+    if not state:
+        return
     parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
     accumulators = ACCUMULATORS[type(optimizer)]
     expected = {f"{name}/{accumulator}" for name in parameters for accumulator in accumulators}

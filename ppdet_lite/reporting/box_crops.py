@@ -26,7 +26,8 @@ def crop_around(image: np.ndarray, limits: tuple[int, int, int, int], longer_sid
     left, top, right, bottom = limits
     zoom = min(longer_side / max(right - left, bottom - top), MAX_ZOOM)
     interpolation = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    pixels = cv2.resize(image[top:bottom, left:right], None, fx=zoom, fy=zoom, interpolation=interpolation)
+    size = [max(round(side * zoom), 1) for side in (right - left, bottom - top)]
+    pixels = cv2.resize(image[top:bottom, left:right], size, interpolation=interpolation)
     return Crop(pixels, left, top, zoom)
 
 

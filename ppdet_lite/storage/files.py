@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TextIO
 
@@ -56,9 +57,23 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file atomically. Raises UserError if it cannot be written."""
+    """Write a UTF-8 file atomically. Raises UserError if it cannot be written.
+
+    Surrogates, as in names of files that are not UTF-8, are written as escapes such as \\udce9, which JSON reads.
+    """
     with output_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
+
+
+def plain_json(value: Any) -> Any:
+    """Return content for JSON: keys as text, NumPy scalars as numbers, and None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): plain_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    if hasattr(value, "item"):  # NumPy scalars and 0-d arrays
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -74,7 +89,8 @@ def write_json_list(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with output_file(path) as file:
         separator = "[\n"
         for record in records:
-            file.write(f"{separator}{json.dumps(record, ensure_ascii=False, allow_nan=False)}".encode())
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            file.write(f"{separator}{line}".encode(errors="backslashreplace"))
             separator = ",\n"
         file.write(b"\n]\n" if separator == ",\n" else b"[]\n")
 

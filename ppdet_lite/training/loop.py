@@ -72,6 +72,7 @@ def _loop(run: Run, stop: StopRequest) -> None:
     try:
         if run.evaluation_missed:
             run.evaluate(stop)
+            run.save()  # a finished run has no later checkpoint
         while not run.finished:
             with run.saved_on_failure():
                 run.step(stop)

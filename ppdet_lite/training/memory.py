@@ -8,7 +8,7 @@ import paddle
 from ppdet_lite.core import runtime
 from ppdet_lite.core.errors import RunFailed
 
-SIGNS = ("resourceexhausted", "out of memory", "alloc_failed", "badalloc")  # in the errors that Paddle raises for a GPU
+SIGNS = ("resourceexhausted", "out of memory", "alloc_failed", "badalloc", "insufficient memory")  # Paddle's, OpenCV's
 REMEDIES = (
     "lower data.loader.batch_size (train.accumulate makes up for it), "
     "or data.augment.short_sides, data.preprocess.short_side and long_side"

@@ -1,13 +1,12 @@
 """metrics.jsonl: the measurements of a run, one JSON object per line and recorded iteration."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.files import atomic_writer
+from ppdet_lite.storage.files import atomic_writer, plain_json
 from ppdet_lite.training.sinks import Sink
 
 
@@ -39,7 +38,7 @@ class MetricsFile(Sink):
 
         Raises UserError on a full disk.
         """
-        line = json.dumps(_plain({"iteration": iteration, **values}), allow_nan=False)
+        line = json.dumps(plain_json({"iteration": iteration, **values}), allow_nan=False)
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -86,13 +85,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: a line is not JSON ({error}); remove that line") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):  # numpy scalars and 0-d arrays
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -34,7 +34,12 @@ from ppdet_lite.training.nan_dump import dump_step
 from ppdet_lite.training.plan import make_plan
 from ppdet_lite.training.recorder import Recorder
 from ppdet_lite.training.rehearsal import rehearse
-from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_norms, warn_about_sizes
+from ppdet_lite.training.setting_warnings import (
+    warn_about_batch,
+    warn_about_frozen_offsets,
+    warn_about_norms,
+    warn_about_sizes,
+)
 from ppdet_lite.training.sinks import StepRecord
 from ppdet_lite.training.state import RunState, restore_state, save_state
 from ppdet_lite.training.step import batch_seed, train_step, updating
@@ -76,6 +81,8 @@ class Run:
             load_pretrained(model, spec, data.train.class_names, class_map, config)
         freeze(model, config["train"]["freeze"])
         warn_about_norms(model, data.loader.batch_size, is_random)
+        if start is None:
+            warn_about_frozen_offsets(model)
         warn_about_sizes(data.augment.short_sides, data.preprocess.short_side)
         if data.val is not None:
             warn_about_evaluation(build(config["eval"]), data.augment, data.preprocess, model.postprocess)
@@ -144,7 +151,7 @@ class Run:
         If the step fails before the weights are updated, on any rank, the model is unchanged.
         """
         start_time, iteration, position = time.perf_counter(), self.state.iteration, self.position
-        with _statistics_restored_on_failure(self.model):
+        with _statistics_restored_on_failure(self.model) as restore_statistics:
             batches, memory = self._next_batches(stop)
             data_seconds = time.perf_counter() - start_time
             first_batch = position * self.accumulate
@@ -166,6 +173,7 @@ class Run:
         if self.amp == "float16":
             self.state = self.state._replace(loss_scale=self.state.loss_scale.after(step.overflowed))
         if step.overflowed:
+            restore_statistics()  # those of activations that exceed float16 would never be finite again
             change = f"loss scale {scale:g} -> {self.state.loss_scale.value:g}"
             get_logger().warning("iteration %d skipped: a gradient exceeds float16; %s", iteration + 1, change)
             return
@@ -289,11 +297,14 @@ class Run:
 
 
 @contextlib.contextmanager
-def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[None]:
-    """Restore the running statistics of batch norms, which a forward pass changes, if the block raises an error."""
+def _statistics_restored_on_failure(model: FasterRCNN) -> Iterator[Callable[[], None]]:
+    """Restore the running statistics of batch norms, which a forward pass changes, if the block raises an error.
+
+    Yields a function that restores them.
+    """
     restore = copy_running_statistics(model)
     try:
-        yield
+        yield restore
     except Exception:
         restore()
         raise

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ppdet_lite.core.log import get_logger
+from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.norm import NORM_LAYERS
-
 
 
 def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: bool) -> None:
@@ -37,6 +37,21 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
         get_logger().warning(
             "bn is trained on one image per device, where gn reached a higher AP (docs/evidence.md): consider gn, or "
             "frozen_bn with pretrain_weights"
+        )
+
+
+def warn_about_frozen_offsets(model: FasterRCNN) -> None:
+    """Warn about deformable convolutions whose offsets are zero and frozen, as in stages that are frozen."""
+    names = []
+    for name, layer in model.named_sublayers():
+        if isinstance(layer, DeformConv2D) and (weight := layer.offset.weight).stop_gradient:
+            names += [] if bool((weight != 0).any()) else [name]
+    if names:
+        get_logger().warning(
+            "the offsets of %d deformable convolutions (%s, ...) are frozen and stay zero: lower "
+            "model.backbone.frozen_stages, or remove their stages from model.backbone.deformable",
+            len(names),
+            names[0],
         )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from ppdet_lite.assembly.own_data import prepare_own_data
 from ppdet_lite.assembly.setup import load_config
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.synthetic.shapes import generate
 from ppdet_lite.reporting.trained_run import report_run
 from tests.tiny_run import WITHOUT_STAGE_5
@@ -179,6 +180,20 @@ def test_one_coco_file_is_divided_and_its_images_stay(shapes, place):
         assert config["data"]["train"]["images"] == "cells/images"
         assert prepare_own_data(Path(source), "random") == path
         assert load_config(prepare_own_data(path.parent, "zoo"))["data"]["val"]["images"] == "cells/images"
+
+
+def test_a_coco_file_with_nan_is_divided(shapes, place):
+    """Python writes it, and training reads it as a missing value."""
+    given = content(shapes / "annotations/instances_train.json")
+    given["annotations"][0]["area"] = float("nan")
+    shutil.copytree(shapes / "train", "cells/images")
+    Path("cells/all.json").write_text(json.dumps(given))
+    config = load_config(prepare_own_data(Path("cells"), "random"))
+    parts = [content(config["data"][name]["annotations"]) for name in ("train", "val")]
+    areas = {item["id"]: item["area"] for part in parts for item in part["annotations"]}
+    assert areas[given["annotations"][0]["id"]] is None
+    for name in ("train", "val"):
+        CocoDataset(config["data"][name]["images"], config["data"][name]["annotations"])
 
 
 def test_what_is_not_clear_is_asked_for(shapes, photos):

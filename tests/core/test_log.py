@@ -31,6 +31,14 @@ def test_setup_writes_short_lines_once(tmp_path, capsys, logger):
     assert get_logger("ppdet_lite.data.coco") is get_logger("data.coco")
 
 
+def test_a_name_that_is_not_utf8_is_logged(tmp_path, capsys, logger):
+    configure(file=tmp_path / "log.txt")
+    get_logger().info("caf\udce9.png")
+    printed = capsys.readouterr()
+    assert printed.out.endswith("INFO caf\\udce9.png\n") and not printed.err
+    assert (tmp_path / "log.txt").read_text().endswith("INFO caf\\udce9.png\n")
+
+
 def test_other_ranks_only_warn(tmp_path, capsys):
     configure(rank=1, file=tmp_path / "log.txt")
     get_logger().info("one")

@@ -3,10 +3,13 @@
 import colorsys
 from itertools import combinations
 
+import cv2
 import numpy as np
 import pytest
 
+from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.dataset import Objects
+from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.drawing import (
     GAP,
     _label,
@@ -16,6 +19,7 @@ from ppdet_lite.data.images.drawing import (
     draw_overlay,
     draw_strip,
     place_labels,
+    write_image,
 )
 from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.evaluation.infer import draw_comparison
@@ -206,3 +210,15 @@ def test_a_strip_has_pictures_side_by_side_each_below_its_label():
         assert (strip[:title, left : left + 60] < 128).any()  # letters
     assert (strip[:, 60 : 60 + GAP] == 255).all()
     assert draw_strip(pictures[:1], ["cat"]).shape[1] == 60
+
+
+def test_a_drawing_too_large_for_its_format_is_scaled_down(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "ppdet_lite")
+    write_image(tmp_path / "a.webp", gray(8, 20000))
+    assert load_image(str(tmp_path / "a.webp")).shape == (7, 16383, 3)
+    assert "a.webp: scaled down to 16383 x 7 pixels, which .webp permits" in caplog.text
+    write_image(tmp_path / "a.png", gray(8, 20000))
+    assert load_image(str(tmp_path / "a.png")).shape == (8, 20000, 3)
+    monkeypatch.setattr(cv2, "imencode", lambda *_: (False, None))
+    with pytest.raises(UserError, match=r"b.bmp: OpenCV cannot write 5 x 4 pixels as .bmp; use .png"):
+        write_image(tmp_path / "b.bmp", gray(4, 5))

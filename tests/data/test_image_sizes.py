@@ -5,6 +5,7 @@ import threading
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ppdet_lite.data.images.sizes import read_header
 
@@ -23,3 +24,11 @@ def test_the_header_of_an_image_has_its_height_and_width(tmp_path):
     cv2.imwrite(str(tmp_path / "1.png"), np.zeros((5, 9, 3), np.uint8))
     assert tuple(read_header(tmp_path / "1.png")) == (5, 9, False)
     assert read_header(tmp_path / "2.png") is None
+
+
+def test_the_header_of_an_image_that_pillow_refuses_to_decode(tmp_path):
+    """Its limit of pixels, a global variable, stays as it is."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.new("1", (13500, 13500)).save(tmp_path / "large.png")
+    assert tuple(read_header(tmp_path / "large.png")) == (13500, 13500, False)
+    assert limit == Image.MAX_IMAGE_PIXELS is not None

@@ -213,6 +213,16 @@ def test_an_unforeseen_error_names_the_image(dataset, threads, monkeypatch):
         next(EvalBatches(dataset, PREPROCESS, Loader(threads=threads)).iterate())
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_memory_that_runs_out_is_reported_as_such(dataset, threads, monkeypatch):
+    def load(index: int) -> None:
+        raise MemoryError("Unable to allocate 1.00 PiB")
+
+    monkeypatch.setattr(dataset, "load", load)
+    with pytest.raises(MemoryError, match=r"0.png: Unable to allocate 1.00 PiB"):
+        next(EvalBatches(dataset, PREPROCESS, Loader(threads=threads)).iterate())
+
+
 def test_a_stuck_image_is_named_after_the_timeout(dataset, monkeypatch):
     release, load = threading.Event(), dataset.load
     monkeypatch.setattr(dataset, "load", lambda index: release.wait(20) if index == 3 else load(index))

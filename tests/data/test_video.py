@@ -134,3 +134,9 @@ def test_which_sources_are_videos(tmp_path: Path) -> None:
     assert [is_video(tmp_path / name) for name in names] == [True, True, False, True, False, False, False]
     assert is_video("camera:0") and is_video(Path("camera:12"))
     assert not is_video("camera:x") and not is_video("camera")
+
+
+def test_a_name_that_is_not_utf8_is_refused() -> None:
+    """OpenCV 5.0 ends the process at such a name."""
+    with pytest.raises(UserError, match="the name is not UTF-8, which OpenCV requires; rename the file"):
+        Video("caf\udce9.mp4")

@@ -219,8 +219,9 @@ def test_a_tool_uses_weights_or_model(place: Path) -> None:
         select_detector(config, place / "exported")
 
 
-def test_a_path_with_a_colon(place: Path, tmp_path: Path) -> None:
-    odd = tmp_path / "a: #b=c"
+@pytest.mark.parametrize("name", ["a: #b=c", "run\U0001f600", "猫 é", 'a"b\\c'])
+def test_a_path_of_any_letters(place: Path, tmp_path: Path, name: str) -> None:
+    odd = tmp_path / name
     odd.symlink_to(place / "run")
     assert Detector.load(odd).class_names == ["dog", "cat"]
 

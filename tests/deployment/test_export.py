@@ -334,6 +334,8 @@ def test_images_to_compare_on(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="contains no image"):
         choose_images(config, tmp_path, 8)
     assert choose_images(load_config(CONFIG, [f"data.val.images={tmp_path / 'absent'}"]), None, 8) is None
+    mixed = f"data.val={{type: MixedDataset, parts: [{{images: {pictures}, annotations: a.json}}]}}"
+    assert len(choose_images(load_config(CONFIG, [mixed]), None, 8)) == 3
 
 
 def test_the_tool(

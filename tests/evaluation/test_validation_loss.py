@@ -9,6 +9,7 @@ import pytest
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.assembly.recipe import Evaluation
 from ppdet_lite.assembly.setup import build_model, load_config
+from ppdet_lite.core.errors import RunFailed
 from ppdet_lite.data.loading.augment import Augment, train_sample
 from ppdet_lite.data.loading.loader import Loader
 from ppdet_lite.data.loading.transforms import Preprocess, collate
@@ -77,3 +78,11 @@ def test_each_image_counts_once_however_large_its_batch(tmp_path):
     result = validation_losses(model, dataset, PREPROCESS, Loader(batch_size=2, threads=1))
     assert sorted(model.batch_sizes) == [1, 2]
     assert result == {"loss": pytest.approx(13 / 3), "losses": {"loss_a": 4.0, "loss_b": pytest.approx(1 / 3)}}
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
+    """It could not be written as JSON, and no later loss would be below it."""
+    model, dataset = LossByBatchSize(), tiny_dataset(tmp_path)
+    model.forward = lambda *_: SimpleNamespace(losses={"loss_a": paddle.to_tensor(float("nan"))})
+    with pytest.raises(RunFailed, match=r"a validation loss is not finite: loss_a nan; the weights have diverged"):
+        validation_losses(model, dataset, PREPROCESS, Loader(batch_size=2, threads=1))

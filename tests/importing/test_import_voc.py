@@ -214,3 +214,11 @@ def test_xml_of_an_undeclared_encoding(source, boxes_of, encoding):
 def test_comments_in_lists(source):
     tree(source).write("ImageSets/Main/val.txt", "# one image\nb\n")
     assert len(source.bring_in("voc")["val"]["images"]) == 1
+
+
+def test_a_rotation_that_is_not_a_finite_number_is_ignored(source):
+    """JSON has no NaN."""
+    turned = "<attributes><attribute><name>rotation</name><value>nan</value></attribute></attributes></object>"
+    tree(source).write("Annotations/a.xml", xml(an_object(1, 2, 31, 22).replace("</object>", turned)))
+    (box,) = source.bring_in("voc")["train"]["annotations"]
+    assert box["bbox"] == [1, 2, 30, 20] and "attributes" not in box

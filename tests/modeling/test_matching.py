@@ -6,7 +6,7 @@ import pytest
 
 from ppdet_lite.modeling import matching
 from ppdet_lite.modeling.matching import BACKGROUND, FOREGROUND, IGNORE, Matcher, Sampler
-from ppdet_lite.ops.boxes import box_iou
+from ppdet_lite.ops.boxes import box_coverage, box_iou
 from tests.tiny import area, boxes, float32, int64, iou, overlap, random_boxes, targets
 
 TRUTH = [0, 0, 10, 10]
@@ -157,6 +157,23 @@ def test_a_large_iou_matrix_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch
     assert whole.labels.tolist().count(FOREGROUND) in range(3, 9 * 3 + 1, 3)  # each in every copy
     monkeypatch.setattr(matching, "MAX_PAIRS", 1)  # fewer than there are objects
     assert matcher(rows, truth).labels.tolist() == whole.labels.tolist()
+
+
+def test_a_large_coverage_matrix_is_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, matcher, pairs = np.random.default_rng(5), Matcher(0.7, 0.3), []
+    rows = float32(random_boxes(rng, 90, size=60))
+    truth = targets(random_boxes(rng, 9, size=60, least=8), crowd=[True] * 9)
+    whole = matcher(rows, truth).labels.tolist()
+
+    def counted(first: paddle.Tensor, second: paddle.Tensor) -> paddle.Tensor:
+        pairs.append(len(first) * len(second))
+        return box_coverage(first, second)
+
+    monkeypatch.setattr(matching, "MAX_PAIRS", 9 * 40)
+    monkeypatch.setattr(matching, "box_coverage", counted)
+    assert matcher(rows, truth).labels.tolist() == whole and {IGNORE, BACKGROUND} == set(whole)
+    assert pairs == [9 * 40, 9 * 40, 9 * 10]
+    assert matcher(float32(np.zeros((0, 4))), truth).labels.tolist() == []
 
 
 def test_background_must_not_be_above_foreground() -> None:

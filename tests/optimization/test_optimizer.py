@@ -12,6 +12,7 @@ from ppdet_lite.optimization.optimizer import (
     AdamW,
     Optimizer,
     clip_gradients,
+    freeze,
     optimizer_state,
     restore_optimizer,
     squared_gradient_norms,
@@ -273,3 +274,18 @@ def test_mismatched_state(change: str) -> None:
     resumed = Net()
     with pytest.raises(UserError):
         restore_optimizer(settings.build(resumed), resumed, state)
+
+
+def test_the_state_before_the_first_update_is_restored() -> None:
+    """Every step of a run can have exceeded float16."""
+    net = Net()
+    state = optimizer_state(SGD().build(net), net)
+    assert state == {}
+    restore_optimizer(SGD().build(net), net, state)
+
+
+def test_no_trained_parameter_is_an_error() -> None:
+    net = Net()
+    freeze(net, ["*"])
+    with pytest.raises(UserError, match=r"no parameter is trained: remove patterns from train\.freeze"):
+        SGD().build(net)

@@ -160,3 +160,27 @@ def test_every_fault_is_in_the_table(tmp_path):
     assert (tmp_path / "nothing/problems.csv").read_text() == (
         "set,level,kind,annotation,image,category,file,value,number,what\n"
     )
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_values_that_are_not_finite(tmp_path, report, value):
+    files = two_sets(tmp_path)["train"]
+    files.content["annotations"][0]["bbox"] = [5, value, 20, 30]
+    _, _, numbers = report({"train": files})
+    (dropped,) = (each for each in numbers["sets"]["train"]["problems"] if each["kind"] == "box_dropped")
+    assert dropped["examples"][0]["value"]["bbox"] == [5, None, 20, 30]
+
+
+def test_text_that_is_not_unicode(tmp_path, report):
+    """A surrogate is written as an escape."""
+    files = two_sets(tmp_path)["train"]
+    files.content["categories"] = [{"id": 3, "name": "x\ud800"}, {"id": 7, "name": "dog"}]
+    assert "\\ud800" in report({"train": files})[0]
+
+
+def test_an_elongated_image(tmp_path, report):
+    """A side of its thumbnail would be less than a pixel."""
+    files = CocoFiles(tmp_path / "train", [(2, 1500)])
+    files.add(0, [0, 0, 1500, 2], 3)
+    _, pictures, _ = report({"train": files})
+    assert pictures

@@ -243,6 +243,5 @@ def test_the_loss_scale_goes_through_a_checkpoint_and_a_skipped_step_is_told(
     for name, array in found[0][0]["model"].items():
         np.testing.assert_array_equal(found[1][0]["model"][name], array, err_msg=name)
     one, two = (load_checkpoint(tmp_path / f"run/checkpoints/iter_0000000{i}")[0]["model"] for i in (1, 2))
-    for name, array in one.items():
-        if not name.endswith(("._mean", "._variance")):
-            np.testing.assert_array_equal(two[name], array, err_msg=name)
+    for name, array in one.items():  # running statistics too: those of an overflow would stay infinite
+        np.testing.assert_array_equal(two[name], array, err_msg=name)

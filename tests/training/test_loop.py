@@ -21,7 +21,7 @@ from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint
 from ppdet_lite.training.loop import train
 from ppdet_lite.training.metrics_file import read_metrics
-from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_norms
+from ppdet_lite.training.setting_warnings import warn_about_batch, warn_about_frozen_offsets, warn_about_norms
 from ppdet_lite.training.step import train_step
 from tests.tiny_run import QUICKSTART, small_shapes
 
@@ -285,6 +285,20 @@ def test_norms_that_cannot_work_are_warned_of(overrides, monkeypatch, norm, imag
     monkeypatch.setattr(get_logger(), "warning", lambda text, *args: warnings.append(text % args))
     warn_about_norms(build_model(quickstart(overrides, f"model.backbone.norm={norm}"), CLASSES), images, from_random)
     assert len(warnings) == (words is not None) and all(words in text for text in warnings)
+
+
+def test_offsets_that_never_learn_are_warned_of(overrides, caplog):
+    deformable = "model.backbone={deformable: {version: 2, stages: [2, 3]}, frozen_stages: 2}"
+    model = build_model(quickstart(overrides, deformable), CLASSES)
+    warn_about_frozen_offsets(model)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the offsets of 4 deformable convolutions (backbone.res2.0.conv1.conv, ...)")
+    caplog.clear()
+    for name, parameter in model.named_parameters():
+        if name.startswith("backbone.res2") and name.endswith("offset.weight"):  # as in pretrained weights
+            parameter.set_value(parameter + 0.1)
+    warn_about_frozen_offsets(model)
+    assert not caplog.messages
 
 
 def test_what_of_the_norms_is_trained_is_told(overrides, caplog):

@@ -156,6 +156,7 @@ def test_too_little_memory_ends_the_run_in_one_line(options: list[str], tmp_path
         RuntimeError("ResourceExhaustedError:\n\nOut of memory on GPU 0. Cannot allocate 2GB"),
         RuntimeError("(External) CUDNN_STATUS_ALLOC_FAILED. Cannot allocate 2GB"),
         SystemError("paddle::memory::allocation::BadAlloc: Cannot allocate 2GB"),
+        RuntimeError("a.png: error: (-4:Insufficient memory) Cannot allocate 2GB in function 'OutOfMemoryError'"),
     ],
 )
 def test_memory_that_runs_out_is_told(error: Exception) -> None:

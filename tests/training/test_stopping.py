@@ -167,6 +167,10 @@ def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_pa
         (tmp_path / "run" / name).unlink()
     train(config, tmp_path / "run", resume="auto")
     assert (tmp_path / "run/metrics.json").exists()
+    assert load_checkpoint(folder)[1]["evaluated"] == 2
+    (tmp_path / "run/metrics.json").unlink()
+    train(config, tmp_path / "run", resume="auto")
+    assert not (tmp_path / "run/metrics.json").exists()  # not evaluated a second time
 
 
 def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ppdet_lite.data.annotations.training_checks import training_problems
 from ppdet_lite.data.checking.boxes import Distributions, box_problems, measure, percentiles
 from ppdet_lite.data.checking.image_files import ImageCheck, Inspection, check_image_files, inspect_files, shared_images
 from ppdet_lite.data.checking.readable_part import read_readable_part
+from ppdet_lite.storage.files import plain_json
 
 FATAL_KINDS = ("image_damaged", "size_other", "size_turned")  # problems of an image that end a run which loads it
 LEVELS = ("refusal", "warning", "note")  # the most severe first
@@ -208,7 +209,9 @@ def _set_json(each: SetCheck) -> dict[str, Any]:
 
 def _problem_json(problem: Problem) -> dict[str, Any]:
     keys = ("kind", "level", "count", "total", "what", "consequence")
-    examples = [{k: v for k, v in example._asdict().items() if v is not None} for example in problem.examples]
+    examples = [
+        {k: plain_json(v) for k, v in example._asdict().items() if v is not None} for example in problem.examples
+    ]
     return {**{key: getattr(problem, key) for key in keys}, "examples": examples}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
 from ppdet_lite.storage.files import output_file
 
 Color = tuple[int, int, int]  # RGB
@@ -18,6 +20,7 @@ GOLDEN_RATIO = 0.618034  # steps of this size around the circle of hues never re
 GAP, PADDING, DASH = 4, 2, 6  # pixels: between two images, around a text, length of a dash
 MIN_SCALE, LABEL_SCALE = 0.4, 0.7  # OpenCV font scales: the smallest legible one; labels relative to titles
 OPACITY = 0.7  # of the background of a label
+LONGEST_SIDES = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # pixels that these formats permit
 POSITION_COST = 0.02  # of each later candidate position of a label, in hidden fractions of a box
 
 
@@ -50,8 +53,19 @@ def draw_strip(images: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarra
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an RGB image atomically, in the format given by the suffix of the path."""
-    encoded = cv2.imencode(path.suffix, image[..., ::-1])[1]
+    """Write an RGB image atomically, in the format given by the suffix of the path.
+
+    An image that is too large for the format is scaled down, which is logged. Raises UserError if it cannot be written.
+    """
+    limit, longer_side = LONGEST_SIDES.get(path.suffix.lower(), math.inf), max(image.shape[:2])
+    if longer_side > limit:
+        size = [max(round(side * limit / longer_side), 1) for side in image.shape[1::-1]]
+        get_logger().info("%s: scaled down to %d x %d pixels, which %s permits", path, *size, path.suffix)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    is_encoded, encoded = cv2.imencode(path.suffix, image[..., ::-1])
+    if not is_encoded:
+        height, width = image.shape[:2]
+        raise UserError(f"{path}: OpenCV cannot write {width} x {height} pixels as {path.suffix}; use .png")
     with output_file(path) as file:
         file.write(encoded.tobytes())
 

@@ -1,6 +1,7 @@
 """Finds image files and reads their sizes without decoding them."""
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from ppdet_lite.data.images.decoding import TRANSPOSED, exif_orientation
 
 CORRECTED = {"size_missing", "size_swapped"}  # kinds of problems that are corrected to the size of the image file
+_LIMIT_LOCK = threading.Lock()  # for Pillow's limit of pixels, which is a global variable
 ROUNDING = 0.5  # pixels by which a box may reach beyond its image without being reported
 
 
@@ -28,7 +30,13 @@ def read_header(path: str | Path) -> Header | None:
     if not os.path.isfile(path):  # opening a pipe would block
         return None
     try:
-        with Image.open(path) as image:
+        with _LIMIT_LOCK:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow refuses images that we can decode
+            try:
+                image = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
             (width, height), transposed = image.size, exif_orientation(image) in TRANSPOSED
     except Exception:  # Pillow raises many types of errors for damaged files
         return None

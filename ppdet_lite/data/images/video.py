@@ -55,6 +55,10 @@ class Video:
 
     def __init__(self, source: str | Path) -> None:
         self.source = str(source)
+        try:
+            self.source.encode()
+        except UnicodeEncodeError:  # OpenCV 5.0 ends the process
+            raise UserError(f"{self.source}: the name is not UTF-8, which OpenCV requires; rename the file") from None
         camera = CAMERA.fullmatch(self.source)
         self.is_camera, self._count, self._end = camera is not None, 0, 0.0
         self._capture = cv2.VideoCapture(int(camera[1])) if camera else cv2.VideoCapture(self.source, cv2.CAP_FFMPEG)

@@ -14,7 +14,7 @@ from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.coco_writer import ANNOTATIONS
 from ppdet_lite.data.importing.records import ImportedData, ImportedImage
 from ppdet_lite.data.importing.splits import UNDIVIDED, split, split_of_name
-from ppdet_lite.storage.files import write_json
+from ppdet_lite.storage.files import plain_json, write_json
 
 PREFIX = "instances_"  # of COCO's own annotation files, beside captions and keypoints
 SAMPLED = 20  # images whose files are looked for
@@ -82,5 +82,5 @@ def divide(annotations: Path, images: Path, folder: Path, fractions: Sequence[fl
         ids = {parse_integer(record["id"])[0] for record in records}
         objects = [record for record in content["annotations"] if parse_integer(record["image_id"])[0] in ids]
         files[name] = folder / ANNOTATIONS / f"{PREFIX}{name}.json"
-        write_json(files[name], content | {"images": records, "annotations": objects})
+        write_json(files[name], plain_json(content | {"images": records, "annotations": objects}))
     return files

@@ -1,6 +1,7 @@
 """Pascal VOC: an XML file for each image, and lists of images in ImageSets/Main."""
 
 import contextlib
+import math
 from pathlib import Path
 
 from ppdet_lite.core.errors import UserError
@@ -108,7 +109,8 @@ def _rotation(element: Element) -> float:
         name, value = attribute.find("name"), attribute.find("value")
         if name is not None and value is not None and name.text.strip() == "rotation":
             with contextlib.suppress(ValueError):  # an attribute of the user's own
-                return float(value.text)
+                angle = float(value.text)
+                return angle if math.isfinite(angle) else 0.0
     return 0.0
 
 

@@ -317,6 +317,8 @@ def _sample(job: _Job, draw: int, dataset: CocoDataset) -> Sample:
         return job.sample(draw)
     except UserError:
         raise
+    except MemoryError as error:
+        raise MemoryError(f"{dataset.info(job.current).path}: {error}") from error
     except Exception as error:
         raise RuntimeError(f"{dataset.info(job.current).path}: {type(error).__name__}: {error}") from error
 
