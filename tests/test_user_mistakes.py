@@ -226,8 +226,8 @@ def test_what_is_no_model(options, refused, shapes, tmp_path, tool, name, messag
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yml").write_text(load_config(CONFIG, options).dump())
     arguments = ("--input", shapes / "val", "--output", tmp_path / "pictures") if tool == "infer.py" else ()
-    config = CONFIG if tool == "eval.py" else None
-    assert message in refused(tool, config, options, "--model", tmp_path / name, *arguments)
+    config, data = CONFIG if tool == "eval.py" else None, [text for text in options if text.startswith("data.val")]
+    assert message in refused(tool, config, data, "--model", tmp_path / name, *arguments)
     assert not (tmp_path / "pictures").exists()
 
 

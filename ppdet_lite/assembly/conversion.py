@@ -117,6 +117,13 @@ def _classes(read: PeerFile, annotations: Path | None, count: int) -> Classes:
     known = known_classes(count)
     if annotations is not None:
         names, ids = read_categories(str(annotations))
+        if read.class_names is not None:  # its order is that of the outputs
+            if sorted(names) != sorted(read.class_names):
+                raise UserError(
+                    f"{annotations}: its classes ({', '.join(names[:5])}, ...) are not those of {read.source} "
+                    f"({', '.join(read.class_names[:5])}, ...); leave out --classes"
+                )
+            names, ids = read.class_names, [ids[names.index(name)] for name in read.class_names]
     elif read.class_names is not None:
         names = read.class_names
         ids = known[1] if known is not None and names == known[0] else list(range(1, len(names) + 1))

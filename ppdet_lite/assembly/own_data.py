@@ -13,6 +13,7 @@ from ppdet_lite.assembly.starter_config import NAMES, Start, write_starter_confi
 from ppdet_lite.assembly.zoo import initial_weights
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.yaml_nodes import flow
+from ppdet_lite.core import cli
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
@@ -25,6 +26,7 @@ from ppdet_lite.storage.files import write_json
 
 DATASETS = Path("dataset")  # imported datasets and divided annotation files are below this folder
 ANY_RECIPE = "quickstart/shapes_r18_fpn"  # its model is not built
+OF_A_MODEL = ("model", "data.preprocess")  # settings without effect on an exported model and on existing results
 FRACTIONS = (0.8, 0.2)  # of the images, for train and val, in a source that is not divided
 RECORD = "source.json"  # where an imported dataset is from
 
@@ -83,12 +85,15 @@ def starter_lines(folder: Path, sets: Mapping[str, CocoDataset]) -> list[str]:
 
 
 def evaluation_config(
-    path: str | None, annotations: Path | None, images: Path | None, overrides: Sequence[str]
+    path: str | None, annotations: Path | None, images: Path | None, overrides: Sequence[str], builds_model: bool
 ) -> Config:
     """Return the config at `path`, or one for scoring results without a model, whose `data.val` is `annotations`.
 
     images: the folder of the images; None to search near the annotations. If none is found, a report shows no images.
+    builds_model: whether the model is built from the config. Raises UserError for overrides of a model that is not.
     """
+    if not builds_model:
+        cli.require_effect(overrides, OF_A_MODEL, "no model is built; use -c CONFIG -o weights=PATH", have=False)
     if annotations is None:
         return load_config(str(path), overrides)
     if images is None:

@@ -71,7 +71,13 @@ def peer_differences(path: str | Path, peer: str, overrides: Sequence[str] = ())
 
 
 def run_folder(config: Config, config_path: str | Path) -> Path:
-    """Return the folder of a config file's run: `<output>/<name of the file without its suffix>`."""
+    """Return the folder of a config file's run: `<output>/<name of the file without its suffix>`.
+
+    That of a run's own config.yml is its folder.
+    """
+    path = Path(config_path)
+    if path.name == "config.yml" and (path.parent / "checkpoints").is_dir():
+        return path.parent
     return Path(config["output"]) / Path(config_path).stem
 
 

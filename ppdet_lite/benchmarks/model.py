@@ -41,7 +41,7 @@ from ppdet_lite.modeling.amp import (
 )
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
 from ppdet_lite.modeling.residual import BasicBlock, Bottleneck
-from ppdet_lite.optimization.optimizer import clip_gradients
+from ppdet_lite.optimization.optimizer import clip_gradients, freeze
 
 BOXES = 8  # objects per synthetic image, about the mean of COCO
 PAUSE = 0.3  # seconds between measurements, in which the threads of the last one become idle
@@ -73,6 +73,7 @@ def bench_train(config: Config, size: tuple[int, int], batch: int, iterations: i
     model.mimic.rois=both uses the maximum number of patches.
     """
     model = random_model(config, _class_names(classes))
+    freeze(model, config["train"]["freeze"])
     model.train()
     optimizer = build(config["optimizer"]).build(model)  # learning rate 0: the same cost, without divergence
     samples = [_sample(np.random.default_rng(i), size, classes, model.needs_originals) for i in range(batch)]

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def main() -> None:
     parser.add_argument("src", metavar="SRC", type=Path, help="file or folder to read")
     parser.add_argument("dst", metavar="DST", type=Path, help="folder or file to write")
     args = parser.parse_args(cli.separate_overrides(sys.argv[1:]))
+    if args.target and (args.classes or args.bn_epsilon is not None):
+        parser.error("--classes and --bn-epsilon require --from")
+    if args.bn_epsilon is not None and not 0 <= args.bn_epsilon < math.inf:
+        parser.error("--bn-epsilon is a number of at least 0")
     with runtime.quiet_import():
         import paddle
 

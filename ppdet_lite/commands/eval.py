@@ -43,7 +43,8 @@ def main() -> None:
         from ppdet_lite.reporting.compare import compare_runs
         from ppdet_lite.reporting.report import write_report
     log.configure(distributed.get_rank())
-    config = own_data.evaluation_config(args.config, args.annotations, args.images, cli.overrides(args))
+    files = args.config, args.annotations, args.images
+    config = own_data.evaluation_config(*files, cli.overrides(args), not (args.model or args.results or args.compare))
     cli.handle_print_config(args, config)
     results, weights, options = args.results, None, build(config["eval"])
     detector = None if args.compare or results else select_detector(config, args.model, args.runtime)
@@ -53,13 +54,12 @@ def main() -> None:
     setup.log_notes(dataset)
     if args.compare:
         compare_runs(dataset, args.compare, options.backend, args.report)
-        return
-    if detector is None:
+    elif detector is None:
         metrics = evaluate_results(dataset, results, options)
     else:
         results, weights = setup.run_folder(config, args.config) / RESULTS, detector.source
         warn_about_evaluation(options, build(config["data"]["augment"]), detector.preprocess, detector.postprocess)
         metrics = evaluate(detector, dataset, build(config["data"]["loader"]), results.parent, options)
-    if args.report is not None and distributed.get_rank() == 0:
+    if args.report is not None and not args.compare and distributed.get_rank() == 0:
         facts = {"config": args.config, "weights": weights, "backend": str(require_backend(options.backend))}
         write_report(args.report, dataset, results, metrics, 0.5 if args.score is None else args.score, facts)

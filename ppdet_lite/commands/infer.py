@@ -23,6 +23,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.config is None) == (args.model is None) or (args.config is None and args.override):
         parser.error("give either -c CONFIG with -o weights=..., or --model")
+    if args.print_config and args.config is None:
+        parser.error("--print-config requires -c")
     if not args.print_config and (args.input is None or args.output is None):
         parser.error("--input and --output are required")
     with runtime.quiet_import():

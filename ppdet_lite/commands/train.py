@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ppdet_lite.core import cli, log, runtime
 
+REPLAYED = ("model", "train.amp", "train.freeze", "runtime.device")  # settings that a replay uses
+
 
 def main() -> None:
     """Parse the arguments and run the command."""
@@ -27,6 +29,10 @@ def main() -> None:
         parser.error("give one of -c CONFIG, --data PATH and --replay DIR")
     if args.start is not None and args.data is None:
         parser.error("--start requires --data; a config has its own pretrain_weights")
+    if args.replay and (args.resume or args.eval):
+        parser.error("--replay repeats one step: remove --resume and --eval")
+    if args.replay:
+        cli.require_effect(cli.overrides(args), REPLAYED, "--replay repeats a step up to its gradients")
     with runtime.quiet_import():
         from paddle import distributed
 

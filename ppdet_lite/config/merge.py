@@ -11,6 +11,7 @@ from pathlib import Path
 from ppdet_lite.config.recipes import find_config, suggest_recipe
 from ppdet_lite.config.yaml_nodes import Node, parse, plain
 from ppdet_lite.core.errors import UserError
+from ppdet_lite.core.log import get_logger
 
 BASE = "_base_"
 COMMAND_LINE = "command line"
@@ -60,7 +61,17 @@ def merge(base: Node, over: Node, path: str = "", into_lists: bool = False, disc
             index = _index(key, child, len(items), path)
             items[index] = merged(items[index], child, key)
         return Node(items, over.origin)
+    if path and isinstance(base.value, dict) and base.value and not over.value:
+        raise UserError(
+            f"{over.origin}: {path}: {{}} changes nothing, since it is merged with the keys at {base.origin}; "
+            "remove it, or override its keys"
+        )
     if not isinstance(base.value, dict) or (discard_on_new_type and _type_changes(base, over)):
+        if into_lists and isinstance(base.value, dict) and (lost := base.value.keys() - over.value.keys()):
+            get_logger().info(
+                "%s.type=%s replaces %s, whose settings no longer apply: %s",
+                *(path, over.value["type"].value, base.value["type"].value, ", ".join(sorted(lost))),
+            )
         return over
     children = dict(base.value)
     for key, child in over.value.items():

@@ -57,6 +57,14 @@ def overrides(args: argparse.Namespace) -> list[str]:
     return [text for group in args.override for text in group]
 
 
+def require_effect(overrides: Sequence[str], keys: Sequence[str], reason: str, have: bool = True) -> None:
+    """Raise UserError for an override without effect. keys: those that have one or, with have=False, that have none."""
+    for text in overrides:
+        key = text.partition("=")[0]
+        if any(key == each or key.startswith(f"{each}.") for each in keys) != have:
+            raise UserError(f"-o {text} has no effect: {reason}")
+
+
 def separate_overrides(arguments: Sequence[str]) -> list[str]:
     """Return command-line arguments in which -o takes only KEY=VALUE; argparse would give it the paths after it too."""
     separated: list[str] = []

@@ -178,14 +178,21 @@ class _ImageList:
 
 
 def select_detector(config: Config | None, model: str | Path | None, runtime: str = "auto") -> Detector:
-    """Load a tool's detector: `model` (see `Detector.load`) if given, else the weights of the config."""
+    """Load a tool's detector: `model` (see `Detector.load`) if given, else the weights of the config.
+
+    With `model`, only the device and the precision of the config are used.
+    """
     if model is None:
         if runtime != "auto":
             raise UserError(f"--runtime {runtime} runs an .onnx file; name it with --model; {EXPORT_ONNX}")
         return Detector._trained(config)
     if config is not None and config["weights"] is not None:
         raise UserError(f"{config.origin('weights')}: both weights and --model {model} are given; remove one")
-    return Detector.load(model, runtime=runtime)
+    if config is None:
+        return Detector.load(model, runtime=runtime)
+    settings = config["runtime"]
+    precision = None if settings["precision"] == "float32" else settings["precision"]
+    return Detector.load(model, settings["device"], runtime, precision)
 
 
 def is_exported(source: Path) -> bool:

@@ -91,7 +91,7 @@ def _painter(detector: Detector, score: float, images: ImageFiles, truth: Path |
     names = detector.class_names
     if truth is None:
         return lambda pixels, result: draw_detections(pixels, result.boxes, result.classes, result.scores, names)
-    dataset = CocoDataset(str(images.root), str(truth), class_names=names)
+    dataset = CocoDataset(str(images.root), str(truth), class_names=names, drop_empty_classes=True)
     indices = {Path(dataset.info(index).path): index for index in range(len(dataset))}
     unknown = [name for name in images.names if images.root / name not in indices]
     if unknown:

@@ -1,5 +1,6 @@
 """The quality of a detector as one number, by which an export decides whether to keep a quantized model."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def quality_measure(config: Config, reference: Detector, images: Sequence[Path])
         text = "AP is not measured, but agreement with the float model on %d images: %s"
         get_logger().warning(text, len(images), reason)
         return "agreement", agreement(reference, images)
-    loader, options = build(config["data"]["loader"]), build(config["eval"])
+    loader = build(config["data"]["loader"])
+    options = dataclasses.replace(build(config["eval"]), short_sides=None, flip=False, loss=False)
     return "AP", lambda detector: evaluate(detector, dataset, loader, options=options)["AP"]
 
 

@@ -11,7 +11,7 @@ from ppdet_lite.modeling.components import BoxHead
 from ppdet_lite.modeling.deform import Deformable
 from ppdet_lite.modeling.initialization import normal, xavier_fill
 from ppdet_lite.modeling.layers import Linear
-from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
+from ppdet_lite.modeling.losses import DEFAULT_BETA, BoxLossName, require_used_beta, sum_box_loss
 from ppdet_lite.modeling.norm import ConvNorm, NormName
 from ppdet_lite.modeling.residual import BlockStyle, Depth, Variant, residual_stage, stage_channels
 from ppdet_lite.ops.boxes import encode_boxes
@@ -64,8 +64,8 @@ class Res5Head(BoxHead):
     """Stage 5 of a ResNet applied to each RoI, then average pooling: the head of a C4 detector (He et al. 2015).
 
     Args:
-        depth, norm, variant, groups, base_width: see `ResNet`. Configs set them to those of the backbone:
-            `depth: ${model.backbone.depth}`.
+        depth, norm, variant, groups, base_width: see `ResNet`. They are independent of the backbone's; the recipes set
+            depth and norm to those of the backbone: `depth: ${model.backbone.depth}`.
         deformable: settings of deformable 3x3 convolutions, whose `stages` must contain 5; null for plain convolutions.
     """
 
@@ -116,11 +116,12 @@ class BoxPredictor(nn.Layer):
         class_agnostic: bool = False,
         delta_weights: DeltaWeights = (10.0, 10.0, 5.0, 5.0),
         box_loss: BoxLossName = "l1",
-        beta: PositiveFloat = 1 / 9,
+        beta: PositiveFloat = DEFAULT_BETA,
     ) -> None:
         super().__init__()
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
         self.delta_weights = tuple(delta_weights)
+        require_used_beta(box_loss, beta)
         self.box_loss, self.beta = box_loss, beta
         self.classify = Linear(in_features, num_classes + 1, weight_attr=normal(0.01))
         deltas = 4 if class_agnostic else 4 * num_classes

@@ -4,7 +4,17 @@ from typing import Literal
 
 from paddle import Tensor
 
+from ppdet_lite.core.errors import IncompatibleArguments
+
 BoxLossName = Literal["l1", "smooth_l1"]
+DEFAULT_BETA = 1 / 9  # torchvision's
+
+
+def require_used_beta(kind: BoxLossName, beta: float) -> None:
+    """Raise IncompatibleArguments if a beta is given that the loss does not have."""
+    if kind == "l1" and beta != DEFAULT_BETA:
+        reason = f"{beta:g} has no effect with box_loss l1; set box_loss: smooth_l1, or remove beta"
+        raise IncompatibleArguments("beta", reason)
 
 
 def sum_box_loss(deltas: Tensor, targets: Tensor, kind: BoxLossName, beta: float) -> Tensor:

@@ -88,6 +88,13 @@ class ResNet(Backbone):
         if dilated and out_stages[-1] != 5:
             reason = f"applies to stage 5, which is not in out_stages {list(out_stages)}; set it to false or add 5"
             raise IncompatibleArguments("dilated", reason)
+        built = f"stages 2 to {out_stages[-1]}, since out_stages is {list(out_stages)}"
+        if frozen_stages > out_stages[-1]:
+            reason = f"{frozen_stages} includes stages that are not built ({built}); set it to {out_stages[-1]} or less"
+            raise IncompatibleArguments("frozen_stages", reason)
+        if any(rate != 1 for rate in stage_lr[out_stages[-1] - 1 :]):
+            reason = f"has rates of stages that are not built ({built}); set them to 1"
+            raise IncompatibleArguments("stage_lr", reason)
         missing = [] if deformable is None else sorted(set(deformable.stages) - set(range(2, out_stages[-1] + 1)))
         if missing:
             reason = f"stages {missing} are not built, since out_stages is {list(out_stages)}; remove them"

@@ -101,7 +101,7 @@ class DeformRoIPool(_PyramidPool):
         modulated: version 2, with a mask: the sigmoid of the branch's output multiplies each bin, initially by 0.5.
         branch: `paper`: version 1 has one layer, version 2 two hidden layers shared by offsets and mask; `mmcv`: two
             hidden layers for the offsets and, if modulated, one separate hidden layer for the mask.
-        hidden: width of the hidden layers.
+        hidden: width of the hidden layers; the paper's version 1 has none.
         offset_lr: learning rate of the branch relative to the rest of the model; 0.01 in the paper of version 1, 1 in
             that of version 2 and in mmcv. If it is too high, bins move off their objects and do not return.
         per_level: a separate branch for each level, as in mmdetection, instead of one for all.

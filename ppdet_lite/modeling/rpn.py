@@ -23,7 +23,7 @@ from ppdet_lite.core.errors import IncompatibleArguments
 from ppdet_lite.modeling.anchors import AnchorGenerator
 from ppdet_lite.modeling.initialization import normal
 from ppdet_lite.modeling.layers import Conv2D
-from ppdet_lite.modeling.losses import BoxLossName, sum_box_loss
+from ppdet_lite.modeling.losses import DEFAULT_BETA, BoxLossName, require_used_beta, sum_box_loss
 from ppdet_lite.modeling.matching import Matcher, Sampler
 from ppdet_lite.ops import dispatch
 from ppdet_lite.ops.boxes import clip_boxes, decode_boxes, encode_boxes
@@ -64,7 +64,7 @@ class RPN(nn.Layer):
         min_size: NonNegativeFloat = 0.0,
         delta_weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0),
         box_loss: BoxLossName = "l1",
-        beta: PositiveFloat = 1 / 9,
+        beta: PositiveFloat = DEFAULT_BETA,
         convs: Layers = 1,
     ) -> None:
         super().__init__()
@@ -80,6 +80,7 @@ class RPN(nn.Layer):
         self.pre_nms_train, self.post_nms_train = pre_nms_train, post_nms_train
         self.pre_nms_test, self.post_nms_test = pre_nms_test, post_nms_test
         self.train_limit_over = train_limit_over
+        require_used_beta(box_loss, beta)
         self.delta_weights, self.box_loss, self.beta = tuple(delta_weights), box_loss, beta
         init = normal(0.01)
         self.conv, *more = [Conv2D(in_channels, in_channels, 3, padding=1, weight_attr=init) for _ in range(convs)]

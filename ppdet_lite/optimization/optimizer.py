@@ -18,6 +18,7 @@ from ppdet_lite.core.errors import UserError
 from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
 from ppdet_lite.ops.squared_norms import squared_norms
 
+_EARLIER_STAGE = re.compile(r"^earlier\.\d+\.")
 ACCUMULATORS = {  # names of the state that an optimizer keeps for each parameter, as in Paddle's keys
     paddle.optimizer.Momentum: ("velocity",),
     paddle.optimizer.AdamW: ("moment1", "moment2", "beta1_pow_acc", "beta2_pow_acc"),
@@ -29,7 +30,9 @@ ACCUMULATORS = {  # names of the state that an optimizer keeps for each paramete
 class Average:
     """Exponential moving average of the weights, which is evaluated and exported instead of the latest weights.
 
-    decay: weight of the previous average in each step; the average covers about 1 / (1 - decay) steps.
+    decay: weight of the previous average in each step; the average covers about 1 / (1 - decay) steps. In step t it is
+        at most (1 + t) / (10 + t), so that the average does not consist of initial weights: 0.99 applies from step 890
+        on, 0.9998 from step 44,990.
     """
 
     decay: Fraction = 0.9998
@@ -115,9 +118,17 @@ class AdamW(Optimizer):
 
 
 def match_parameters(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
-    """Return the parameters whose names match a pattern such as backbone.res[23].*, or raise UserError."""
+    """Return the parameters whose names match a pattern such as backbone.res[23].*, or raise UserError.
+
+    In a Cascade R-CNN, a pattern such as box_head.* matches the layers of all stages; those of the earlier ones are
+    named earlier.0.box_head.* and earlier.1.box_head.*.
+    """
     named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)}
-    matches = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
+    matches = [
+        parameter
+        for name, parameter in named.items()
+        if any(fnmatch.fnmatchcase(each, pattern) for each in (name, _EARLIER_STAGE.sub("", name)))
+    ]
     if not matches:
         raise UserError(f"{key}: {pattern!r} matches no parameter; an example of a name is {next(iter(named))}")
     return matches

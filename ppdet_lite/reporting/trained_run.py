@@ -27,7 +27,7 @@ def report_run(config: Config, folder: Path) -> Path:
     if last is not None and checkpoint_meta(chosen)["iteration"] != checkpoint_meta(last)["iteration"]:
         get_logger().info("the best checkpoint is an earlier one; evaluating it again for the report")
         loader, options = build(config["data"]["loader"]), build(config["eval"])
-        metrics = evaluate(Detector.load(folder), dataset, loader, folder, options)
+        metrics = evaluate(Detector.load(folder, config["runtime"]["device"]), dataset, loader, folder, options)
     else:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     write_report(folder / REPORT, dataset, folder / RESULTS, metrics, facts={"weights": str(chosen)})

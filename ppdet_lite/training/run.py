@@ -14,7 +14,7 @@ from ppdet_lite.assembly.run_files import write_run_files
 from ppdet_lite.assembly.setup import TrainedModel
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.registry import build
-from ppdet_lite.core.errors import InterruptedUpdate, NotFinite, RunFailed
+from ppdet_lite.core.errors import InterruptedUpdate, NotFinite, RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.core.stopping import StopRequest
 from ppdet_lite.data.loading.largest_batch import largest_batch
@@ -76,6 +76,9 @@ class Run:
         )
         warn_about_batch(data.train.epoch_length, data.loader.batch_size, self.world, self.accumulate)
         is_random = start is None and config["pretrain_weights"] is None
+        if config["pretrain_weights"] is None and config["pretrain_class_map"]:
+            place = config.location_of("pretrain_class_map")
+            raise UserError(f"{place}: has no effect without pretrain_weights; remove it")
         if start is None and not is_random:
             spec, class_map = config["pretrain_weights"], config["pretrain_class_map"]
             load_pretrained(model, spec, data.train.class_names, class_map, config)

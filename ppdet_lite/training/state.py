@@ -185,6 +185,11 @@ def restore_state(
             "%s: its own weights are the average, as in `best` of earlier versions: training continues from the average"
         )
         get_logger().warning(message, path)
+    metric = config["train"]["best_metric"]
+    if meta.get("best") and metric not in meta["best"]:
+        get_logger().warning(
+            "train.best_metric is %s now: the next evaluation replaces checkpoints/best (%s)", metric, meta["best"]
+        )
     fields = {key: meta[key] for key in RunState._fields if key in meta}
     fields["loss_scale"] = LossScale(*fields.get("loss_scale", ()))
     state = RunState(**{"evaluated": meta["iteration"], **fields})

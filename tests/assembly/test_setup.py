@@ -100,6 +100,8 @@ class TestConfig:
 
     def test_run_folder_is_named_after_the_config(self, tmp_path: Path) -> None:
         assert run_folder(load(tmp_path), tmp_path / "tiny.yml") == tmp_path / "runs" / "tiny"
+        (tmp_path / "runs/tiny/checkpoints").mkdir(parents=True)
+        assert run_folder(load(tmp_path), tmp_path / "runs/tiny/config.yml") == tmp_path / "runs/tiny"
 
     @pytest.mark.parametrize(
         ("override", "parts"),

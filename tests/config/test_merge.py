@@ -166,6 +166,11 @@ def test_an_override_sets_one_value(write, override, expected):
         ("list.-1=1", "command line: list.-1: list is a list with items 0 to 1"),
         ("list.x=1", "command line: list.x: list is a list with items 0 to 1"),
         ("p.none.0=1", "command line: p.none.0: p.none is a list with no items"),
+        (
+            "p={}",
+            "command line: p: {} changes nothing, since it is merged with the keys at x.yml:2; remove it, or "
+            "override its keys",
+        ),
     ],
 )
 def test_override_mistakes(write, override, message):
@@ -194,3 +199,10 @@ def test_overrides_do_not_modify_their_tree(write):
     tree = read_with_bases("x.yml")
     apply_overrides(tree, ["a.b=1", "a.c.0=2"])
     assert plain(tree) == {"a": {"b": 0, "c": [1]}}
+
+
+def test_settings_that_a_new_type_discards_are_told(write, caplog):
+    caplog.set_level("INFO", "ppdet_lite")
+    write(x="a: {type: One, b: 1, c: 2}\n")
+    assert loaded("x.yml", "a.type=Two", "a.b=3") == {"a": {"type": "Two", "b": 3}}
+    assert caplog.messages == ["a.type=Two replaces One, whose settings no longer apply: c"]

@@ -17,6 +17,7 @@ from ppdet_lite.optimization.optimizer import (
     restore_optimizer,
     squared_gradient_norms,
 )
+from tests import tiny
 
 RATES = (0.1, 0.05, 0.2)
 NORMS = ("group.norm", "batch.norm")
@@ -289,3 +290,11 @@ def test_no_trained_parameter_is_an_error() -> None:
     freeze(net, ["*"])
     with pytest.raises(UserError, match=r"no parameter is trained: remove patterns from train\.freeze"):
         SGD().build(net)
+
+
+def test_a_pattern_matches_the_layers_of_all_stages_of_a_cascade() -> None:
+    model = tiny.detector(cascade={})
+    freeze(model, ["predictor.*"])
+    frozen = {name for name, parameter in model.named_parameters() if parameter.stop_gradient}
+    parts = {name.rpartition("predictor.")[0] for name in frozen if "predictor." in name}
+    assert parts == {"", "earlier.0.", "earlier.1."} and not any("box_head" in name for name in frozen)

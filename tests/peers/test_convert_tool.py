@@ -165,6 +165,14 @@ def test_mistakes_are_reported_in_one_line(place: Path, run: Tool, arguments: li
     assert not (place / "x").exists() and not (place / "x.pdparams").exists()
 
 
+def test_options_that_do_not_apply_are_refused(place: Path, run: Tool) -> None:
+    both = refused(run("--to", "ppdet", "--bn-epsilon", "0", "theirs.pdparams", "x"))
+    assert "--classes and --bn-epsilon require --from" in both
+    for epsilon in ("nan", "-1", "inf"):
+        error = refused(run("--from", "torchvision", f"--bn-epsilon={epsilon}", "theirs.pdparams", "x"))
+        assert "--bn-epsilon is a number of at least 0" in error
+
+
 def test_the_message_for_a_foreign_file_has_the_command(run: Tool) -> None:
     message = refused(run("-o", "weights=theirs.pdparams", tool="eval"))
     assert "ppdet-lite convert-weights --from ppdet -c CONFIG theirs.pdparams FOLDER" in message

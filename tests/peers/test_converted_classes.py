@@ -1,5 +1,6 @@
 """Converted detectors: their classes, from the file or the usual ones of COCO and VOC; quantized weights."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ def test_category_ids() -> None:
     own = [f"class {i}" for i in range(80)]
     assert classes_of(own, 80) == (own, list(range(1, 81)))
     assert classes_of(["cat", "dog"], 2) == (["cat", "dog"], [1, 2])
+
+
+def test_the_order_of_the_file_is_kept(tmp_path: Path) -> None:
+    """Annotations provide the ids; their order may be another than that of the file's outputs."""
+    categories = [{"id": 4, "name": "dog"}, {"id": 9, "name": "cat"}]
+    annotations = tmp_path / "train.json"
+    annotations.write_text(json.dumps({"images": [{"id": 1}], "annotations": [], "categories": categories}))
+    assert _classes(PeerFile({}, ["cat", "dog"], "w.pth"), annotations, 2) == (["cat", "dog"], [9, 4])
+    assert _classes(PeerFile({}, None, "w.pth"), annotations, 2) == (["dog", "cat"], [4, 9])
+    with pytest.raises(UserError, match=r"train.json: its classes \(dog, cat, ...\) are not those of w.pth \(cat, cow"):
+        _classes(PeerFile({}, ["cat", "cow"], "w.pth"), annotations, 2)
 
 
 @pytest.mark.parametrize(("names", "message"), [(None, "without names"), (["a", "b"], "3 classes, but names for 2")])

@@ -70,6 +70,9 @@ def test_the_tool_takes_it_again(dump: tuple[Path, str]) -> None:
     first, *rest = (folder / "report.txt").read_text().splitlines()[1:-1]
     assert done.stderr == f"error: iteration 2 fails again: {first}\n"
     assert all(line in done.stdout for line in rest)
+    unused = subprocess.run([*command, "-o", "optimizer.base_lr=1e-9"], capture_output=True, text=True)
+    assert unused.returncode == 2
+    assert "-o optimizer.base_lr=1e-9 has no effect: --replay repeats a step up to its gradients" in unused.stderr
 
 
 def test_a_step_that_is_finite_again_is_told(

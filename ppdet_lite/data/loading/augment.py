@@ -28,8 +28,8 @@ class Augment:
 
     short_sides: candidates for the length of the short side; None uses the one of `Preprocess`.
     flip: probability of a horizontal flip.
-    sampling: "choice" draws one of short_sides; "range" draws an integer uniformly between the smallest and the
-        largest of them.
+    sampling: with short_sides, "choice" draws one of them; "range" draws an integer uniformly between the smallest and
+        the largest of them.
     color_jitter, crop: applied to the image in its original resolution.
     scale_jitter: resizes by a factor from a wide range, into a network input of fixed size. It replaces short_sides,
         which must then be null, and the short and long side of `Preprocess`.
