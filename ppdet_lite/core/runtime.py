@@ -75,9 +75,9 @@ def applied_settings() -> tuple[Setting, ...]:
     return _applied
 
 
-def is_enabled(part: str, environ: MutableMapping[str, str] = os.environ) -> bool:
+def is_enabled(part: str) -> bool:
     """Return whether PPDET_LITE_RUNTIME enables one of PARTS. Raises UserError for an unknown word in the variable."""
-    return part in _enabled_parts(environ)
+    return part in _enabled_parts(os.environ)
 
 
 def usable_cores() -> int:

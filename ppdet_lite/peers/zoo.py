@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.download import DIGEST_LENGTHS, Opener, Remote, cache_folder, cached_file
+from ppdet_lite.storage.download import DIGEST_LENGTHS, Remote, cache_folder, cached_file
 
 ZOO_FILE = Path(__file__).with_name("zoo.yml")
 PREFIX = "zoo:"
@@ -112,9 +112,9 @@ def table(entries: Iterable[Entry]) -> list[str]:
     ]
 
 
-def downloaded(entry: Entry, opener: Opener | None = None) -> Path:
+def downloaded(entry: Entry) -> Path:
     """Return the file of an entry in the cache, downloaded if necessary (see `cached_file`)."""
-    return cached_file(entry.remote, entry.path, opener)
+    return cached_file(entry.remote, entry.path)
 
 
 def zoo_entries() -> Mapping[str, Entry]:

@@ -36,7 +36,6 @@ def compare_runs(
     backend: BackendName = "auto",
     folder: Path | None = None,
     selections: int = SELECTIONS,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare two results files, or run folders that contain one: total AP, AP per class, and the costs of errors.
 
@@ -57,7 +56,7 @@ def compare_runs(
     overall, classes = paired_bootstrap(
         truth,
         [(analysis.detections, analysis.matches) for analysis in analyses],
-        draw_selections(len(dataset), selections, seed),
+        draw_selections(len(dataset), selections),
         dataset.num_classes,
         CONFIDENCE,
     )

@@ -1,7 +1,6 @@
 """labelme: a JSON file for each image, with shapes given by points."""
 
 import base64
-import binascii
 import json
 import math
 import os
@@ -118,7 +117,7 @@ def _extract(data: Any, path: Path, file: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.write_bytes(base64.b64decode(data))
-    except (TypeError, binascii.Error, ValueError):
+    except (TypeError, ValueError):
         raise UserError(f"{file}: imageData is not base64: {format_value(data)[:60]}") from None
     if read_header(path) is None:
         raise UserError(f"{file}: imageData is damaged or not an image")
