@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 from ppdet_lite.config.constrained_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
+from ppdet_lite.modeling.norm import named_weights, norm_layers
 from ppdet_lite.ops.squared_norms import squared_norms
 
 ACCUMULATORS = {  # names of the state that an optimizer keeps for each parameter, as in Paddle's keys
@@ -68,8 +68,7 @@ class Optimizer(ABC):
         for pattern, factor in self.lr_scales.items():
             for parameter in match_parameters(model, pattern, "optimizer.lr_scales"):
                 parameter.optimize_attr["learning_rate"] *= factor
-        norms = [layer for layer in model.sublayers() if isinstance(layer, NORM_LAYERS)]
-        norm_parameters = {id(parameter) for norm in norms for parameter in norm.parameters(False)}
+        norm_parameters = {id(parameter) for norm in norm_layers(model) for parameter in norm.parameters(False)}
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for parameter in model.parameters():
             if not parameter.stop_gradient:
@@ -116,7 +115,7 @@ class AdamW(Optimizer):
 
 def match_parameters(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
     """Return the parameters whose names match a pattern such as backbone.res[23].*, or raise UserError."""
-    named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)}
+    named = named_weights(model)
     matches = [parameter for name, parameter in named.items() if fnmatch.fnmatchcase(name, pattern)]
     if not matches:
         raise UserError(f"{key}: {pattern!r} matches no parameter; an example of a name is {next(iter(named))}")
