@@ -155,7 +155,8 @@ def _set_mkl(environ: MutableMapping[str, str]) -> Setting:
 
 def _set_malloc(environ: MutableMapping[str, str]) -> list[Setting]:
     set_by_user = [name for name in MALLOC_VARIABLES if environ.get(name)]
-    set_by_user += ["GLIBC_TUNABLES"] * ("glibc.malloc" in environ.get("GLIBC_TUNABLES", ""))
+    if "glibc.malloc" in environ.get("GLIBC_TUNABLES", ""):
+        set_by_user.append("GLIBC_TUNABLES")
     if set_by_user:
         return [Setting("malloc", None, f"the user has set {set_by_user[0]}")]
     if not _is_glibc():
