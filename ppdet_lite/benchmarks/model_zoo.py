@@ -44,13 +44,13 @@ def measure_rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Ite
         config = load_config(path)
         parameters, gmacs = model_cost(config)
         yield Row(
-            path.relative_to(configs).as_posix(),
-            parameters,
-            gmacs,
-            published_ap(path),
-            ", ".join(published_weights(path)),
-            bench_train(config, TIMED_SIZE, 1, iterations)["step_seconds"]["median"],
-            detection_seconds(config, iterations),
+            recipe=path.relative_to(configs).as_posix(),
+            parameters=parameters,
+            gmacs=gmacs,
+            ap=published_ap(path),
+            weights=", ".join(published_weights(path)),
+            step_seconds=bench_train(config, TIMED_SIZE, 1, iterations)["step_seconds"]["median"],
+            detect_seconds=detection_seconds(config, iterations),
         )
 
 

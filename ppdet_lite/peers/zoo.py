@@ -134,13 +134,13 @@ def _entries(key: str, content: Mapping[str, Any]) -> Iterator[Entry]:
     for name, fields in {**content["detectors"], **content.get("classifiers", {})}.items():
         algorithm = next((algorithm for algorithm in DIGEST_LENGTHS if algorithm in fields), "sha256")
         yield Entry(
-            f"{key}/{name}",
-            project,
-            Remote(fields["url"], algorithm, fields.get(algorithm, "")),
-            fields.get("from", key),
-            fields.get("recipe"),
-            tuple(fields.get("overrides", ())),
-            fields.get("ap"),
-            fields.get("bn_epsilon"),
-            fields.get("note"),
+            name=f"{key}/{name}",
+            project=project,
+            remote=Remote(fields["url"], algorithm, fields.get(algorithm, "")),
+            peer=fields.get("from", key),
+            recipe=fields.get("recipe"),
+            overrides=tuple(fields.get("overrides", ())),
+            ap=fields.get("ap"),
+            bn_epsilon=fields.get("bn_epsilon"),
+            note=fields.get("note"),
         )

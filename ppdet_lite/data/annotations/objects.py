@@ -110,15 +110,15 @@ def pack_objects(
     per_image = np.bincount(image[order], minlength=len(sizes))[kept]
     classes, xywh, areas, is_crowd = (array[order] for array in (classes, records.annotations.xywh, areas, is_crowd))
     return PackedObjects(
-        [content.class_names[k] for k in chosen],
-        np.array(content.category_ids, np.int64)[chosen],
-        np.flatnonzero(kept),
-        np.concatenate([[0], np.cumsum(per_image)]),
-        classes,
-        xywh,
-        areas,
-        is_crowd,
-        problems,
+        class_names=[content.class_names[k] for k in chosen],
+        category_ids=np.array(content.category_ids, np.int64)[chosen],
+        images=np.flatnonzero(kept),
+        offsets=np.concatenate([[0], np.cumsum(per_image)]),
+        classes=classes,
+        xywh=xywh,
+        areas=areas,
+        is_crowd=is_crowd,
+        problems=problems,
     )
 
 

@@ -118,7 +118,15 @@ def check_set(
     if name == "data" or result.is_val:
         result.problems += evaluation_problems(dataset)
     result.problems.sort(key=lambda problem: LEVELS.index(problem.level))
-    result.read = ReadSet(dataset, content, rows, inspections, files, dataset.statistics(), measure(dataset))
+    result.read = ReadSet(
+        dataset=dataset,
+        content=content,
+        rows=rows,
+        inspections=inspections,
+        files=files,
+        statistics=dataset.statistics(),
+        distributions=measure(dataset),
+    )
     return result
 
 

@@ -52,7 +52,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
     notes = [f"{message}: {counts[message]}" for message in counts]
     folders = {images or source, *(image.path.parent for image in imported if image.extracted is None)}
     paths = (path for folder in folders for path in folder.rglob("*"))
-    return ImportedData(imported, None, (), (*notes, *records.unlabeled(imported, paths, "JSON file")))
+    return ImportedData(imported, notes=(*notes, *records.unlabeled(imported, paths, "JSON file")))
 
 
 def _read_file(
@@ -76,7 +76,7 @@ def _read_file(
         "images read from imageData": int(extracted is not None),
     }
     counts.update({message: count for message, count in messages.items() if count})
-    return ImportedImage(path, name, boxes, str(file), size, None, ignored, extracted)
+    return ImportedImage(path, name, boxes, str(file), size, ignored=ignored, extracted=extracted)
 
 
 def _load(file: Path) -> dict[str, Any]:
