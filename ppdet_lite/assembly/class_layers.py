@@ -70,24 +70,25 @@ def match_classes(
             both = f"{source_classes[indices[target_name]]} and {name}"
             raise UserError(f"pretrain_class_map: {both} of the weights both become {target_name}; map only one to it")
         indices[target_name] = i
-    pairs = [(indices[name], i) for i, name in enumerate(target_classes) if name in indices]
-    classes = np.array([*pairs, (len(source_classes), len(target_classes))])  # (from, to); background is last
-    coordinates = 4 * np.repeat(np.array(pairs, int).reshape(-1, 1, 2), 4, axis=1) + np.arange(4).reshape(1, 4, 1)
     source, target = len(source_classes), len(target_classes)
+    matched = [(indices[name], i) for i, name in enumerate(target_classes) if name in indices]
+    pairs = np.array(matched, int).reshape(-1, 2)  # (source, target) classes
+    outputs = np.concatenate([pairs, [(source, target)]])  # the background is last
+    coordinates = (4 * pairs[:, None] + np.arange(4)[:, None]).reshape(-1, 2)
     fitted, layers = dict(arrays), []
     for name, array in arrays.items():
         layer, count = name.rpartition(".")[0], array.shape[-1] if array.ndim else 0
         if name not in initial:
             continue
         if is_classifier(name) and count == source + 1:
-            fitted[name] = _copy_outputs(array, initial[name], classes)
+            fitted[name] = _copy_outputs(array, initial[name], outputs)
             layers.append(name)
         elif class_agnostic or layer != REGRESSOR:
             continue
         elif count == 4 * source and initial[name].shape[-1] == 4 * target:
-            fitted[name] = _copy_outputs(array, initial[name], coordinates.reshape(-1, 2))
+            fitted[name] = _copy_outputs(array, initial[name], coordinates)
             layers.append(name)
-    copied = {target_classes[i]: source_classes[source_index] for source_index, i in pairs}
+    copied = {target_classes[i]: source_classes[source_index] for source_index, i in matched}
     return ClassMatch(fitted, copied, [name for name in target_classes if name not in copied], layers)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppdet_lite.assembly.class_layers import ClassMatch, is_classifier, match_classes, with_class_count
 from ppdet_lite.assembly.converted_settings import MODEL, PIXELS, warn_about_conversion
-from ppdet_lite.assembly.setup import TRAINING_ONLY, state_shapes
+from ppdet_lite.assembly.setup import TRAINING_ONLY, state_arrays, state_shapes
 from ppdet_lite.assembly.zoo import initial_weights
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import UserError
@@ -66,7 +66,7 @@ def load_pretrained(
         get_logger().warning(message, weights.source)
     match = None
     if has_other_classes:
-        initial = {name: value.numpy() for name, value in model.state_dict().items()}
+        initial = state_arrays(model)
         match = match_classes(report.matched, source_classes, class_names, initial, class_map, agnostic)
         report = report._replace(matched=match.arrays)
     report = _copy_to_stages(_copy_to_teacher(report, wanted), wanted)

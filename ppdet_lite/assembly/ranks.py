@@ -55,7 +55,6 @@ def start() -> None:
         return
     _select_loopback_without_host_name()
     dist.init_parallel_env()
-    received: list[Any] = [None]
     if rank() == 0:
         host = os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0].rpartition(":")[0]
         key = secrets.token_bytes(32)
@@ -65,6 +64,7 @@ def start() -> None:
         by_rank = {link.recv(): link for link in links}
         _links.extend(by_rank[number] for number in range(1, world()))
     else:
+        received: list[Any] = [None]
         dist.broadcast_object_list(received, src=0)
         address, key = received[0]
         _links.append(Client(address, authkey=key))

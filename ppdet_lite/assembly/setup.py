@@ -210,3 +210,8 @@ def use_device(config: Config) -> str:
 def state_shapes(model: FasterRCNN) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter and buffer by name."""
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def state_arrays(model: FasterRCNN) -> dict[str, np.ndarray]:
+    """Return the values of every parameter and buffer by name."""
+    return {name: value.numpy() for name, value in model.state_dict().items()}

@@ -34,30 +34,39 @@ class Base(NamedTuple):
     batch_size: int
     min_side: int  # smallest short side, in pixels
     object_side: int  # pixels in the input for objects of the smallest class: 1 to 1.5 times the smallest anchor
-    seen: tuple[int, int, int, int]  # least images in a training, epochs of a small set, their most images, epochs
+    min_seen: int  # minimum number of images in a training, counted with repetitions
+    small_set_epochs: int  # epochs of a training on a small set
+    small_set_seen: int  # maximum number of images in these epochs, counted with repetitions
+    min_epochs: int  # of a training on any set; decisive for large ones
     seconds: float  # of a training step per image of one megapixel on two cores; docs/model_zoo.md, performance.md
     reason: str
 
 
 RANDOM = Base(
-    "bccd/faster_rcnn_r18_fpn_bccd",
-    None,
-    4,
-    320,
-    24,
-    (1200, 25, 10000, 12),
-    1.8,
-    "slim R18-FPN, for a laptop",
+    recipe="bccd/faster_rcnn_r18_fpn_bccd",
+    zoo=None,
+    batch_size=4,
+    min_side=320,
+    object_side=24,
+    min_seen=1200,
+    small_set_epochs=25,
+    small_set_seen=10000,
+    min_epochs=12,
+    seconds=1.8,
+    reason="slim R18-FPN, for a laptop",
 )
 SMALL = Base(
-    "faster_rcnn/faster_rcnn_r34_fpn_1x_coco",
-    "ppdet/faster_rcnn_r34_fpn_1x_coco",
-    2,
-    384,
-    32,
-    (600, 8, 4000, 6),
-    11.0,
-    "R34-FPN, the fastest detector of the zoo",
+    recipe="faster_rcnn/faster_rcnn_r34_fpn_1x_coco",
+    zoo="ppdet/faster_rcnn_r34_fpn_1x_coco",
+    batch_size=2,
+    min_side=384,
+    object_side=32,
+    min_seen=600,
+    small_set_epochs=8,
+    small_set_seen=4000,
+    min_epochs=6,
+    seconds=11.0,
+    reason="R34-FPN, the fastest detector of the zoo",
 )
 MEDIUM = SMALL._replace(
     recipe="faster_rcnn/faster_rcnn_r50_fpn_2x_coco",
@@ -148,25 +157,25 @@ def derive_settings(train: CocoDataset, val: CocoDataset, start: Start) -> Setti
     aspect = float(np.clip(np.percentile(height_width.max(axis=0) / height_width.min(axis=0), 95), 4 / 3, 5 / 2))
     long = math.ceil((short + STEP) * aspect / STEP) * STEP
     batch_size = min(base.batch_size, len(train))
-    least, few_epochs, most, epochs = base.seen
-    seen = max(least, min(few_epochs * len(train), most), epochs * len(train))
+    of_small_set = min(base.small_set_epochs * len(train), base.small_set_seen)
+    seen = max(base.min_seen, of_small_set, base.min_epochs * len(train))
     iterations = math.ceil(seen / batch_size / 20) * 20
     evaluations = max(1, min(MAX_EVALUATIONS, seen // (4 * len(val))))
     pixels = short * short * float(np.median(height_width.max(axis=0) / height_width.min(axis=0))) / 1e6
     busiest = int(sizes.per_image.max())
     return Settings(
-        base,
-        batch_size,
-        short,
-        long,
-        short / image_side,
-        (smallest, side * short / image_side),
-        iterations,
-        iterations * batch_size / len(train),
-        evaluations,
-        max(min(iterations // 10, 1000), 1),
-        iterations * batch_size * base.seconds * pixels / 3600,
-        math.ceil(busiest / 100) * 100 if busiest > MAX_DETECTIONS else None,
+        base=base,
+        batch_size=batch_size,
+        short_side=short,
+        long_side=long,
+        ratio=short / image_side,
+        smallest=(smallest, side * short / image_side),
+        iterations=iterations,
+        epochs=iterations * batch_size / len(train),
+        evaluations=evaluations,
+        warmup=max(min(iterations // 10, 1000), 1),
+        hours=iterations * batch_size * base.seconds * pixels / 3600,
+        max_detections=math.ceil(busiest / 100) * 100 if busiest > MAX_DETECTIONS else None,
     )
 
 

@@ -17,6 +17,7 @@ from ppdet_lite.core.runtime import cpu_info, usable_cores
 from ppdet_lite.modeling.components import RoIPool
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.norm import named_weights
 from ppdet_lite.peers.zoo import zoo_entries
 
 COUNTED_SIZE = (800, 1344)  # (h, w) of the image for which operations are counted: 800 x 1333, padded
@@ -43,13 +44,13 @@ def measure_rows(recipes: Sequence[Path], configs: Path, iterations: int) -> Ite
         config = load_config(path)
         parameters, gmacs = model_cost(config)
         yield Row(
-            path.relative_to(configs).as_posix(),
-            parameters,
-            gmacs,
-            published_ap(path),
-            ", ".join(published_weights(path)),
-            bench_train(config, TIMED_SIZE, 1, iterations)["step_seconds"]["median"],
-            detection_seconds(config, iterations),
+            recipe=path.relative_to(configs).as_posix(),
+            parameters=parameters,
+            gmacs=gmacs,
+            ap=published_ap(path),
+            weights=", ".join(published_weights(path)),
+            step_seconds=bench_train(config, TIMED_SIZE, 1, iterations)["step_seconds"]["median"],
+            detect_seconds=detection_seconds(config, iterations),
         )
 
 
@@ -76,8 +77,7 @@ def model_cost(config: Config) -> tuple[float, float]:
     with paddle.no_grad():
         _detect(model, COUNTED_SIZE)
     roi_factor = config["model"]["rpn"]["post_nms_test"] / rois[-1]
-    statistics = ("._mean", "._variance")
-    parameters = sum(p.size for name, p in model.named_parameters() if not name.endswith(statistics))
+    parameters = sum(weight.size for weight in named_weights(model).values())
     return parameters / 1e6, (sum(per_image) + sum(per_rois) * roi_factor) / 1e9
 
 

@@ -79,4 +79,6 @@ def suggest(key: str, section: str, names: Iterable[str]) -> str:
     ours = FOREIGN_KEYS.get(key.lower(), [])
     here = [name for name in ours if section and name.startswith(f"{section}.")]
     similar = did_you_mean(key, names) if section or not ours else ""
-    return similar if similar and not here else f"; use {join_with_or(here or ours)}" if ours else ""
+    if similar and not here:
+        return similar
+    return f"; use {join_with_or(here or ours)}" if ours else ""

@@ -70,7 +70,8 @@ def find_mistakes(hint: Any, value: Any) -> dict[Location, str]:
     expected: dict[Location, list[str]] = {}
     for detail in details:
         alternatives = expected.setdefault(_location_in(value, detail["loc"]), [])
-        alternatives.extend([_expected(detail)] if _expected(detail) not in alternatives else [])
+        if (text := _expected(detail)) not in alternatives:
+            alternatives.append(text)
     # Every member of a union reports errors. The errors at the deepest locations belong to the intended member.
     deepest = [loc for loc in expected if not any(loc == other[: len(loc)] for other in expected if other != loc)]
     return {loc: _message(hint, expected[loc], _value_at(value, loc)) for loc in deepest}

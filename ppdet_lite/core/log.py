@@ -45,8 +45,8 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def get_logger(name: str = PACKAGE) -> logging.Logger:
-    """Return the package's logger or a child of it: `x` is short for `ppdet_lite.x`.
+def get_logger() -> logging.Logger:
+    """Return the package's logger.
 
     Lines go to stdout, or to the root logger's handlers if the application has set any.
     """
@@ -54,7 +54,7 @@ def get_logger(name: str = PACKAGE) -> logging.Logger:
     if not root.handlers and not logging.getLogger().handlers:
         _add(root, _Stdout())
         root.setLevel(logging.INFO)
-    return logging.getLogger(name if name == PACKAGE or name.startswith(f"{PACKAGE}.") else f"{PACKAGE}.{name}")
+    return root
 
 
 def configure(rank: int = 0, file: Path | None = None) -> logging.Logger:

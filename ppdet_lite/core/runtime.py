@@ -75,9 +75,9 @@ def applied_settings() -> tuple[Setting, ...]:
     return _applied
 
 
-def is_enabled(part: str, environ: MutableMapping[str, str] = os.environ) -> bool:
+def is_enabled(part: str) -> bool:
     """Return whether PPDET_LITE_RUNTIME enables one of PARTS. Raises UserError for an unknown word in the variable."""
-    return part in _enabled_parts(environ)
+    return part in _enabled_parts(os.environ)
 
 
 def usable_cores() -> int:
@@ -155,7 +155,8 @@ def _set_mkl(environ: MutableMapping[str, str]) -> Setting:
 
 def _set_malloc(environ: MutableMapping[str, str]) -> list[Setting]:
     set_by_user = [name for name in MALLOC_VARIABLES if environ.get(name)]
-    set_by_user += ["GLIBC_TUNABLES"] * ("glibc.malloc" in environ.get("GLIBC_TUNABLES", ""))
+    if "glibc.malloc" in environ.get("GLIBC_TUNABLES", ""):
+        set_by_user.append("GLIBC_TUNABLES")
     if set_by_user:
         return [Setting("malloc", None, f"the user has set {set_by_user[0]}")]
     if not _is_glibc():

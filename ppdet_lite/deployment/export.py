@@ -101,7 +101,7 @@ class Deployed(nn.Layer):
     preprocess: the preprocessing of the model's own input.
     """
 
-    def __init__(self, model: FasterRCNN, preprocess: Preprocess = Preprocess()) -> None:
+    def __init__(self, model: FasterRCNN, preprocess: Preprocess) -> None:
         super().__init__()
         self.model = model
         self.flip_channels, self.rounds_sizes = preprocess.channels == "bgr", preprocess.sizing != "unrounded"

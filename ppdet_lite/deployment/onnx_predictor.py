@@ -17,16 +17,15 @@ ONNX_FILE = "model.onnx"
 
 
 class OnnxPredictor:
-    """Runs an ONNX file that `export` wrote, with ONNX Runtime.
+    """Runs an ONNX file that `export` wrote, with ONNX Runtime in OMP_NUM_THREADS threads.
 
-    threads: number of CPU threads; None: OMP_NUM_THREADS.
     description: the description in the file's metadata.
 
     Raises UserError if the runtime is missing or too old, or if the file is not ONNX or from another program.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        metadata = self._open(Path(path), threads or int(os.environ["OMP_NUM_THREADS"]))
+    def __init__(self, path: Path) -> None:
+        metadata = self._open(Path(path), int(os.environ["OMP_NUM_THREADS"]))
         if SECTION not in metadata:
             raise UserError(f"{path}: an ONNX file of another program; write one with ppdet-lite export-model")
         self.description = from_json(metadata[SECTION], str(path))

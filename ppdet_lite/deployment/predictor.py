@@ -15,22 +15,21 @@ CACHED_SHAPES = 10  # limit of input shapes whose primitives oneDNN caches; with
 
 
 class Predictor:
-    """Runs an exported model from its folder.
+    """Runs an exported model from its folder, in OMP_NUM_THREADS threads.
 
     onednn: use oneDNN kernels, which are about twice as fast.
-    threads: number of CPU threads; None: OMP_NUM_THREADS.
 
     Raises UserError if the folder contains no exported model or a damaged one.
     """
 
-    def __init__(self, folder: Path, onednn: bool = True, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, onednn: bool = True) -> None:
         for name in (GRAPH, WEIGHTS):
             if not (Path(folder) / name).is_file():
                 raise UserError(f"{folder}: not an exported model: {name} is missing; use ppdet-lite export-model")
         settings = inference.Config(str(Path(folder) / GRAPH), str(Path(folder) / WEIGHTS))
         settings.disable_gpu()
         settings.disable_glog_info()
-        settings.set_cpu_math_library_num_threads(threads or int(os.environ["OMP_NUM_THREADS"]))
+        settings.set_cpu_math_library_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         if onednn:
             settings.enable_mkldnn()
             settings.set_mkldnn_cache_capacity(CACHED_SHAPES)

@@ -122,9 +122,9 @@ def draw_comparison(
     image [H, W, 3] uint8 RGB, boxes in its pixels. Returns [H + title, 2 W + gap, 3].
     """
     labels = [class_names[k] + " (crowd)" * bool(crowd) for k, crowd in zip(truth.classes, truth.is_crowd, strict=True)]
-    good = predicted.scores >= score_threshold
+    shown = predicted.above(score_threshold)
     left = draw_boxes(image, truth.boxes, truth.classes, labels)
-    right = draw_detections(image, predicted.boxes[good], predicted.classes[good], predicted.scores[good], class_names)
+    right = draw_detections(image, shown.boxes, shown.classes, shown.scores, class_names)
     left, right = add_title(left, "truth"), add_title(right, f"predicted, score >= {score_threshold:g}")
     return side_by_side(left, right)
 

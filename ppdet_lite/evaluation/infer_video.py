@@ -21,7 +21,7 @@ from ppdet_lite.deployment.detect import ImageDetections
 from ppdet_lite.deployment.detector import Detector
 from ppdet_lite.evaluation.infer import as_records, require_score
 from ppdet_lite.evaluation.progress import log_progress
-from ppdet_lite.storage.files import require_space
+from ppdet_lite.storage.files import require_space, write_error
 
 CODEC = "mp4v"  # MPEG-4 part 2, which every build of OpenCV can write and every player can read
 DEFAULT_FPS = 25.0  # for a video that does not specify it
@@ -63,8 +63,7 @@ def infer_video(detector: Detector, source: str | Path, output: Path, batch_size
         except OSError as error:
             if error.errno is None:  # raised by Paddle, for example for a CUDA error
                 raise
-            reason = f"cannot be written: {error.strerror}; free space or choose another output"
-            raise UserError(f"{output / name}: {reason}") from error
+            raise write_error(output / name, error) from error
         rate = count / (time.monotonic() - start)
         get_logger().info("%d frames, %.2f frames/s: %s.mp4 and %s.jsonl in %s", count, rate, name, name, output)
         if not video.is_camera and end > 0 and gap > max(0.05 * end, 2 / fps):

@@ -162,9 +162,8 @@ def outside_share(layers: Sequence[ConvSamples], box: np.ndarray) -> float:
     for corner in itertools.product((0, 1), repeat=2):
         cell = first + corner
         weight = modulation * np.prod(1 - np.abs(cells - cell), axis=1)
-        weight = weight * ((cell >= 0) & (cell < layers[0].input_size)).all(
-            axis=1
-        )  # zeros are read beyond the feature map
+        # zeros are read beyond the feature map
+        weight = weight * ((cell >= 0) & (cell < layers[0].input_size)).all(axis=1)
         center = stride * cell + 0.5
         total += weight.sum()
         inside += weight[((center >= box[:2]) & (center < box[2:])).all(axis=1)].sum()

@@ -34,7 +34,8 @@ def merge_views(results: Iterable[ImageDetections], views: int, postprocess: Pos
 
 def merge_detections(parts: Sequence[ImageDetections], postprocess: Postprocess) -> ImageDetections:
     """Merge the detections in the views of one image: NMS per class, then the `max_detections` of highest score."""
-    boxes, scores, classes = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+    names = ("boxes", "scores", "classes")
+    boxes, scores, classes = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
     tensors = (paddle.to_tensor(values) for values in (boxes, scores, classes))
     kept = grouped_nms(*tensors, postprocess.nms_iou).numpy()[: postprocess.max_detections]
     return ImageDetections(parts[0].image_id, boxes[kept], scores[kept], classes[kept])

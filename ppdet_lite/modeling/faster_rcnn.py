@@ -12,7 +12,7 @@ from ppdet_lite.modeling.box_head import BoxPredictor
 from ppdet_lite.modeling.components import Backbone, BoxHead, Neck, RoIPool
 from ppdet_lite.modeling.mimic import MimicOutput, RCNNTeacher, network_sources
 from ppdet_lite.modeling.neck import NoNeck
-from ppdet_lite.modeling.norm import frozen_running_statistics
+from ppdet_lite.modeling.norm import frozen_running_statistics, has_sync_bn
 from ppdet_lite.modeling.postprocess import Postprocess, recover_sizes
 from ppdet_lite.modeling.roi_sampler import RoISampler
 from ppdet_lite.modeling.rpn import RPN
@@ -205,7 +205,7 @@ class FasterRCNN(nn.Layer):
         if mimic.include_ground_truth and mimic.kind == "background":
             reason = "with rois: background, no ground truth can be sampled: set it to false"
             raise IncompatibleArguments("mimic.include_ground_truth", reason)
-        if any(isinstance(layer, nn.SyncBatchNorm) for layer in self.sublayers()):
+        if has_sync_bn(self):
             raise IncompatibleArguments(
                 "mimic",
                 "cannot be combined with sync_bn: the other devices would wait for a device that samples no RoIs; "

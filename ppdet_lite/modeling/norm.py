@@ -84,6 +84,21 @@ def build_norm(name: NormName, channels: int) -> nn.Layer | None:
     raise ValueError(f"unknown norm {name!r}")
 
 
+def norm_layers(model: nn.Layer) -> list[nn.Layer]:
+    """Return the norms of a model."""
+    return [layer for layer in model.sublayers() if isinstance(layer, NORM_LAYERS)]
+
+
+def has_sync_bn(model: nn.Layer) -> bool:
+    """Return whether a model has a norm whose forward pass waits for other devices."""
+    return any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers())
+
+
+def named_weights(model: nn.Layer) -> dict[str, Tensor]:
+    """Return the parameters of a model by their names, without running statistics."""
+    return {name: weight for name, weight in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)}
+
+
 def running_statistics(model: nn.Layer) -> list[Tensor]:
     """Return the running means and variances of a model's batch norms, which change in training.
 

@@ -1,6 +1,6 @@
 """Operators on tensors: box arithmetic, NMS, bilinear sampling, deformable convolution and RoI pooling.
 
-May import core and structures.
+May import core, structures and ops/cpu.
 """
 
 from ppdet_lite.ops.deform_conv import deform_conv2d

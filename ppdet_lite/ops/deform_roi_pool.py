@@ -300,9 +300,8 @@ def _pool_by_roi_align(
 ) -> Tensor:
     """Compute aligned pooling by Paddle's RoIAlign, with the bins as RoIs if there are offsets; for inference only."""
     boxes, counts = rois.boxes, rois.counts
-    if (
-        settings.adaptive and settings.aligned
-    ):  # RoIAlign would divide by 0 samples in an empty RoI: move it off the map, which gives 0
+    # RoIAlign would divide by 0 samples in an empty RoI: move it off the map, which gives 0
+    if settings.adaptive and settings.aligned:
         has_extent = (boxes[:, 2:] > boxes[:, :2]).all(axis=1, keepdim=True)
         boxes = paddle.where(has_extent, boxes, paddle.to_tensor([-9000, -9000, -8999, -8999], dtype=boxes.dtype))
     size, scales, sampling_ratio = settings.output_size, settings.scales, settings.samples or -1

@@ -25,7 +25,7 @@ arguments that they do not support; each operator or module states its condition
 | `bilinear.dense_taps`   | a matrix product           | sums by pixel    | unused                  | bilinear         |
 | NMS in the RPN          | a call per image and level | a call per image | `grouped_nms` per level | rpn, reads       |
 | `grouped_nms`           | calls of 512 boxes         | of 4096 boxes    | a loop of such calls    | nms, reads       |
-| `squared_norms`         | `cpu.mkl`                  | squares, sums    | unused                  | squared_norms    |
+| `squared_norms`         | `cpu.mkl`                  | squares, sums    | unused                  | sparse_product   |
 
 `PPDET_LITE_RUNTIME`, if set without `onednn` or `mkl`, disables the operators that use that library (see
 `core.runtime`).

@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 from ppdet_lite.config.constrained_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from ppdet_lite.config.registry import register
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.modeling.norm import NORM_LAYERS, STATISTICS_SUFFIXES
+from ppdet_lite.modeling.norm import named_weights, norm_layers
 from ppdet_lite.ops.squared_norms import squared_norms
 
 _EARLIER_STAGE = re.compile(r"^earlier\.\d+\.")
@@ -71,8 +71,7 @@ class Optimizer(ABC):
         for pattern, factor in self.lr_scales.items():
             for parameter in match_parameters(model, pattern, "optimizer.lr_scales"):
                 parameter.optimize_attr["learning_rate"] *= factor
-        norms = [layer for layer in model.sublayers() if isinstance(layer, NORM_LAYERS)]
-        norm_parameters = {id(parameter) for norm in norms for parameter in norm.parameters(False)}
+        norm_parameters = {id(parameter) for norm in norm_layers(model) for parameter in norm.parameters(False)}
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for parameter in model.parameters():
             if not parameter.stop_gradient:
@@ -123,7 +122,7 @@ def match_parameters(model: nn.Layer, pattern: str, key: str) -> list[Tensor]:
     In a Cascade R-CNN, a pattern such as box_head.* matches the layers of all stages; those of the earlier ones are
     named earlier.0.box_head.* and earlier.1.box_head.*.
     """
-    named = {name: p for name, p in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)}
+    named = named_weights(model)
     matches = [
         parameter
         for name, parameter in named.items()

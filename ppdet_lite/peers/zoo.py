@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.download import DIGEST_LENGTHS, Opener, Remote, cache_folder, cached_file
+from ppdet_lite.storage.download import DIGEST_LENGTHS, Remote, cache_folder, cached_file
 
 ZOO_FILE = Path(__file__).with_name("zoo.yml")
 PREFIX = "zoo:"
@@ -112,9 +112,9 @@ def table(entries: Iterable[Entry]) -> list[str]:
     ]
 
 
-def downloaded(entry: Entry, opener: Opener | None = None) -> Path:
+def downloaded(entry: Entry) -> Path:
     """Return the file of an entry in the cache, downloaded if necessary (see `cached_file`)."""
-    return cached_file(entry.remote, entry.path, opener)
+    return cached_file(entry.remote, entry.path)
 
 
 def zoo_entries() -> Mapping[str, Entry]:
@@ -134,13 +134,13 @@ def _entries(key: str, content: Mapping[str, Any]) -> Iterator[Entry]:
     for name, fields in {**content["detectors"], **content.get("classifiers", {})}.items():
         algorithm = next((algorithm for algorithm in DIGEST_LENGTHS if algorithm in fields), "sha256")
         yield Entry(
-            f"{key}/{name}",
-            project,
-            Remote(fields["url"], algorithm, fields.get(algorithm, "")),
-            fields.get("from", key),
-            fields.get("recipe"),
-            tuple(fields.get("overrides", ())),
-            fields.get("ap"),
-            fields.get("bn_epsilon"),
-            fields.get("note"),
+            name=f"{key}/{name}",
+            project=project,
+            remote=Remote(fields["url"], algorithm, fields.get(algorithm, "")),
+            peer=fields.get("from", key),
+            recipe=fields.get("recipe"),
+            overrides=tuple(fields.get("overrides", ())),
+            ap=fields.get("ap"),
+            bn_epsilon=fields.get("bn_epsilon"),
+            note=fields.get("note"),
         )

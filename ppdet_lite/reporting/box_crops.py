@@ -20,6 +20,10 @@ class Crop(NamedTuple):
         """Convert xyxy boxes [..., 4] from original pixels to those of the crop."""
         return (boxes - [self.left, self.top, self.left, self.top]) * self.zoom
 
+    def overlaps(self, boxes: np.ndarray) -> np.ndarray:
+        """Return which xyxy boxes [B, 4] in pixels of the crop are at least partly inside it, bool [B]."""
+        return np.all((boxes[:, :2] < self.pixels.shape[1::-1]) & (boxes[:, 2:] > 0), axis=1)
+
 
 def crop_around(image: np.ndarray, limits: tuple[int, int, int, int], longer_side: int) -> Crop:
     """Crop an image to (left, top, right, bottom) and resize it to a longer side, but at most by MAX_ZOOM."""

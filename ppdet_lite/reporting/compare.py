@@ -21,7 +21,7 @@ from ppdet_lite.reporting.errors import error_costs
 from ppdet_lite.reporting.html import fill, training_curves
 from ppdet_lite.reporting.matching import IOU_THRESHOLDS
 from ppdet_lite.reporting.page import LABELS, mean_precision
-from ppdet_lite.reporting.summary import Analysis, analyse, none_if_missing, object_counts
+from ppdet_lite.reporting.summary import Analysis, analyze, none_if_missing, object_counts
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES = "comparison.html", "comparison.json", "comparison.csv"
@@ -36,7 +36,6 @@ def compare_runs(
     backend: BackendName = "auto",
     folder: Path | None = None,
     selections: int = SELECTIONS,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare two results files, or run folders that contain one: total AP, AP per class, and the costs of errors.
 
@@ -50,14 +49,14 @@ def compare_runs(
     paths = [run / RESULTS if run.is_dir() else run for run in runs]
     results = [read_results(path, dataset) for path in paths]
     metrics = [score_file(dataset, path, backend) for path in paths]
-    analyses = [analyse(dataset, result) for result in results]
+    analyses = [analyze(dataset, result) for result in results]
     if len(dataset) < 2:
         raise UserError(f"{dataset.file}: a comparison requires at least two images, not {len(dataset)}")
     truth = analyses[0].ground_truth
     overall, classes = paired_bootstrap(
         truth,
         [(analysis.detections, analysis.matches) for analysis in analyses],
-        draw_selections(len(dataset), selections, seed),
+        draw_selections(len(dataset), selections),
         dataset.num_classes,
         CONFIDENCE,
     )

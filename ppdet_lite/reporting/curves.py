@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 RECALLS = np.linspace(0, 1, 101)  # the recalls at which COCO samples the precision
+BINS = 10  # of the score range, for the calibration
 
 
 class RankedDetections(NamedTuple):
@@ -107,16 +108,16 @@ def best_f1_point(ranked: RankedDetections, positives: int) -> OperatingPoint | 
     return point_at_score(ranked, positives, float(points.scores[np.argmax(points.f1)]))
 
 
-def calibration(ranked: RankedDetections, bins: int = 10) -> list[dict[str, float]]:
+def calibration(ranked: RankedDetections) -> list[dict[str, float]]:
     """Return count, mean score and precision of the detections in each non-empty bin of the score range 0..1."""
-    index = np.clip((ranked.scores * bins).astype(int), 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
-    right = np.bincount(index, ranked.is_correct, minlength=bins)
-    total = np.bincount(index, ranked.scores, minlength=bins)
+    index = np.clip((ranked.scores * BINS).astype(int), 0, BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    right = np.bincount(index, ranked.is_correct, minlength=BINS)
+    total = np.bincount(index, ranked.scores, minlength=BINS)
     return [
         {
-            "from": k / bins,
-            "to": (k + 1) / bins,
+            "from": k / BINS,
+            "to": (k + 1) / BINS,
             "detections": int(count[k]),
             "score": float(total[k] / count[k]),
             "precision": float(right[k] / count[k]),

@@ -12,7 +12,7 @@ from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.objects import MAX_COORDINATE
 from ppdet_lite.data.annotations.problems import Example, Problem, format_value
-from ppdet_lite.data.annotations.statistics import LARGE, SMALL
+from ppdet_lite.data.annotations.statistics import LARGE, SMALL, total_rows
 from ppdet_lite.data.checking.boxes import PERCENTILES, percentiles
 from ppdet_lite.data.checking.check import COLUMNS, Check, ReadSet
 from ppdet_lite.data.images.drawing import draw_detections, side_by_side
@@ -74,16 +74,7 @@ def page(check: Check) -> str:
 
 def _counts(read: Collection[ReadSet]) -> list[tuple[str, list[int]]]:
     """Return rows of a label and its count in each dataset."""
-    rows = {
-        "images": lambda s: s.images,
-        "without boxes": lambda s: s.empty_images,
-        "boxes": lambda s: int(s.boxes.sum()),
-        "small, below 32 x 32": lambda s: s.small,
-        "medium": lambda s: s.medium,
-        "large, from 96 x 96": lambda s: s.large,
-        "crowd regions": lambda s: s.crowds,
-    }
-    return [(label, [value(one.statistics) for one in read]) for label, value in rows.items()]
+    return [(label.strip(), counts) for label, counts in total_rows([one.statistics for one in read])]
 
 
 def _distributions(read: Mapping[str, ReadSet]) -> list[tuple[str, str, list[str]]]:
@@ -218,7 +209,7 @@ def _pixels(dataset: CocoDataset, row: int, xywh: list[float] | None = None) -> 
         limits = limits_around(xywh, image.shape[:2], CONTEXT, MIN_FRACTION * max(image.shape[:2]))
     crop = crop_around(image, limits, SIDE)
     boxes = crop.convert(objects.boxes)
-    visible = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+    visible = crop.overlaps(boxes)
     drawing = draw_detections(crop.pixels, boxes[visible], objects.classes[visible], None, dataset.class_names)
     if xywh is not None:
         x, y, w, h = xywh

@@ -150,7 +150,7 @@ def _draw(
     sources = ((truth.xywh, truth.classes), (detections.xywh, detections.classes))
     for (xywhs, all_classes), chosen in zip(sources, rows, strict=True):
         boxes, classes = in_crop(xywhs[chosen]), all_classes[chosen]
-        inside = ((boxes[:, :2] < crop.pixels.shape[1::-1]) & (boxes[:, 2:] > 0)).all(axis=1)
+        inside = crop.overlaps(boxes)
         drawn.append((boxes[inside], classes[inside]))
         visible |= set(classes[inside].tolist())
     drawing = draw_overlay(crop.pixels, drawn[0], drawn[1], None if xywh is None else in_crop(xywh))

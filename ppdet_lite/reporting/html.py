@@ -9,6 +9,7 @@ from typing import Any
 
 TEMPLATES = Path(__file__).with_name("templates")
 CURVES = "curves.png"  # in the folder of a run
+JPEG_QUALITY = 85
 SETTINGS = {  # of matplotlib: text stays text and is not parsed as math, and output is reproducible
     "svg.fonttype": "none",
     "svg.hashsalt": "ppdet_lite",
@@ -57,11 +58,11 @@ def svg(draw: Callable[..., None], width: float, height: float, columns: int = 1
     return content.getvalue()
 
 
-def jpeg(image: Any, quality: int = 85) -> str:
+def jpeg(image: Any) -> str:
     """Return a uint8 RGB image [H, W, 3] as a JPEG in a data: URL."""
     import cv2
 
-    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return data_url("image/jpeg", encoded.tobytes())
 
 

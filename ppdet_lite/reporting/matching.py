@@ -120,10 +120,9 @@ def match(
     detections: Detections,
     truth: GroundTruth,
     pairs: Pairs,
-    thresholds: np.ndarray = IOU_THRESHOLDS,
     area_range: tuple[float, float] | None = None,
 ) -> Matches:
-    """Match detections with objects of the same image and class as pycocotools does.
+    """Match detections with objects of the same image and class at IOU_THRESHOLDS, as pycocotools does.
 
     In order of descending score, each detection is matched to the unmatched object with the highest IoU, if that is at
     least the threshold. If there is none, it is matched to an ignored object. Crowd regions can match several times.
@@ -135,10 +134,10 @@ def match(
     if area_range is not None:
         ignored |= (truth.areas < area_range[0]) | (truth.areas > area_range[1])
     same = detections.classes[pairs.detections] == truth.classes[pairs.objects]
-    near = pairs.ious >= min(thresholds)
+    near = pairs.ious >= min(IOU_THRESHOLDS)
     candidates = Pairs(*(column[same & near] for column in pairs))
     groups = detections.images * (1 + max(detections.classes, default=0)) + detections.classes
-    matched = match_greedy(candidates, groups, thresholds, ignored, truth.is_crowd)
+    matched = match_greedy(candidates, groups, IOU_THRESHOLDS, ignored, truth.is_crowd)
     unmatched = matched < 0
     is_ignored = np.where(unmatched, False, ignored[matched]) if len(truth.images) else np.zeros_like(unmatched)
     if area_range is not None:

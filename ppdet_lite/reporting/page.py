@@ -56,7 +56,7 @@ def render(
 ) -> str:
     """Return the page.
 
-    report: the result of `summarise`, with the additional keys `run` and `explanation`.
+    report: the result of `summarize`, with the additional keys `run` and `explanation`.
     images: the result of `per_image`.
     losses: the URL of a picture of the losses during training, if it is known.
     """

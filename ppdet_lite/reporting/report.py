@@ -12,7 +12,7 @@ from ppdet_lite.reporting.csv_text import csv_text
 from ppdet_lite.reporting.explain import explain
 from ppdet_lite.reporting.html import training_curves
 from ppdet_lite.reporting.page import curve_rows, render
-from ppdet_lite.reporting.summary import analyse, per_image, summarise
+from ppdet_lite.reporting.summary import analyze, per_image, summarize
 from ppdet_lite.storage.files import write_json, write_text
 
 PAGE, NUMBERS, CLASSES, CURVES, IMAGES = "report.html", "report.json", "classes.csv", "curves.csv", "images.csv"
@@ -35,9 +35,9 @@ def write_report(
 
     Raises UserError if the results belong to another dataset or the folder cannot be written.
     """
-    analysis = analyse(dataset, read_results(results, dataset))
+    analysis = analyze(dataset, read_results(results, dataset))
     images = per_image(dataset, analysis, score)
-    numbers = summarise(dataset, analysis, metrics, score)
+    numbers = summarize(dataset, analysis, metrics, score)
     explanation = explain(dataset, analysis, numbers["metrics"]["AP"])
     report = {"run": {**(facts or {}), **_facts(dataset, results, metrics)}, "explanation": explanation, **numbers}
     write_json(folder / NUMBERS, report)

@@ -27,7 +27,7 @@ class Analysis(NamedTuple):
     errors: Errors
 
 
-def analyse(dataset: CocoDataset, results: Results) -> Analysis:
+def analyze(dataset: CocoDataset, results: Results) -> Analysis:
     """Match results with the ground truth of a dataset and classify the errors."""
     detections, truth = matching.top_detections(results, dataset), matching.ground_truth_of(dataset)
     pairs = matching.overlapping_pairs(detections, truth, len(dataset))
@@ -35,7 +35,7 @@ def analyse(dataset: CocoDataset, results: Results) -> Analysis:
     return Analysis(detections, truth, pairs, matches, find_errors(detections, truth, pairs, matches))
 
 
-def summarise(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any], score: float) -> dict[str, Any]:
+def summarize(dataset: CocoDataset, analysis: Analysis, metrics: dict[str, Any], score: float) -> dict[str, Any]:
     """Return the numbers of a report as JSON values; None where there is nothing to measure.
 
     metrics: the result of `score_file` for the same results.

@@ -105,16 +105,14 @@ def latest_checkpoint(parent: Path) -> Path | None:
     return None
 
 
-def prune(parent: Path, keep_last: int, keep: Path | None = None) -> None:
-    """Remove all checkpoints `iter_<number>` of a folder except `keep` and the newest `keep_last`.
+def prune(parent: Path, keep_last: int) -> None:
+    """Remove all checkpoints `iter_<number>` of a folder except the newest `keep_last`.
 
     Incomplete checkpoints are neither counted nor removed. Raises UserError if one cannot be removed.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}, must be at least 1")
     for folder in [folder for folder in _by_iteration(Path(parent)) if is_complete_checkpoint(folder)][keep_last:]:
-        if keep is not None and folder.name == Path(keep).name:
-            continue
         partial = _hidden(folder, "partial")  # an interrupted removal must not leave an incomplete checkpoint
         try:
             folder.rename(partial)

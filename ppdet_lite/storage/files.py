@@ -53,7 +53,12 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None:  # from the block: Paddle raises errors of CUDA as OSError
             raise
-        raise UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another output") from error
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """Return the error to raise for a user's output that cannot be written."""
+    return UserError(f"{path}: cannot be written: {error.strerror}; free space or choose another output")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from paddle import Tensor, nn
 from ppdet_lite.assembly.batch_tensors import training_arguments
 from ppdet_lite.modeling.amp import AmpDtype, autocast_forward, bfloat16_layers
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.norm import STATISTICS_SUFFIXES
+from ppdet_lite.modeling.norm import named_weights
 from ppdet_lite.optimization.optimizer import clip_gradients
 
 
@@ -44,8 +44,7 @@ def diagnose(model: FasterRCNN, step: StepInput, amp: AmpDtype | None = None) ->
     """
     model.clear_gradients(set_to_zero=False)
     watch = _Watch(model)
-    weights = [(name, value) for name, value in model.named_parameters() if not name.endswith(STATISTICS_SUFFIXES)]
-    watch.found += [f"weight {name}" for name, value in weights if not _is_finite(value)]
+    watch.found += [f"weight {name}" for name, value in named_weights(model).items() if not _is_finite(value)]
     losses = []
     for number, (batch, seed) in enumerate(zip(step.batches, step.seeds, strict=True), 1):
         watch.found += [f"{name} of batch {number}" for name in _bad_inputs(batch)]

@@ -14,6 +14,7 @@ from paddle import distributed as dist
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.core.errors import RunFailed
+from ppdet_lite.modeling.norm import has_sync_bn
 
 BUCKET = 1 << 22  # elements per reduction (16 MiB): larger buckets start later, smaller ones cost more calls
 
@@ -31,7 +32,6 @@ class GradientAverage:
     """
 
     def __init__(self, network: nn.Layer) -> None:
-        layers = network.sublayers() if ranks.world() > 1 else []
         named = network.named_parameters() if ranks.world() > 1 else []
         self._parameters = {name: parameter for name, parameter in named if not parameter.stop_gradient}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -39,7 +39,7 @@ class GradientAverage:
         self._computed: set[int] = set()  # ids of the parameters whose gradients are complete
         self._means: list[Callable[[], list[Tensor]]] = []  # of the buckets that have started, in their order
         self._error: Exception | None = None
-        self.has_sync_bn = any(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+        self.has_sync_bn = ranks.world() > 1 and has_sync_bn(network)
 
     @contextlib.contextmanager
     def during_backward(self) -> Iterator[None]:

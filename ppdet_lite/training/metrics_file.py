@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.files import atomic_writer, plain_json
+from ppdet_lite.storage.files import atomic_writer, plain_json, write_error
 from ppdet_lite.training.sinks import Sink
 
 
@@ -24,7 +24,7 @@ class MetricsFile(Sink):
             self._remove_lines(resume_iteration)
             self._file: TextIO = self._path.open("a", encoding="utf-8")
         except OSError as error:
-            raise self._failure(error) from error
+            raise write_error(self._path, error) from error
 
     def scalars(self, group: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Write the groups "train" and "val". Names of validation losses get the prefix val_, metrics (A...) do not."""
@@ -43,14 +43,14 @@ class MetricsFile(Sink):
             self._file.write(line + "\n")
             self._file.flush()
         except OSError as error:
-            raise self._failure(error) from error
+            raise write_error(self._path, error) from error
 
     def close(self) -> None:
         """Close the file. Raises UserError if the disk is full and a line is still buffered."""
         try:
             self._file.close()
         except OSError as error:
-            raise self._failure(error) from error
+            raise write_error(self._path, error) from error
 
     def _remove_lines(self, resume_iteration: int | None) -> None:
         if not self._path.exists():
@@ -71,9 +71,6 @@ class MetricsFile(Sink):
             return int(json.loads(line)["iteration"])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self._path}:{number}: not a JSON object with an iteration; remove that line") from error
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self._path}: cannot be written: {error.strerror}; free space or choose another output")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 from paddle import distributed as dist
-from paddle import nn
 
 from ppdet_lite.assembly.run_files import describe_checkpoint
-from ppdet_lite.assembly.setup import build_model, state_shapes, use_device
+from ppdet_lite.assembly.setup import build_model, state_arrays, state_shapes, use_device
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.core.errors import NotFinite, RunFailed, UserError
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.modeling.amp import require_amp_support
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
+from ppdet_lite.modeling.norm import has_sync_bn
 from ppdet_lite.optimization.optimizer import freeze
 from ppdet_lite.storage.checkpoint import load_checkpoint, save_checkpoint
 from ppdet_lite.storage.files import write_text
@@ -51,10 +51,7 @@ def dump_step(
         "error": str(error),
         **describe_checkpoint(config, dataset.class_names, dataset.category_ids.tolist()),
     }
-    groups = {
-        "model": {name: value.numpy() for name, value in model.state_dict().items()},
-        "batch": _flat(step.batches),
-    }
+    groups = {"model": state_arrays(model), "batch": _flat(step.batches)}
     try:
         save_checkpoint(folder, groups, meta)
         write_text(folder / "config.yml", config.dump())
@@ -71,7 +68,7 @@ def dump_step(
 
 def _synchronizes_ranks(model: FasterRCNN) -> bool:
     """Return whether a forward pass waits for other ranks, which do not take part in the search."""
-    return dist.get_world_size() > 1 and any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers())
+    return dist.get_world_size() > 1 and has_sync_bn(model)
 
 
 def replay(config: Config, folder: Path) -> None:

@@ -10,18 +10,19 @@ from typing import TextIO
 from ppdet_lite.core.log import format_eta, get_logger, log_line_to_file, print_above_bars
 from ppdet_lite.training.sinks import Sink, StepRecord
 
+WINDOW = 20  # number of iterations whose median is shown
+
 
 class SmoothedMeters:
-    """The last `window` values of each named number."""
+    """The last WINDOW values of each named number."""
 
-    def __init__(self, window: int = 20) -> None:
-        self._window = window
+    def __init__(self) -> None:
         self._values: dict[str, deque[float]] = {}
 
     def update(self, values: Mapping[str, float]) -> None:
         """Add one value per name. Names may differ between calls."""
         for name, value in values.items():
-            self._values.setdefault(name, deque(maxlen=self._window)).append(float(value))
+            self._values.setdefault(name, deque(maxlen=WINDOW)).append(float(value))
 
     def medians(self) -> dict[str, float]:
         """Return the median over the window by name, NaN if one of the values is NaN."""
@@ -35,14 +36,12 @@ class Progress(Sink):
     """Shows a line every `log_every` iterations. On a terminal there is a bar, and the lines go to the log file only.
 
     Iterations count from 1 to `total`; a resumed run begins after `start`. Losses and seconds are medians over the last
-    `window` iterations. A line is also shown after the fifth step, when the ETA becomes useful, and at the end.
+    WINDOW iterations. A line is also shown after the fifth step, when the ETA becomes useful, and at the end.
     """
 
-    def __init__(
-        self, total: int, start: int = 0, log_every: int = 20, window: int = 20, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, total: int, start: int = 0, log_every: int = 20, stream: TextIO | None = None) -> None:
         self._total, self._start, self._log_every = total, start, log_every
-        self._losses, self._times = SmoothedMeters(window), SmoothedMeters(window)
+        self._losses, self._times = SmoothedMeters(), SmoothedMeters()
         self._stream = stream  # None: write through the logger
         self._bar = None
         if (stream or sys.stdout).isatty():

@@ -51,8 +51,8 @@ class Recorder:
     def evaluation(self, iteration: int, results: Mapping[str, Any]) -> None:
         """Record the COCO metrics (all names that begin with A) and, if they were computed, the validation losses."""
         metrics = {name: value for name, value in results.items() if name.startswith("A")}
-        losses = {name: results[name] for name in ("loss",) if name in results} | results.get("losses", {})
-        self._scalars("val", iteration, metrics | losses)
+        total = {"loss": results["loss"]} if "loss" in results else {}
+        self._scalars("val", iteration, metrics | total | results.get("losses", {}))
 
     def draw_curves(self) -> None:
         """Redraw curves.png."""

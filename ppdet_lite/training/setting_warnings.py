@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from ppdet_lite.core.log import get_logger
 from ppdet_lite.modeling.deform import DeformConv2D
 from ppdet_lite.modeling.faster_rcnn import FasterRCNN
-from ppdet_lite.modeling.norm import NORM_LAYERS
+from ppdet_lite.modeling.norm import norm_layers
 
 
 def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: bool) -> None:
     """Log the norms of a model, trained and frozen, and warn about each that cannot work as configured."""
-    norms = [layer for layer in model.sublayers() if isinstance(layer, NORM_LAYERS)]
-    counts = Counter((type(layer).__name__, not layer.weight.stop_gradient) for layer in norms)
+    counts = Counter((type(layer).__name__, not layer.weight.stop_gradient) for layer in norm_layers(model))
     states = [f"{count} {name} {'trained' if trained else 'frozen'}" for (name, trained), count in counts.items()]
     get_logger().info("norms: %s", ", ".join(states) or "none")
     if updated := sum(counts[name, False] for name in ("BatchNorm2D", "SyncBatchNorm")):
@@ -42,10 +41,9 @@ def warn_about_norms(model: FasterRCNN, images_per_device: int, from_random: boo
 
 def warn_about_frozen_offsets(model: FasterRCNN) -> None:
     """Warn about deformable convolutions whose offsets are zero and frozen, as in stages that are frozen."""
-    names = []
-    for name, layer in model.named_sublayers():
-        if isinstance(layer, DeformConv2D) and (weight := layer.offset.weight).stop_gradient:
-            names += [] if bool((weight != 0).any()) else [name]
+    convolutions = [(name, layer) for name, layer in model.named_sublayers() if isinstance(layer, DeformConv2D)]
+    weights = {name: layer.offset.weight for name, layer in convolutions}
+    names = [name for name, weight in weights.items() if weight.stop_gradient and not bool((weight != 0).any())]
     if names:
         get_logger().warning(
             "the offsets of %d deformable convolutions (%s, ...) are frozen and stay zero: lower "

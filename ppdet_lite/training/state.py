@@ -12,7 +12,7 @@ import yaml
 
 from ppdet_lite.assembly import ranks
 from ppdet_lite.assembly.run_files import describe_checkpoint
-from ppdet_lite.assembly.setup import state_shapes
+from ppdet_lite.assembly.setup import state_arrays, state_shapes
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.yaml_nodes import flow
 from ppdet_lite.core.errors import UserError
@@ -141,7 +141,7 @@ def save_state(
     inference, export and `pretrain_weights` use `ema`, if present, else `model` (see `storage.weights.read_weights`).
     """
     groups = {
-        "model": {name: value.numpy() for name, value in model.state_dict().items()},
+        "model": state_arrays(model),
         "optimizer": optimizer_state(optimizer, model),
         **({} if average is None else {"ema": average}),
     }

@@ -8,8 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ppdet_lite.core.errors import UserError
-from ppdet_lite.storage.files import atomic_writer
+from ppdet_lite.storage.files import atomic_writer, write_error
 from ppdet_lite.training.sinks import Sink
 
 
@@ -43,7 +42,7 @@ class VisualDLLog(Sink):
             if self._file is not None:
                 self._file.close()
         except OSError as error:
-            raise self._failure(error) from error
+            raise write_error(self._path, error) from error
 
     def _write(self, records: Sequence[Any]) -> None:
         try:
@@ -53,7 +52,7 @@ class VisualDLLog(Sink):
                 self._file.write(_framed(record.SerializeToString()))
             self._file.flush()
         except OSError as error:
-            raise self._failure(error) from error
+            raise write_error(self._path, error) from error
 
     def _open(self) -> BinaryIO:
         """Create the file with the earlier records, and remove the files that it replaces."""
@@ -68,9 +67,6 @@ class VisualDLLog(Sink):
             if path != self._path:
                 path.unlink()
         return self._path.open("ab")
-
-    def _failure(self, error: OSError) -> UserError:
-        return UserError(f"{self._path}: cannot be written: {error.strerror}; free space or choose another output")
 
 
 def _now() -> int:

@@ -24,11 +24,10 @@ def test_setup_writes_short_lines_once(tmp_path, capsys, logger):
     for _ in range(2):  # again: no second handler
         configure(file=tmp_path / "run" / "log.txt")
     get_logger().info("one")
-    get_logger("data.coco").warning("two %d", 2)
+    get_logger().warning("two %d", 2)
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub(r"\d\d:\d\d:\d\d", "T", line) for line in lines] == ["T INFO one", "T WARNING two 2"]
     assert (tmp_path / "run" / "log.txt").read_text().splitlines() == lines
-    assert get_logger("ppdet_lite.data.coco") is get_logger("data.coco")
 
 
 def test_a_name_that_is_not_utf8_is_logged(tmp_path, capsys, logger):

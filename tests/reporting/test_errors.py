@@ -9,7 +9,7 @@ import pytest
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting import curves
 from ppdet_lite.reporting.errors import DetectionKind, error_costs
-from ppdet_lite.reporting.summary import analyse
+from ppdet_lite.reporting.summary import analyze
 from tests.reporting.random_scene import random_scene
 from tests.reporting.scenes import read_scene, write_scene
 
@@ -24,7 +24,7 @@ def test_kinds_and_costs_are_tidecvs(tmp_path, scene, monkeypatch):
     detections = [item for item in detections if item["category_id"] != 12]
     write_scene(tmp_path, objects, detections)
     dataset, found, truth = read_scene(tmp_path)
-    analysis = analyse(dataset, read_results(tmp_path / "bbox.json", dataset))
+    analysis = analyze(dataset, read_results(tmp_path / "bbox.json", dataset))
     ours = {
         (int(dataset.image_ids[i]), tuple(box), score): kind
         for i, box, score, kind in zip(

@@ -5,7 +5,7 @@ import pytest
 
 from ppdet_lite.evaluation.results_file import Results, read_results
 from ppdet_lite.reporting.explain import explain
-from ppdet_lite.reporting.summary import analyse
+from ppdet_lite.reporting.summary import analyze
 from tests.reporting.random_scene import random_scene
 from tests.reporting.scenes import read_scene, write_scene
 
@@ -17,7 +17,7 @@ def explanation(folder, change, objects=None):
     dataset, _, truth = read_scene(folder)
     scores = np.linspace(0.9, 0.3, len(truth.images))
     found = Results(dataset.image_ids[truth.images], dataset.category_ids[truth.classes], truth.xywh.copy(), scores)
-    return explain(dataset, analyse(dataset, change(found)), 0.0)
+    return explain(dataset, analyze(dataset, change(found)), 0.0)
 
 
 def boxes(change):
@@ -60,5 +60,5 @@ def test_nothing_to_find(tmp_path):
 def test_nothing_is_reported_if_ap_is_not_near_zero(tmp_path):
     write_scene(tmp_path, *random_scene(0))
     dataset, *_ = read_scene(tmp_path)
-    analysis = analyse(dataset, read_results(tmp_path / "bbox.json", dataset))
+    analysis = analyze(dataset, read_results(tmp_path / "bbox.json", dataset))
     assert explain(dataset, analysis, 0.011) == [] and explain(dataset, analysis, 0.009) != []

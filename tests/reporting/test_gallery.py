@@ -19,7 +19,7 @@ from ppdet_lite.reporting.gallery import (
     worst_false_positives,
     worst_misses,
 )
-from ppdet_lite.reporting.summary import analyse
+from ppdet_lite.reporting.summary import analyze
 from tests.reporting.scenes import read_scene, write_scene
 
 
@@ -37,7 +37,7 @@ def scene(folder):
     for image in (30, 4):
         cv2.imwrite(str(folder / "images" / f"{image}.jpg"), np.full((200, 300, 3), 128, np.uint8))
     dataset, *_ = read_scene(folder)
-    return dataset, analyse(dataset, read_results(folder / "bbox.json", dataset))
+    return dataset, analyze(dataset, read_results(folder / "bbox.json", dataset))
 
 
 def test_the_worst_come_first_and_no_image_has_all(tmp_path):

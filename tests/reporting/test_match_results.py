@@ -5,7 +5,7 @@ import pytest
 from pycocotools import mask
 
 from ppdet_lite.reporting import matching
-from ppdet_lite.reporting.matching import IOU_THRESHOLDS, match, overlapping_pairs, pair_ious, rank_within
+from ppdet_lite.reporting.matching import match, overlapping_pairs, pair_ious, rank_within
 from tests.reporting.random_scene import IDS, random_scene
 from tests.reporting.scenes import official, read_scene, write_scene
 
@@ -35,7 +35,7 @@ def test_every_match_is_pycocotools(tmp_path, seed, monkeypatch):
     pairs = overlapping_pairs(found, truth, len(dataset))
     images = {id: n for n, id in enumerate(IDS)}
     for number, area_range in enumerate([None, *map(tuple, scorer.params.areaRng[1:])]):
-        ours = match(found, truth, pairs, IOU_THRESHOLDS, area_range)
+        ours = match(found, truth, pairs, area_range)
         compared = 0
         for theirs in scorer.evalImgs:
             if theirs is None or theirs["aRng"] != scorer.params.areaRng[number]:

@@ -10,7 +10,7 @@ from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.evaluation.coco_metric import score_file
 from ppdet_lite.evaluation.results_file import read_results
 from ppdet_lite.reporting.matching import top_detections
-from ppdet_lite.reporting.summary import analyse, per_image, summarise
+from ppdet_lite.reporting.summary import analyze, per_image, summarize
 from tests.reporting import slow
 from tests.reporting.random_scene import random_scene
 from tests.reporting.scenes import official, read_scene, write_scene
@@ -20,9 +20,9 @@ BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 
 def numbers(folder, score):
     dataset = read_scene(folder)[0]
-    analysis = analyse(dataset, read_results(folder / "bbox.json", dataset))
+    analysis = analyze(dataset, read_results(folder / "bbox.json", dataset))
     metrics = score_file(dataset, folder / "bbox.json")
-    return dataset, summarise(dataset, analysis, metrics, score), per_image(dataset, analysis, score)
+    return dataset, summarize(dataset, analysis, metrics, score), per_image(dataset, analysis, score)
 
 
 def box(image, category, x, score=None, width=10):
@@ -116,7 +116,7 @@ def test_rates_and_confusion_are_a_slow_count_on_bccd(tmp_path):
     (tmp_path / "bbox.json").write_text(json.dumps(detections))
     results = read_results(tmp_path / "bbox.json", dataset)
     assert len(top_detections(results, dataset).scores) == len(detections)
-    report = summarise(dataset, analyse(dataset, results), score_file(dataset, tmp_path / "bbox.json"), 0.3)
+    report = summarize(dataset, analyze(dataset, results), score_file(dataset, tmp_path / "bbox.json"), 0.3)
     assert_slow(dataset, report, objects, detections, 0.3)
 
 

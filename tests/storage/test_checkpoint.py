@@ -215,14 +215,14 @@ def test_damaged_checkpoints_are_skipped_with_a_warning(tmp_path, caplog, monkey
     assert "iter_00000060" in caplog.text and "optimizer.safetensors has a wrong checksum" in caplog.text
 
 
-def test_prune_keeps_the_newest_and_the_named(tmp_path):
+def test_prune_keeps_the_newest(tmp_path):
     for iteration in (20, 40, 60, 80, 100):
         save_checkpoint(tmp_path / f"iter_{iteration:08}", groups(), {})
     save_checkpoint(tmp_path / "best", groups(), {})
     page = tmp_path / "iter_00000100" / "checkpoint.json"
     page.write_text(json.dumps({}))  # torn: neither counted nor removed
-    prune(tmp_path, keep_last=2, keep=tmp_path / "iter_00000020")
-    assert names(tmp_path) == ["best", "iter_00000020", "iter_00000060", "iter_00000080", "iter_00000100"]
+    prune(tmp_path, keep_last=2)
+    assert names(tmp_path) == ["best", "iter_00000060", "iter_00000080", "iter_00000100"]
     prune(tmp_path, keep_last=1)
     assert names(tmp_path) == ["best", "iter_00000080", "iter_00000100"]
     with pytest.raises(ValueError, match="keep_last is 0"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ppdet_lite.core.log import configure
+from ppdet_lite.training import progress as progress_module
 from ppdet_lite.training.progress import Progress, SmoothedMeters
 from ppdet_lite.training.sinks import StepRecord
 
@@ -23,8 +24,9 @@ def logger():
     root.handlers[:], root.level, root.propagate = before
 
 
-def test_meters_look_back_one_window():
-    meters = SmoothedMeters(window=3)
+def test_meters_look_back_one_window(monkeypatch):
+    monkeypatch.setattr(progress_module, "WINDOW", 3)
+    meters = SmoothedMeters()
     for value in (100.0, 1.0, 2.0, 6.0):
         meters.update({"loss": value})
     meters.update({"late": np.float32(4)})

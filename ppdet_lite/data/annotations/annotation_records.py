@@ -77,14 +77,15 @@ def _separate(
 def pack(records: Sequence[AnnotationRecord]) -> Annotations:
     """Pack records into arrays. Raises OverflowError if an id does not fit into 64 bits."""
     count = len(records)
+    coordinates = np.fromiter((number for record in records for number in record.bbox), np.float64, 4 * count)
     return Annotations(
-        [record.id for record in records],
-        np.fromiter((record.image_id for record in records), np.int64, count),
-        np.fromiter((record.category_id for record in records), np.int64, count),
-        np.fromiter((number for record in records for number in record.bbox), np.float64, 4 * count).reshape(-1, 4),
-        np.fromiter((np.nan if record.area is None else record.area for record in records), np.float64, count),
-        np.fromiter((record.iscrowd == 1 for record in records), bool, count),
-        np.fromiter((record.iscrowd is not None for record in records), bool, count),
-        np.fromiter((is_flag_set(record.ignore) for record in records), bool, count),
-        np.fromiter((is_rotated(record.attributes) for record in records), bool, count),
+        ids=[record.id for record in records],
+        image_ids=np.fromiter((record.image_id for record in records), np.int64, count),
+        category_ids=np.fromiter((record.category_id for record in records), np.int64, count),
+        xywh=coordinates.reshape(-1, 4),
+        areas=np.fromiter((np.nan if record.area is None else record.area for record in records), np.float64, count),
+        is_crowd=np.fromiter((record.iscrowd == 1 for record in records), bool, count),
+        has_crowd_flag=np.fromiter((record.iscrowd is not None for record in records), bool, count),
+        has_ignore_flag=np.fromiter((is_flag_set(record.ignore) for record in records), bool, count),
+        is_rotated=np.fromiter((is_rotated(record.attributes) for record in records), bool, count),
     )

@@ -71,5 +71,12 @@ def _to_arrays(content: _Content) -> CocoFile | None:
         and sizes.max() <= np.iinfo(np.int32).max
     ):
         return None
-    file_names = [image.file_name for image in images]
-    return CocoFile(names, category_ids, image_ids, sizes.astype(np.int32), file_names, pack(content.annotations), [])
+    return CocoFile(
+        class_names=names,
+        category_ids=category_ids,
+        image_ids=image_ids,
+        sizes=sizes.astype(np.int32),
+        file_names=[image.file_name for image in images],
+        annotations=pack(content.annotations),
+        problems=[],
+    )

@@ -21,9 +21,8 @@ from ppdet_lite.data.images import sizes
 from ppdet_lite.data.images.decoding import load_image
 from ppdet_lite.data.images.sizes import ROUNDING
 
-SAMPLED_HEADERS = (
-    500  # image headers that `check_images` compares with the annotations; if one differs, it compares all
-)
+# Number of image headers that `check_images` compares with the annotations; if one differs, it compares all.
+SAMPLED_HEADERS = 500
 
 
 class ImageInfo(NamedTuple):
@@ -106,6 +105,11 @@ class CocoDataset:
         return np.diff(self._offsets)
 
     @property
+    def _object_images(self) -> np.ndarray:
+        """The index of each object's image."""
+        return np.repeat(np.arange(len(self)), self.object_counts)
+
+    @property
     def problem_messages(self) -> list[str]:
         """Return one line for each problem, beginning with the annotation file."""
         return [f"{self.file}: {problem}" for problem in self.problems]
@@ -138,8 +142,7 @@ class CocoDataset:
 
     def statistics(self) -> Statistics:
         """Count the images, and the objects by class and size."""
-        owners = np.repeat(np.arange(len(self)), np.diff(self._offsets))
-        per_image = np.bincount(owners[~self._is_crowd], minlength=len(self))
+        per_image = np.bincount(self._object_images[~self._is_crowd], minlength=len(self))
         return count(self._classes, self._areas, self._is_crowd, per_image, self.num_classes)
 
     def object_areas(self) -> np.ndarray:
@@ -148,8 +151,7 @@ class CocoDataset:
 
     def largest_class_counts(self) -> np.ndarray:
         """Return the number of objects in each image of the class that has most there, without crowd regions."""
-        owners = np.repeat(np.arange(len(self)), self.object_counts)
-        pairs = (owners * self.num_classes + self._classes)[~self._is_crowd]
+        pairs = (self._object_images * self.num_classes + self._classes)[~self._is_crowd]
         pairs, counts = np.unique(pairs, return_counts=True)
         result = np.zeros(len(self), int)
         np.maximum.at(result, pairs // self.num_classes, counts)
@@ -180,7 +182,7 @@ class CocoDataset:
         Boxes (xywh) and areas are those of the file, unclipped, so that AP is the official one. Missing area and
         iscrowd are filled in. Annotation ids count from 1, since pycocotools uses the id 0 for "unmatched".
         """
-        image_ids = np.repeat(self.image_ids, np.diff(self._offsets))
+        image_ids = self.image_ids[self._object_images]
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
         columns = (image_ids, self.category_ids[self._classes], self._xywh, self._areas, self._is_crowd.astype(int))
         rows = zip(range(1, len(image_ids) + 1), *(column.tolist() for column in columns), strict=True)
@@ -199,8 +201,8 @@ class CocoDataset:
         strict=False these are only added to `problems`, and `load` raises an error for each such image.
         """
         absent = sizes.missing_files(self.images, self._file_names)
-        self._add_problems(self._problems("file_missing", absent, self._tried_paths), strict)
-        extents = box_extents(self._xywh, np.repeat(self.image_ids, np.diff(self._offsets)), self.image_ids)
+        self._add_problems(self._problems("file_missing", absent, self._searched_paths), strict)
+        extents = box_extents(self._xywh, self.image_ids[self._object_images], self.image_ids)
         sample = np.unique(np.linspace(0, len(self) - 1, SAMPLED_HEADERS).astype(int))
         if self._compare_sizes(sample, extents)[1]:
             self._correct_sizes(np.arange(len(self)), extents, strict)
@@ -233,10 +235,8 @@ class CocoDataset:
         ids, names = self.image_ids, self._file_names
         return problems_at(kind, rows, len(ids), lambda i: Example(image=int(ids[i]), file=names[i], value=value(i)))
 
-    def _tried_paths(self, row: int) -> dict[str, str]:
-        """Return the path where an image was expected and, under "it is at", where it was found instead."""
-        path, other = self.images / self._file_names[row], sizes.find_elsewhere(self.images, self._file_names[row])
-        return {"tried": str(path)} if other is None else {"tried": str(path), "it is at": other}
+    def _searched_paths(self, row: int) -> dict[str, str]:
+        return sizes.searched_paths(self.images, self._file_names[row])
 
 
 def _repeated_rows(names: Sequence[str]) -> list[int]:

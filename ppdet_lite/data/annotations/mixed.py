@@ -134,7 +134,7 @@ class MixedDataset(CocoDataset):
         class_of[chosen] = np.arange(len(chosen))
         self._classes = class_of[self._classes]
         left_out = self._classes < 0
-        owners = np.repeat(np.arange(len(self)), self.object_counts)
+        owners = self._object_images
 
         def example(row: int) -> Example:
             return Example(image=int(self.image_ids[owners[row]]), file=self._file_names[owners[row]])

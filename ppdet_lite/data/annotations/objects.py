@@ -15,7 +15,7 @@ MIN_SIDE = 1e-3  # pixels; a box with a shorter side inside its image is dropped
 MAX_OUTSIDE = 0.05  # above this fraction of clipped and dropped boxes, a warning says that they may be x1, y1, x2, y2
 
 MAX_FRACTION = 1.05  # a box without a larger value is a fraction of its image: in pixels it would be a dot in a corner
-MOST = 0.9  # from this part of such boxes on, a file is refused
+REFUSED_FRACTIONS = 0.9  # share of boxes that are fractions from which a file is refused
 MIN_BOXES = 20  # in fewer boxes, it may be chance that all are in the upper left quarter of their images
 
 
@@ -110,26 +110,31 @@ def pack_objects(
     per_image = np.bincount(image[order], minlength=len(sizes))[kept]
     classes, xywh, areas, is_crowd = (array[order] for array in (classes, records.annotations.xywh, areas, is_crowd))
     return PackedObjects(
-        [content.class_names[k] for k in chosen],
-        np.array(content.category_ids, np.int64)[chosen],
-        np.flatnonzero(kept),
-        np.concatenate([[0], np.cumsum(per_image)]),
-        classes,
-        xywh,
-        areas,
-        is_crowd,
-        problems,
+        class_names=[content.class_names[k] for k in chosen],
+        category_ids=np.array(content.category_ids, np.int64)[chosen],
+        images=np.flatnonzero(kept),
+        offsets=np.concatenate([[0], np.cumsum(per_image)]),
+        classes=classes,
+        xywh=xywh,
+        areas=areas,
+        is_crowd=is_crowd,
+        problems=problems,
     )
 
 
 def box_extents(xywh: np.ndarray, image_ids: np.ndarray, known_ids: np.ndarray) -> np.ndarray:
     """Return the largest y and x of the boxes of each known image, [images, 2]; non-finite boxes count as 0."""
-    xywh = np.where(_are_pixels(xywh), xywh, 0)
+    xywh = np.where(are_pixels(xywh)[:, None], xywh, 0)
     ends = (xywh[:, :2] + xywh[:, 2:])[:, ::-1]
     image, unknown = _index(image_ids, known_ids)
     result = np.zeros((len(known_ids), 2))
     np.maximum.at(result, image[~unknown], ends[~unknown])
     return result
+
+
+def are_pixels(xywh: np.ndarray) -> np.ndarray:
+    """Return which boxes [A, 4] have four values that can be pixels, bool [A]."""
+    return (np.abs(xywh) <= MAX_COORDINATE).all(1)
 
 
 def clipped_corners(xywh: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -143,9 +148,10 @@ def _usable_boxes(records: _Indexed, sizes: np.ndarray) -> tuple[np.ndarray, lis
     """Return which boxes can be used, bool [A], and the problems of boxes, crowd flags and ids."""
     annotations, size = records.annotations, sizes[records.image]
     xywh = annotations.xywh
-    finite = np.where(_are_pixels(xywh), xywh, 0)
+    pixels = are_pixels(xywh)
+    finite = np.where(pixels[:, None], xywh, 0)
     corners = clipped_corners(finite, size)
-    good = _are_pixels(xywh)[:, 0] & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
+    good = pixels & (corners[:, 2:] - corners[:, :2] >= MIN_SIDE).all(1)
     beyond = (finite[:, :2] < -ROUNDING) | (finite[:, :2] + finite[:, 2:] > size[:, ::-1] + ROUNDING)
     clipped = good & beyond.any(1)
     problems = records.problems_at("box_dropped", ~good, records.box) + records.problems_at(
@@ -163,9 +169,9 @@ def _usable_boxes(records: _Indexed, sizes: np.ndarray) -> tuple[np.ndarray, lis
 
 def find_fractions(xywh: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return which boxes [A, 4] are fractions of their image's size (h, w) [A, 2], bool [A], and whether most are."""
-    is_box = (xywh[:, 2:] > 0).all(1) & _are_pixels(xywh)[:, 0]
+    is_box = (xywh[:, 2:] > 0).all(1) & are_pixels(xywh)
     fractions = is_box & (np.abs(xywh) <= MAX_FRACTION).all(1) & (size > 2 * MAX_FRACTION).all(1)
-    return fractions, bool(fractions.any() and fractions.sum() >= MOST * is_box.sum())
+    return fractions, bool(fractions.any() and fractions.sum() >= REFUSED_FRACTIONS * is_box.sum())
 
 
 def _scale_problems(records: _Indexed, good: np.ndarray, corners: np.ndarray, size: np.ndarray) -> list[Problem]:
@@ -186,11 +192,6 @@ def _areas(records: _Indexed, good: np.ndarray) -> tuple[np.ndarray, list[Proble
         "area_missing", missing & good, lambda row: None if np.isnan(areas[row]) else {"area": float(areas[row])}
     )
     return np.where(missing, xywh[:, 2] * xywh[:, 3], areas), problems
-
-
-def _are_pixels(xywh: np.ndarray) -> np.ndarray:
-    """Return which boxes have four values that can be pixels, bool [A, 1]."""
-    return (np.abs(xywh) <= MAX_COORDINATE).all(1, keepdims=True)
 
 
 def choose_classes(

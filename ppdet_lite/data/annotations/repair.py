@@ -44,13 +44,13 @@ def read_with_repairs(path: str, images: Path | None = None) -> CocoFile:
     raise_if_refused(path, problems)
     assert annotations is not None  # else there is a refusal
     return CocoFile(
-        [name for _, name in categories],
-        [category for category, _ in categories],
-        np.array(image_ids, np.int64),
-        np.array(sizes, np.int32),
-        [record["file_name"] for record in lists.images],
-        annotations,
-        problems,
+        class_names=[name for _, name in categories],
+        category_ids=[category for category, _ in categories],
+        image_ids=np.array(image_ids, np.int64),
+        sizes=np.array(sizes, np.int32),
+        file_names=[record["file_name"] for record in lists.images],
+        annotations=annotations,
+        problems=problems,
     )
 
 

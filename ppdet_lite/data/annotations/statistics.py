@@ -1,6 +1,6 @@
 """Counts of the objects of a dataset by class and size, and the table that shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,23 +27,36 @@ def count(classes: np.ndarray, areas: np.ndarray, is_crowd: np.ndarray, per_imag
     areas = areas[~is_crowd]
     small, large = int(np.sum(areas < SMALL)), int(np.sum(areas >= LARGE))
     boxes = np.bincount(classes[~is_crowd], minlength=k)
-    empty = int(np.sum(per_image == 0))
-    return Statistics(len(per_image), empty, int(np.sum(is_crowd)), boxes, small, len(areas) - small - large, large)
+    return Statistics(
+        images=len(per_image),
+        empty_images=int(np.sum(per_image == 0)),
+        crowds=int(np.sum(is_crowd)),
+        boxes=boxes,
+        small=small,
+        medium=len(areas) - small - large,
+        large=large,
+    )
 
 
-def format_statistics(columns: dict[str, Statistics], class_names: Sequence[str]) -> str:
-    """Format the counts of datasets side by side, sorting more than MAX_CLASSES classes by frequency in the first."""
-    sets = list(columns.values())
-    rows: list[tuple[str, list[int] | None]] = [
+def total_rows(sets: Collection[Statistics]) -> list[tuple[str, list[int]]]:
+    """Return rows of a label and its count in each dataset, crowd regions last. Labels of parts are indented."""
+    return [
         ("images", [column.images for column in sets]),
         ("  without boxes", [column.empty_images for column in sets]),
         ("boxes", [int(column.boxes.sum()) for column in sets]),
         ("  small, below 32 x 32", [column.small for column in sets]),
         ("  medium", [column.medium for column in sets]),
         ("  large, from 96 x 96", [column.large for column in sets]),
+        ("crowd regions", [column.crowds for column in sets]),
     ]
-    if any(column.crowds for column in sets):
-        rows.append(("crowd regions", [column.crowds for column in sets]))
+
+
+def format_statistics(columns: dict[str, Statistics], class_names: Sequence[str]) -> str:
+    """Format the counts of datasets side by side, sorting more than MAX_CLASSES classes by frequency in the first."""
+    sets = list(columns.values())
+    rows: list[tuple[str, list[int] | None]] = [*total_rows(sets)]
+    if not any(column.crowds for column in sets):
+        rows.pop()  # that of crowd regions
     rows.append(("boxes per class", None))
     order = range(len(class_names))
     if len(class_names) > MAX_CLASSES:

@@ -1,4 +1,4 @@
 """Checks of datasets: problems are counted and listed, and repaired where possible.
 
-May import core, storage, data.images and data.annotations.
+May import core, config, storage, and the other directories of data.
 """

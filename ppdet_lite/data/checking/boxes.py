@@ -7,7 +7,7 @@ import numpy as np
 
 from ppdet_lite.data.annotations.coco_content import CocoFile
 from ppdet_lite.data.annotations.dataset import CocoDataset
-from ppdet_lite.data.annotations.objects import MAX_COORDINATE
+from ppdet_lite.data.annotations.objects import are_pixels
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at
 
 DUPLICATE_IOU = 0.9  # two boxes with at least this IoU are nearly identical
@@ -59,7 +59,7 @@ def duplicate_boxes(content: CocoFile) -> Iterator[tuple[int, int, bool]]:
     """Yield pairs of nearly identical boxes of an image: the later row, the earlier row, and if their classes match."""
     annotations = content.annotations
     xywh, classes = annotations.xywh, annotations.category_ids
-    usable = ~annotations.is_crowd & (np.abs(xywh) <= MAX_COORDINATE).all(1) & (xywh[:, 2:] > 0).all(1)
+    usable = ~annotations.is_crowd & are_pixels(xywh) & (xywh[:, 2:] > 0).all(1)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(annotations.image_ids[rows], kind="stable")]
     ends = np.flatnonzero(np.diff(annotations.image_ids[rows])) + 1

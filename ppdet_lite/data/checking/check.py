@@ -118,7 +118,15 @@ def check_set(
     if name == "data" or result.is_val:
         result.problems += evaluation_problems(dataset)
     result.problems.sort(key=lambda problem: LEVELS.index(problem.level))
-    result.read = ReadSet(dataset, content, rows, inspections, files, dataset.statistics(), measure(dataset))
+    result.read = ReadSet(
+        dataset=dataset,
+        content=content,
+        rows=rows,
+        inspections=inspections,
+        files=files,
+        statistics=dataset.statistics(),
+        distributions=measure(dataset),
+    )
     return result
 
 
@@ -152,12 +160,16 @@ def report_lines(check: Check) -> list[str]:
     lines = []
     for each in check.sets:
         lines += [f"{each.name}: {each.annotations}, images in {each.images}"]
-        lines += [f"  refusal: {each.error}"] if each.error else []
+        if each.error:
+            lines.append(f"  refusal: {each.error}")
         lines += [line for problem in each.problems for line in _lines(problem)]
-        lines += ["  no problems"] * (not each.problems and not each.error)
-        lines += ["  images and boxes were not checked: correct the problems above first"] * (each.read is None)
-    for problem in check.between:
-        lines += ["train and val together:"] * (problem is check.between[0]) + _lines(problem)
+        if not each.problems and not each.error:
+            lines.append("  no problems")
+        if each.read is None:
+            lines.append("  images and boxes were not checked: correct the problems above first")
+    if check.between:
+        lines.append("train and val together:")
+        lines += [line for problem in check.between for line in _lines(problem)]
     read = [(each.name, each.read) for each in check.sets if each.read is not None]
     same_classes = all(one.dataset.class_names == read[0][1].dataset.class_names for _, one in read)
     for table in [read] if same_classes and read else [[each] for each in read]:
@@ -173,8 +185,10 @@ def print_check(check: Check) -> None:
 
 def _lines(problem: Problem) -> list[str]:
     head = f"  {problem.level}: {problem.count} of {problem.total} {problem.what}: {problem.consequence}"
-    more = [f"      ... {problem.count - len(problem.examples)} more"] * (problem.count > len(problem.examples))
-    return [head, *(f"      {example}" for example in problem.examples), *more]
+    lines = [head, *(f"      {example}" for example in problem.examples)]
+    if problem.count > len(problem.examples):
+        lines.append(f"      ... {problem.count - len(problem.examples)} more")
+    return lines
 
 
 @keep_all_occurrences()

@@ -11,7 +11,7 @@ import numpy as np
 from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.annotations.coco_content import Annotations
 from ppdet_lite.data.annotations.lenient_values import parse_integer
-from ppdet_lite.data.annotations.objects import MAX_COORDINATE, MIN_SIDE
+from ppdet_lite.data.annotations.objects import MIN_SIDE, are_pixels
 from ppdet_lite.data.checking.boxes import duplicate_boxes
 from ppdet_lite.data.checking.check import Check, ReadSet, SetCheck, check, check_for_training, check_set, print_check
 from ppdet_lite.data.checking.readable_part import load_content
@@ -119,7 +119,7 @@ def _annotations(read: ReadSet, records: list[dict], xywh: np.ndarray, images: _
     corners = np.concatenate([low, high], axis=1)
     corners = np.where(size_differs, corners, np.clip(corners, 0, np.concatenate([limits, limits], axis=1)))
     clipped = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    good = (np.abs(xywh) <= MAX_COORDINATE).all(1) & (clipped[:, 2:] >= MIN_SIDE).all(1) & (kept_rows >= 0)
+    good = are_pixels(xywh) & (clipped[:, 2:] >= MIN_SIDE).all(1) & (kept_rows >= 0)
     kept = read.content._replace(annotations=given._replace(image_ids=np.where(good, kept_rows, -1), xywh=clipped))
     duplicates = {row for row, _, same_class in duplicate_boxes(kept) if same_class}
     chosen = [row for row in np.flatnonzero(good).tolist() if row not in duplicates]

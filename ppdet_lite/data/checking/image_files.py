@@ -14,7 +14,7 @@ from ppdet_lite.data.annotations.dataset import CocoDataset
 from ppdet_lite.data.annotations.objects import box_extents
 from ppdet_lite.data.annotations.problems import Example, Problem, problems_at
 from ppdet_lite.data.images.decoding import decode
-from ppdet_lite.data.images.sizes import CORRECTED, compare_sizes, find_elsewhere, replace_backslashes
+from ppdet_lite.data.images.sizes import CORRECTED, compare_sizes, replace_backslashes, searched_paths
 
 
 class Inspection(NamedTuple):
@@ -65,13 +65,9 @@ def check_image_files(dataset: CocoDataset, content: CocoFile, inspections: Sequ
             kind, rows, len(infos), lambda row: Example(image=infos[row].id, file=names[row], value=value(row))
         )
 
-    def searched_paths(row: int) -> dict[str, str]:
-        other = find_elsewhere(dataset.images, names[row])
-        return {"tried": infos[row].path} | ({} if other is None else {"it is at": other})
-
     missing = np.array([inspection.digest is None for inspection in inspections])
     damaged = np.array([inspection.size is None for inspection in inspections]) & ~missing
-    problems = problems_of("file_missing", missing, searched_paths)
+    problems = problems_of("file_missing", missing, lambda row: searched_paths(dataset.images, names[row]))
     problems += problems_of("image_damaged", damaged, lambda row: inspections[row].error)
     extents = box_extents(annotations.xywh, annotations.image_ids, dataset.image_ids)
     good = np.flatnonzero(~missing & ~damaged)

@@ -1,4 +1,4 @@
 """Image files and videos: decoding, sizes, listing, and drawing boxes on images.
 
-May import core and storage.
+May import core, config and storage.
 """

@@ -88,11 +88,15 @@ def missing_files(folder: Path, names: Sequence[str]) -> np.ndarray:
     return ~exists
 
 
-def find_elsewhere(folder: Path, name: str) -> str | None:
-    """Search a missing file in `folder` without leading directories of its name, and in the parent of `folder`."""
+def searched_paths(folder: Path, name: str) -> dict[str, str]:
+    """Return the path where a missing image was expected and, under "it is at", where it was found instead.
+
+    It is searched in `folder` without leading directories of its name, and in the parent of `folder`.
+    """
     parts = name.split("/")
     tries = [folder / "/".join(parts[i:]) for i in range(1, len(parts))] + [folder.parent / name]
-    return next((str(path) for path in tries if os.path.isfile(path)), None)
+    found = next((str(path) for path in tries if os.path.isfile(path)), None)
+    return {"tried": str(folder / name)} | ({} if found is None else {"it is at": found})
 
 
 def replace_backslashes(folder: Path, names: Sequence[str]) -> tuple[list[str], list[int]]:

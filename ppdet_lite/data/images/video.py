@@ -117,9 +117,8 @@ class Video:
             return None
         with open(self.source, "rb") as file:
             head = file.read(1 << 20)
-        if (
-            self.total is not None and head[4:8] in ISO_BOXES and b"mvex" not in head
-        ):  # fragmented files contain mvex and no number of frames
+        # fragmented files contain mvex and no number of frames
+        if self.total is not None and head[4:8] in ISO_BOXES and b"mvex" not in head:
             return self._count_all_frames() < self.total - MISSING_TOLERANCE
         if head.startswith(MATROSKA):
             return _matroska_size(head) > os.path.getsize(self.source)

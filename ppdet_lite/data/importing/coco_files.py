@@ -63,7 +63,7 @@ def find_images(annotations: Path) -> Path:
     return folders[counts.index(max(counts))]
 
 
-def divide(annotations: Path, images: Path, folder: Path, fractions: Sequence[float], seed: int = 0) -> dict[str, Path]:
+def divide(annotations: Path, images: Path, folder: Path, fractions: Sequence[float]) -> dict[str, Path]:
     """Divide an annotation file randomly; write FOLDER/annotations/instances_SPLIT.json and return the files.
 
     Everything in the file is kept as it is, and the images stay where they are. The file must be readable as COCO.
@@ -72,7 +72,7 @@ def divide(annotations: Path, images: Path, folder: Path, fractions: Sequence[fl
     content = json.loads(raw.decode(json.detect_encoding(raw)))
     names = [str(record["file_name"]).strip().replace("\\", "/") for record in content["images"]]
     listed = [ImportedImage(images / name, name, [], str(annotations)) for name in dict.fromkeys(names)]
-    splits, notes = split(ImportedData(listed), fractions, (), seed, BadItems(False))
+    splits, notes = split(ImportedData(listed), fractions, (), seed=0, bad_items=BadItems(False))
     for note in notes:
         get_logger().warning("%s: %s", annotations, note)
     files = {}

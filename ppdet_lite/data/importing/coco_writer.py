@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppdet_lite.core.errors import UserError
 from ppdet_lite.data.importing.bad_items import BadItems
 from ppdet_lite.data.importing.records import Box, ImportedImage
 from ppdet_lite.data.importing.splits import Splits
-from ppdet_lite.storage.files import write_json
+from ppdet_lite.storage.files import write_error, write_json
 
 ANNOTATIONS = "annotations"  # the folder of the COCO files
 
@@ -36,7 +35,7 @@ def write_splits(
             output.rmdir()  # empty; rename does not replace it on Windows
         partial.rename(output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror}; free space or choose another output") from None
+        raise write_error(output, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return files

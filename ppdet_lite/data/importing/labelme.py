@@ -1,7 +1,6 @@
 """labelme: a JSON file for each image, with shapes given by points."""
 
 import base64
-import binascii
 import json
 import math
 import os
@@ -53,7 +52,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems, scratch: Path) 
     notes = [f"{message}: {counts[message]}" for message in counts]
     folders = {images or source, *(image.path.parent for image in imported if image.extracted is None)}
     paths = (path for folder in folders for path in folder.rglob("*"))
-    return ImportedData(imported, None, (), (*notes, *records.unlabeled(imported, paths, "JSON file")))
+    return ImportedData(imported, notes=(*notes, *records.unlabeled(imported, paths, "JSON file")))
 
 
 def _read_file(
@@ -77,7 +76,7 @@ def _read_file(
         "images read from imageData": int(extracted is not None),
     }
     counts.update({message: count for message, count in messages.items() if count})
-    return ImportedImage(path, name, boxes, str(file), size, None, ignored, extracted)
+    return ImportedImage(path, name, boxes, str(file), size, ignored=ignored, extracted=extracted)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _extract(data: Any, path: Path, file: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.write_bytes(base64.b64decode(data))
-    except (TypeError, binascii.Error, ValueError):
+    except (TypeError, ValueError):
         raise UserError(f"{file}: imageData is not base64: {format_value(data)[:60]}") from None
     if read_header(path) is None:
         raise UserError(f"{file}: imageData is damaged or not an image")

@@ -106,10 +106,13 @@ class _TableReader:
 
     def notes(self) -> list[str]:
         """Return messages on missing images and class names."""
-        count = len(self._missing)
-        left_out = f"images of {self.table} that are not in {self.index.folder}: {count} of {count + len(self.images)}"
-        without = f"{self.table}: no file {DESCRIPTIONS[0]} beside it; the class names are those in LabelName"
-        return [f"{left_out}; left out"] * bool(count) + [without] * (self.names is None)
+        notes = []
+        if count := len(self._missing):
+            images = f"images of {self.table} that are not in {self.index.folder}"
+            notes.append(f"{images}: {count} of {count + len(self.images)}; left out")
+        if self.names is None:
+            notes.append(f"{self.table}: no file {DESCRIPTIONS[0]} beside it; the class names are those in LabelName")
+        return notes
 
     def _columns(self, rows: Iterator[tuple[str, list[str]]]) -> list[str]:
         location, row = next(rows, (f"{self.table}:1", []))
@@ -133,7 +136,7 @@ class _TableReader:
             if header is None:
                 raise UserError(f"{self.index.folder / name}: damaged or not an image; remove it")
             self._sizes[key] = header.height, header.width
-            self.images[key] = ImportedImage(self.index.folder / name, name, [], location, None, self.split)
+            self.images[key] = ImportedImage(self.index.folder / name, name, [], location, split=self.split)
         values = []
         for side in SIDES:
             values.append(records.parse_number(row[side], location, side))

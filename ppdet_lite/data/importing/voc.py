@@ -39,7 +39,7 @@ def read(source: Path, images: Path | None, bad_items: BadItems, origin: int = 0
     notes = (
         (f"images in {folder} without a readable XML file: {extra} of {len(index.names)}; left out",) if extra else ()
     )
-    return ImportedData(imported, None, _lists(source / "ImageSets" / "Main"), notes)
+    return ImportedData(imported, lists=_lists(source / "ImageSets" / "Main"), notes=notes)
 
 
 def _lists(folder: Path) -> tuple[Path, ...]:

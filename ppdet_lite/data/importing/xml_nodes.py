@@ -11,12 +11,8 @@ from ppdet_lite.core.errors import UserError
 
 UNREADABLE = "\ufffd"  # stands for the bytes of a text that are not in its encoding
 _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
-_LARGER = {
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "euc-kr": "cp949",
-}  # that programs write instead
+# Declared encoding -> its superset, whose additional characters programs write in spite of the declaration.
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949"}
 
 
 @dataclass
@@ -101,5 +97,5 @@ def _decode(content: bytes) -> str:
     if encoding == "utf-8" and declared is not None:
         name = declared[1].decode().lower()
         # a declared UTF-16 without zero bytes was converted to UTF-8 later
-        encoding = encoding if name.startswith(("utf-16", "utf-32", "ucs-")) else _LARGER.get(name, name)
+        encoding = encoding if name.startswith(("utf-16", "utf-32", "ucs-")) else _SUPERSETS.get(name, name)
     return content.decode(encoding, errors="replace")

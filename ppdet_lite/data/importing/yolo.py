@@ -49,11 +49,11 @@ def read(source: Path, images: Path | None, bad_items: BadItems) -> ImportedData
         with bad_items.item():
             boxes[path] = [] if label is None else parser.boxes(label, path)
     imported = [
-        ImportedImage(path, name, boxes[path], str(labels[path] or path), None, split)
+        ImportedImage(path, name, boxes[path], str(labels[path] or path), split=split)
         for path, name, split in files
         if path in boxes
     ]
-    return ImportedData(imported, config.class_names, (), (*notes, *parser.notes()))
+    return ImportedData(imported, config.class_names, notes=(*notes, *parser.notes()))
 
 
 def _last(parts: Sequence[str], part: str) -> int:

@@ -1,4 +1,4 @@
 """Batches from images and annotations: augmentation, resizing, and loading in threads.
 
-May import core, config, data.images and data.annotations.
+May import core, config, storage, data.images and data.annotations.
 """

@@ -84,13 +84,13 @@ class Preprocess:
             image = cv2.resize(image, size, fx=ratio, fy=ratio, interpolation=_INTERPOLATIONS[self.interpolation])
         return image, np.array([ratio, ratio], np.float32)
 
-    def resized_size(self, height: int, width: int, short_side: int | None = None) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size (h, w) of the image that `resize` returns for an image of the given size."""
-        return self._rescaled(height, width, self._ratio(height, width, short_side))
+        return self._rescaled(height, width, self._ratio(height, width))
 
     def clip_size(self, height: int, width: int) -> np.ndarray:
         """Return the size [2] float32 (h, w) to which proposals are clipped in the image that `resize` returns."""
-        ratio = self._ratio(height, width, None)
+        ratio = self._ratio(height, width)
         size = (height * ratio, width * ratio) if self.sizing == "unrounded" else self._rescaled(height, width, ratio)
         return np.array(size, np.float32)
 
@@ -109,7 +109,7 @@ class Preprocess:
         shift = 0.5 if self.sizing == "nearest" else 0.0
         return max(int(height * ratio + shift), 1), max(int(width * ratio + shift), 1)
 
-    def _ratio(self, height: int, width: int, short_side: int | None) -> float:
+    def _ratio(self, height: int, width: int, short_side: int | None = None) -> float:
         return min((short_side or self.short_side) / min(height, width), self.long_side / max(height, width))
 
     def _stretch(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
 """Faster implementations of operators for a CPU; `ops.dispatch` selects when they are used.
 
-May import core and ops.
+May import core, structures and ops.
 """

@@ -22,7 +22,7 @@ _failures: list[str] = []  # those of this process that were logged
 
 
 class OneDnnError(RuntimeError):
-    """oneDNN cannot compute a convolution, or a tensor is not one that it can read."""
+    """oneDNN cannot compute an operation, or a tensor is not one that it can read."""
 
 
 def load_library() -> ctypes.CDLL | None:

@@ -151,6 +151,8 @@ def _find_variant(name: str, names: Collection[str]) -> str | None:
 STATISTICS = {"_mean": "running_mean", "_variance": "running_var", "weight": "weight", "bias": "bias"}
 """Names of a norm's arrays: ours (Paddle's) -> torch's."""
 
+EPSILON = 1e-5  # of our batch norms
+
 
 def in_torch_resnet(prefix: str, norm: str = "bn") -> list[Rule]:
     """Return the rules for a backbone named as torch's ResNets. `prefix` begins every name, `norm` those of norms."""
@@ -173,8 +175,8 @@ def _in_block(suffix: str, norm: str) -> str:
     return f"{part}.{name.replace('offset.', 'conv_offset.')}"
 
 
-def convert_batch_norm_epsilon(arrays: Mapping[str, Array], epsilon: float, ours: float = 1e-5) -> dict[str, Array]:
-    """Scale batch norm weights (torch's names) of another epsilon so that `ours` computes the same output.
+def convert_batch_norm_epsilon(arrays: Mapping[str, Array], epsilon: float) -> dict[str, Array]:
+    """Scale batch norm weights (torch's names) of another epsilon so that EPSILON computes the same output.
 
     Statistics are not changed. torchvision's published COCO_V1 detectors have an epsilon of 0.
     """
@@ -182,6 +184,6 @@ def convert_batch_norm_epsilon(arrays: Mapping[str, Array], epsilon: float, ours
     for name, variance in arrays.items():
         if name.endswith(".running_var"):
             weight = f"{name.removesuffix('running_var')}weight"
-            factor = np.sqrt((variance.astype(np.float64) + ours) / (variance.astype(np.float64) + epsilon))
+            factor = np.sqrt((variance.astype(np.float64) + EPSILON) / (variance.astype(np.float64) + epsilon))
             scaled[weight] = (arrays[weight] * factor).astype(arrays[weight].dtype)
     return scaled
