@@ -123,6 +123,8 @@ def format_page(table: Sequence[Row]) -> str:
     lines = [
         "# Model zoo",
         "",
+        "For anyone who chooses a recipe: its size, cost, published AP, and the projects with weights for it.",
+        "",
         "Written by `python tools/model_zoo.py`. Parameters are those used in detection, with 80 classes. GMACs are",
         "1e9 multiply-adds of convolutions and linear layers for one image of 800 x 1333 (padded to 1344) and the",
         f"config's number of RoIs. Times are medians for one image of {height} x {width} on {machine}, Paddle",
