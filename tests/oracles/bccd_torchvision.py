@@ -1,4 +1,5 @@
-"""torchvision's Faster R-CNN on blood cells, at the settings of configs/bccd/faster_rcnn[_gn]_r18_fpn_bccd.yml.
+"""torchvision's Faster R-CNN on blood cells, with batch or group norm, at the settings of
+configs/bccd/faster_rcnn_r18_fpn_bccd.yml.
 
 In an environment of its own, from the repository's root, once dataset/bccd is there (docs/bccd.md):
     pip install torch torchvision pycocotools
