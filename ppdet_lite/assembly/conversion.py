@@ -73,7 +73,11 @@ def convert_file(
         raise UserError(f"{file}: not a detector from {naming.title}: it has no classifier of a box head; {hint}")
     classes = _classes(read, annotations, naming.class_count(len(read.arrays[classifier])))
     model = build_uninitialized(config, classes.names)
-    arrays = read.arrays if bn_epsilon is None else convert_batch_norm_epsilon(read.arrays, bn_epsilon)
+    arrays = read.arrays
+    if bn_epsilon is not None:
+        if not any(name.endswith(".running_var") for name in arrays):
+            raise UserError(f"{file}: has no batch norms with torch's names, to which --bn-epsilon applies; remove it")
+        arrays = convert_batch_norm_epsilon(arrays, bn_epsilon)
     report = PEERS[peer](state_shapes(model)).to_ours(state_shapes(model), arrays)
     if not report.is_complete:
         raise UserError(f"{file}: its weights do not match the config's model: {report.summary()}")

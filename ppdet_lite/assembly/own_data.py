@@ -26,7 +26,7 @@ from ppdet_lite.storage.files import write_json
 
 DATASETS = Path("dataset")  # imported datasets and divided annotation files are below this folder
 ANY_RECIPE = "quickstart/shapes_r18_fpn"  # its model is not built
-OF_A_MODEL = ("model", "data.preprocess")  # settings without effect on an exported model and on existing results
+OF_A_MODEL = ("model", "data.preprocess")  # settings that do not apply to another detector or to existing results
 FRACTIONS = (0.8, 0.2)  # of the images, for train and val, in a source that is not divided
 RECORD = "source.json"  # where an imported dataset is from
 
@@ -90,10 +90,11 @@ def evaluation_config(
     """Return the config at `path`, or one for scoring results without a model, whose `data.val` is `annotations`.
 
     images: the folder of the images; None to search near the annotations. If none is found, a report shows no images.
-    builds_model: whether the model is built from the config. Raises UserError for overrides of a model that is not.
+    builds_model: whether the detections are those of the config's model. If not, overrides of it raise UserError.
     """
     if not builds_model:
-        cli.require_effect(overrides, OF_A_MODEL, "no model is built; use -c CONFIG -o weights=PATH", have=False)
+        reason = "the detections are not those of the config's model; for these, use -c CONFIG -o weights=PATH"
+        cli.require_effect(overrides, OF_A_MODEL, reason, have=False)
     if annotations is None:
         return load_config(str(path), overrides)
     if images is None:

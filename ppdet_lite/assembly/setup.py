@@ -13,6 +13,7 @@ from ppdet_lite.assembly.recipe import Recipe
 from ppdet_lite.config.check import check
 from ppdet_lite.config.checked_config import Config
 from ppdet_lite.config.load import load_tree
+from ppdet_lite.config.merge import COMMAND_LINE
 from ppdet_lite.config.registry import build, errors_located_at
 from ppdet_lite.core.errors import IncompatibleArguments, UserError
 from ppdet_lite.core.log import get_logger
@@ -73,12 +74,14 @@ def peer_differences(path: str | Path, peer: str, overrides: Sequence[str] = ())
 def run_folder(config: Config, config_path: str | Path) -> Path:
     """Return the folder of a config file's run: `<output>/<name of the file without its suffix>`.
 
-    That of a run's own config.yml is its folder.
+    The config.yml in a run's folder belongs to that run, unless the command line sets another output.
     """
     path = Path(config_path)
-    if path.name == "config.yml" and (path.parent / "checkpoints").is_dir():
-        return path.parent
-    return Path(config["output"]) / Path(config_path).stem
+    if path.name != "config.yml" or not (path.parent / "checkpoints").is_dir():
+        return Path(config["output"]) / path.stem
+    if config.origin("output") == COMMAND_LINE:
+        return Path(config["output"]) / path.resolve().parent.name
+    return path.parent
 
 
 def build_dataset(

@@ -101,7 +101,9 @@ class TestConfig:
     def test_run_folder_is_named_after_the_config(self, tmp_path: Path) -> None:
         assert run_folder(load(tmp_path), tmp_path / "tiny.yml") == tmp_path / "runs" / "tiny"
         (tmp_path / "runs/tiny/checkpoints").mkdir(parents=True)
-        assert run_folder(load(tmp_path), tmp_path / "runs/tiny/config.yml") == tmp_path / "runs/tiny"
+        own = tmp_path / "runs/tiny/config.yml"
+        assert run_folder(load(tmp_path), own) == tmp_path / "runs/tiny"
+        assert run_folder(load(tmp_path, f"output={tmp_path}/other"), own) == tmp_path / "other/tiny"
 
     @pytest.mark.parametrize(
         ("override", "parts"),

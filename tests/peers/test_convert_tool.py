@@ -171,6 +171,10 @@ def test_options_that_do_not_apply_are_refused(place: Path, run: Tool) -> None:
     for epsilon in ("nan", "-1", "inf"):
         error = refused(run("--from", "torchvision", f"--bn-epsilon={epsilon}", "theirs.pdparams", "x"))
         assert "--bn-epsilon is a number of at least 0" in error
+    unused = refused(run("--from", "ppdet", "--classes", "train.json", "--bn-epsilon", "0", "theirs.pdparams", "x"))
+    assert (
+        "has no batch norms with torch's names, to which --bn-epsilon applies" in unused and not (place / "x").exists()
+    )
 
 
 def test_the_message_for_a_foreign_file_has_the_command(run: Tool) -> None:
