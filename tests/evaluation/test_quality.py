@@ -63,13 +63,16 @@ def test_without_objects_there_is_no_ap(
 
 
 def test_ap_on_the_validation_data_else_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    config, reference = load_config(CONFIG), SimpleNamespace(class_names=["a"])
+    augmented = ["eval.flip=true", "eval.short_sides=[64, 96]", "eval.loss=true"]
+    config, reference = load_config(CONFIG, augmented), SimpleNamespace(class_names=["a"])
     dataset = SimpleNamespace(statistics=lambda: SimpleNamespace(boxes=np.array([1])))
     monkeypatch.setattr(quality.setup, "build_dataset", lambda config, split, names: dataset)
     monkeypatch.setattr(quality.setup, "check_images", lambda config, split, dataset: None)
-    monkeypatch.setattr(quality, "evaluate", lambda *arguments, options: {"AP": 0.25, "of": arguments[:2]})
+    seen = []
+    monkeypatch.setattr(quality, "evaluate", lambda *arguments, options: seen.append(options) or {"AP": 0.25})
     name, measure = quality_measure(config, reference, [])
     assert (name, measure("a detector")) == ("AP", 0.25)
+    assert (seen[0].flip, seen[0].short_sides, seen[0].loss) == (False, None, False)  # exported models have neither
     monkeypatch.undo()
     missing = load_config(CONFIG, [f"data.val.annotations={tmp_path / 'absent.json'}"])
     assert quality_measure(missing, reference, [])[0] == "agreement"

@@ -121,6 +121,7 @@ def test_print_config_prints_and_stops(name, tool, place):
         ),
         ("eval.py", ["-o", "weights={place}/run", "output={place}/tiny.yml"], "bbox.json: cannot be written"),
         ("infer.py", ["--input", "a"], "--input and --output are required"),
+        ("eval.py", ["--model", "{place}/run", "-o", "model.postprocess.max_detections=9"], "has no effect"),
         ("infer.py", ["--input", "{place}/images", "--output", "{place}/o"], "error: no weights given"),
         ("infer.py", ["-o", "weights={place}/run", "--input", "{place}/no", "--output", "{place}/o"], "no such image"),
     ],

@@ -170,6 +170,11 @@ def test_weights_are_no_start_of_training(overrides, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_class_map_without_weights_is_refused(overrides, tmp_path):
+    with pytest.raises(UserError, match="pretrain_class_map: has no effect without pretrain_weights; remove it"):
+        train(quickstart(overrides, "pretrain_class_map={cat: dog}"), tmp_path / "run")
+
+
 def test_nothing_to_resume_is_told(overrides, tmp_path, capsys):
     train(quickstart(overrides, "train.length=1 iterations"), tmp_path / "run", resume="auto")
     assert f"no checkpoint in {tmp_path}/run: starting a new run" in capsys.readouterr().out

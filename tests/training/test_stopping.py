@@ -173,6 +173,16 @@ def test_an_evaluation_that_was_missed_is_made_up_for(options: list[str], tmp_pa
     assert not (tmp_path / "run/metrics.json").exists()  # not evaluated a second time
 
 
+def test_another_best_metric_on_resume_is_warned_about(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    overrides = [*options, "train.length=1 iterations", "train.evaluate_every=1 iterations"]
+    train(load_config(QUICKSTART, overrides), tmp_path / "run")
+    train(load_config(QUICKSTART, [*overrides, "train.best_metric=AP50"]), tmp_path / "run", resume="auto")
+    message = "train.best_metric is AP50 now: the next evaluation replaces checkpoints/best ({'AP': "
+    assert message in capsys.readouterr().out
+
+
 def test_a_folder_has_one_run_at_a_time(options: list[str], tmp_path: Path) -> None:
     config = load_config(QUICKSTART, [*options, "train.length=1 iterations"])
     with folder_lock(tmp_path / "run"):
